@@ -1,0 +1,206 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::geometry::Geometry;
+use crate::hash::{ChainingValue, RecordDigest, Root};
+use crate::ids::{Generation, HomeEpoch, Incarnation, Nonce, RevocationEpoch, TenantId};
+use crate::keys::{ClusterTag, Purpose};
+use crate::limits::{MAX_CHUNKS, MAX_FILE_LEN};
+use crate::span::{Place, Span};
+
+const A: DcId = DcId::new(1);
+const B: DcId = DcId::new(2);
+
+fn file() -> FileId {
+    FileId::derive(TenantId::new(1), "0193e4a0-7b1c-7def-8123-456789abcdef".parse().unwrap())
+}
+
+fn key(dc: DcId, id: u32, cluster: &str) -> SigningKey {
+    let cluster = ClusterTag::of_name(cluster);
+    SigningKey::from_seed(Purpose::Command, cluster, dc, KeyId::new(id), &[id as u8; 32]).unwrap()
+}
+
+fn ring(keys: &[&SigningKey]) -> KeyRing {
+    let keys = keys.iter().map(|key| (key.id(), key.public()));
+    KeyRing::new(Purpose::Command, ClusterTag::of_name("test"), keys)
+}
+
+fn command(statement: Statement) -> Command {
+    let file = match statement.kind().is_about_a_file() {
+        true => file(),
+        false => FileId::NIL,
+    };
+    Command {
+        from: A,
+        to: B,
+        sequence: Sequence::of(Incarnation::new(3), 4),
+        slot: file.slot(),
+        sent_at: Timestamp::new(1_763_640_000_123),
+        file,
+        statement,
+    }
+}
+
+fn examples() -> Vec<Statement> {
+    let size = Geometry::new((1 << 30) + 5).unwrap();
+    let digest = [0xD1; 32];
+    let place = Place::new(640, 6).unwrap();
+    let (epoch, home, root) = (HomeEpoch::new(2), A, Root::from_bytes(digest));
+    let tenant = TenantId::new(9);
+    let generation = Generation::new(5);
+    vec![
+        Statement::MetaRequest,
+        Statement::Meta { epoch, home, size: Some(size), tenant, digest: RecordDigest::from_bytes(digest) },
+        Statement::Unknown,
+        Statement::Have { generation, span: Span::new(place, ChainingValue::from_bytes(digest)) },
+        Statement::HaveNothing { generation },
+        Statement::WantSpans { place },
+        Statement::WantFiles { bits: 0, digest },
+        Statement::Root { epoch, home, size, root },
+        Statement::Assembled { epoch, home, size, nonce: Nonce::new(77), root },
+        Statement::Confirm { nonce: Nonce::new(77) },
+        Statement::Drop { reason: DropReason::Deleted, tenant },
+        Statement::Revoke { epoch: RevocationEpoch::new(3), tenant },
+        Statement::Load { counters: [1, 2] },
+        Statement::Drain { phase: 1, counters: [3, 4] },
+        Statement::SessionMove { phase: 2, counters: [5, 6] },
+        Statement::Ack { sequence: Sequence::new(8), digest },
+        Statement::Conflict { home, place },
+    ]
+}
+
+/// BLAKE3 over the 160 bytes of one example of each kind: the wire format, frozen.
+#[test]
+fn golden_vectors() {
+    let key = key(A, 1, "test");
+    let mut seen: Vec<Kind> = examples().iter().map(Statement::kind).collect();
+    seen.dedup();
+    assert_eq!(seen, Kind::ALL, "an example of every kind, in order");
+    let have = command(examples()[3]).sign(&key);
+    assert_eq!(
+        hex::encode(have),
+        "534c43010406000100020000000000018e415f9fb3bf8dfe98f91e736bec61c800000000000002800000000000000005d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1d1000000030000000408e4019aa122be7bb52f0870220df58a5af57160386c004b65798b97e5479d18cbcb91a17a3d7cd012e05ed40e9916474ba18d0d1457e0d1f411ff76f458ec425f6ec6d1a430b308"
+    );
+    let mut all = blake3::Hasher::new();
+    for statement in examples() {
+        all.update(&command(statement).sign(&key));
+    }
+    assert_eq!(
+        all.finalize().to_hex().as_str(),
+        "96186fba5dcb493498ed0322e4c0a0375940b3c90c9cf6d268fb099f61f8a474"
+    );
+}
+
+#[test]
+fn every_kind_round_trips_and_verifies() {
+    let key = key(A, 1, "test");
+    for statement in examples() {
+        let command = command(statement);
+        let bytes = command.sign(&key);
+        assert_eq!(Command::decode(&bytes), Ok((command, KeyId::new(1))));
+        let verified = Command::verify(&bytes, &ring(&[&key]), B).unwrap();
+        assert_eq!(verified.command(), &command);
+        assert_eq!(verified.digest(), blake3::hash(&bytes).as_bytes());
+    }
+}
+
+#[test]
+fn unused_fields_must_be_zero() {
+    let key = key(A, 1, "test");
+    // Offset and name of every field that some kind leaves unused.
+    let fields = [(5, "aux"), (11, "home"), (39, "A"), (47, "B"), (79, "digest")];
+    for statement in examples() {
+        let bytes = command(statement).sign(&key);
+        for (offset, field) in fields {
+            let mut changed = bytes;
+            changed[offset] ^= 1;
+            match Command::decode(&changed) {
+                Err(CommandError::Reserved { kind, field: named }) => {
+                    assert_eq!((kind, named), (statement.kind(), field));
+                    assert_eq!(bytes[offset], 0);
+                }
+                // A used field: either it now says something else, or that is out of range.
+                Ok((other, _)) => assert_ne!(other.statement, statement),
+                Err(error) => assert!(
+                    matches!(error, CommandError::Field { .. } | CommandError::Place(_)),
+                    "{statement}: {error}"
+                ),
+            }
+        }
+    }
+}
+
+#[test]
+fn each_refusal_has_its_name() {
+    let signer = key(A, 1, "test");
+    let good = command(examples()[3]).sign(&signer);
+    let ring = ring(&[&signer, &key(B, 2, "test")]);
+    let refuse = |change: &dyn Fn(&mut [u8; COMMAND_LEN])| {
+        let mut bytes = good;
+        change(&mut bytes);
+        Command::verify(&bytes, &ring, B).unwrap_err()
+    };
+    assert_eq!(Command::verify(&good[..159], &ring, B), Err(CommandError::Length { got: 159 }));
+    assert_eq!(refuse(&|b| b[0] = b'X'), CommandError::Magic);
+    assert_eq!(refuse(&|b| b[3] = 2), CommandError::Version { got: 2 });
+    assert_eq!(refuse(&|b| b[4] = 0), CommandError::Kind { got: 0 });
+    assert_eq!(refuse(&|b| b[4] = 17), CommandError::Kind { got: 17 });
+    assert_eq!(refuse(&|b| b[11] = 1), CommandError::Reserved { kind: Kind::Have, field: "home" });
+    assert_eq!(refuse(&|b| b[39] ^= 1), CommandError::Place(PlaceError::Misaligned { start: 641, level: 6 }));
+    assert_eq!(refuse(&|b| b[5] = 36), CommandError::Place(PlaceError::Level { level: 36 }));
+    assert!(matches!(refuse(&|b| b[32] = 0xFF), CommandError::Place(PlaceError::OutOfRange { .. })));
+    assert!(matches!(refuse(&|b| b[89] ^= 1), CommandError::SlotOfFile { .. }));
+    assert_eq!(refuse(&|b| b[88] = 0xFF), CommandError::Slot { got: 0xFF00 | u16::from(good[89]) });
+    assert_eq!(refuse(&|b| b[9] = 3), CommandError::Destination { got: DcId::new(3), me: B });
+    assert_eq!(refuse(&|b| b[7] = 2), CommandError::Sender { got: B });
+    assert_eq!(refuse(&|b| b[15] = 9), CommandError::Key(KeyError::Unknown(KeyId::new(9))));
+    assert_eq!(
+        refuse(&|b| b[15] = 2),
+        CommandError::Key(KeyError::WrongDc { key: KeyId::new(2), owner: B, claimed: A })
+    );
+    assert_eq!(refuse(&|b| b[159] ^= 1), CommandError::Key(KeyError::Signature));
+    assert_eq!(refuse(&|b| b[60] ^= 1), CommandError::Key(KeyError::Signature));
+    let foreign = command(examples()[3]).sign(&key(A, 1, "another cluster"));
+    assert_eq!(Command::verify(&foreign, &ring, B), Err(CommandError::Key(KeyError::Signature)));
+}
+
+#[test]
+fn sizes_and_prefixes_are_bounded() {
+    let key = key(A, 1, "test");
+    let root = examples()[7];
+    let mut bytes = command(root).sign(&key);
+    bytes[32..40].copy_from_slice(&(MAX_FILE_LEN + 1).to_be_bytes());
+    assert!(matches!(Command::decode(&bytes), Err(CommandError::Size(_))));
+    let mut want = command(Statement::WantFiles { bits: 8, digest: [1; 32] });
+    want.file = FileId::from_bytes([0xAB, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert!(matches!(Command::decode(&want.sign(&key)), Err(CommandError::Reserved { .. })));
+    want.statement = Statement::WantFiles { bits: 49, digest: [1; 32] };
+    assert!(matches!(Command::decode(&want.sign(&key)), Err(CommandError::Field { field: "aux", .. })));
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_refused_or_mean_exactly_themselves(mut bytes in any::<[u8; 32]>().prop_flat_map(|seed| {
+        proptest::collection::vec(any::<u8>(), COMMAND_LEN).prop_map(move |mut v| { v[..32].copy_from_slice(&seed); v })
+    }), kind in 1u8..=16, zeros in any::<bool>()) {
+        bytes[..4].copy_from_slice(b"SLC\x01");
+        bytes[4] = kind;
+        if zeros {
+            bytes[32..80].fill(0);
+            let slot = (u16::from(bytes[16]) << 4) | (u16::from(bytes[17]) >> 4);
+            bytes[88..90].copy_from_slice(&slot.to_be_bytes());
+        }
+        if let Ok((command, key)) = Command::decode(&bytes) {
+            prop_assert_eq!(&command.to_body(key)[..], &bytes[..BODY_LEN]);
+        }
+    }
+
+    #[test]
+    fn spans_round_trip(start in 0..MAX_CHUNKS, level in 0u8..=35, generation in any::<u64>(), cv in any::<[u8; 32]>()) {
+        let start = start >> level << level;
+        let span = Span::new(Place::new(start, level).unwrap(), ChainingValue::from_bytes(cv));
+        let statement = Statement::Have { generation: Generation::new(generation), span };
+        let bytes = command(statement).sign(&key(A, 1, "test"));
+        prop_assert_eq!(Command::decode(&bytes).unwrap().0.statement, statement);
+    }
+}
