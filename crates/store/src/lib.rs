@@ -1,0 +1,190 @@
+//! The chunk store: where the bytes of a datacenter are durable.
+//!
+//! Contract of every backend (`contract.rs` tests it against each):
+//! 1. A finished run is durable: bytes synced, then its record synced, then the answer (G1).
+//! 2. Every durable record describes itself; any index is rebuilt from them (G5).
+//! 3. A chunk with a record is immutable. The same bytes again get the same answer, other bytes are refused, and
+//!    neither is written. A run is recorded as a whole or not at all.
+//! 4. Whoever begins a run in which another writer holds a chunk waits for that writer's result.
+//! 5. What is read is verified against its recorded value; what does not hash to it is an error, never data (G2).
+//! 6. An error says whether to retry, fix or stop ([`StoreError::advice`]). Nothing acknowledged is lost by one.
+//! 7. Memory is bounded: a writer holds tens of KiB, an index entry of an idle file is evicted.
+
+mod error;
+
+pub use error::{Advice, StoreError};
+
+use std::ops::Range;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
+use sluice_engine::hash::{ChainingValue, RecordDigest, Root};
+use sluice_engine::ids::{FileId, Generation, TenantId};
+use sluice_engine::metadata::MetadataRecord;
+
+/// The most bytes of [`FileSummary::facts`].
+pub const MAX_FACTS_LEN: usize = 4096;
+
+/// The most bytes of the volume's state blob.
+pub const MAX_STATE_LEN: usize = 64 << 10;
+
+/// The most bytes of one page.
+pub const MAX_PAGE_LEN: usize = 8 << 20;
+
+/// What the store knows of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileSummary {
+    /// Whose it is: from the metadata record, or from whoever sent the first provisional chunk.
+    pub tenant: TenantId,
+    /// The metadata record, once it has come.
+    pub record: Option<MetadataRecord>,
+    /// What the aggregator must remember of the file (claims, root, drop): bytes that only the engine reads.
+    pub facts: Vec<u8>,
+    /// The newest generation of what is held.
+    pub generation: Generation,
+    /// The chunks that are durable here, as rising ranges that neither overlap nor touch.
+    pub held: Vec<Range<u64>>,
+    /// Bytes that are durable here.
+    pub held_bytes: u64,
+    /// The root under which the file was published, if it was.
+    pub published: Option<Root>,
+}
+
+/// What became of a metadata record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RecordOutcome {
+    /// It was new, and is durable now.
+    Stored,
+    /// The very same record was durable already.
+    Known,
+}
+
+/// What became of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RunReceipt {
+    /// The value of each chunk of the run, in order.
+    pub values: Vec<ChainingValue>,
+    /// How many of the chunks had no record before.
+    pub new_chunks: u64,
+}
+
+/// How full a store is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Usage {
+    /// Bytes that can still be written before runs are refused.
+    pub free: u64,
+    /// Whether the store refuses every write.
+    pub read_only: bool,
+}
+
+/// A chunk store. All methods may be called at any time, from any task; dropping a future loses nothing that was
+/// acknowledged.
+#[async_trait]
+pub trait ChunkStore: Send + Sync + 'static {
+    /// Makes a metadata record durable. A different record for the same file is
+    /// [`StoreError::RecordConflict`], and the first stays. After [`drop_file`](Self::drop_file) it is
+    /// [`StoreError::Dropped`].
+    ///
+    /// Provisional chunks that the record proves impossible (past the end, or of the wrong length) are discarded.
+    async fn put_record(&self, record: &MetadataRecord) -> Result<RecordOutcome, StoreError>;
+
+    /// What the store knows of a file; `None` if it never heard of it. Dropped files have a summary, with facts and
+    /// without chunks.
+    async fn summary(&self, file: FileId) -> Result<Option<FileSummary>, StoreError>;
+
+    /// Up to `limit` files with ids above `after`, in order of id: every file with a summary.
+    async fn list(&self, after: Option<FileId>, limit: usize) -> Result<Vec<FileId>, StoreError>;
+
+    /// Begins to write a run of `len` bytes. Waits while another writer holds any chunk of it.
+    ///
+    /// With a metadata record the run is checked against the file's shape. Without one the run is provisional, and
+    /// the store remembers `tenant` as whose it is. A file that was dropped is [`StoreError::Dropped`].
+    async fn begin_run(
+        &self,
+        file: FileId,
+        tenant: TenantId,
+        run: Run,
+        len: u64,
+    ) -> Result<Box<dyn RunWriter>, StoreError>;
+
+    /// The recorded value of each chunk in `range`, `None` where there is none. At most 65,536 chunks.
+    async fn values(&self, file: FileId, range: Range<u64>) -> Result<Vec<Option<ChainingValue>>, StoreError>;
+
+    /// The bytes of one chunk, verified. [`StoreError::Missing`] if it has no record, [`StoreError::Corrupt`] if
+    /// they do not hash to its value.
+    async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError>;
+
+    /// Forgets chunks that were found to be damaged, durably, and returns the next generation, under which what is
+    /// left must be said again.
+    async fn lose(&self, file: FileId, chunks: &[ChunkIndex]) -> Result<Generation, StoreError>;
+
+    /// Replaces the file's facts, durably. At most [`MAX_FACTS_LEN`] bytes.
+    async fn put_facts(&self, file: FileId, facts: &[u8]) -> Result<(), StoreError>;
+
+    /// Publishes a file of which every chunk is here: checks that the values merge to `root`, makes the file
+    /// visible as a whole, atomically and durably, with its chunk values beside it. Idempotent.
+    ///
+    /// For a file of one chunk the bytes are read to check the root. An empty file is published too.
+    async fn publish(&self, file: FileId, root: Root) -> Result<(), StoreError>;
+
+    /// Checks a published file again: length, sync state, and chunk values merging to a root, which it returns.
+    async fn recheck(&self, file: FileId) -> Result<Root, StoreError>;
+
+    /// Frees the chunks of a file that is assembled elsewhere; record and facts stay. The next generation, which it
+    /// returns, is durable before the first byte goes. Idempotent apart from the generation.
+    async fn free(&self, file: FileId) -> Result<Generation, StoreError>;
+
+    /// Ends a file for good: `facts` are durable first, then the chunks go. The id is never used again.
+    async fn drop_file(&self, file: FileId, tenant: TenantId, facts: &[u8]) -> Result<(), StoreError>;
+
+    /// Removes a file without metadata record, as if no chunk of it had ever come. A file with one is left alone,
+    /// and `false` is returned.
+    async fn discard_orphan(&self, file: FileId) -> Result<bool, StoreError>;
+
+    /// Raises every file's generation to at least `floor`, for good: what follows a restored disk.
+    async fn raise_generations(&self, floor: Generation) -> Result<(), StoreError>;
+
+    /// Keeps a page of the file's ledger for a segment. At most [`MAX_PAGE_LEN`] bytes. A cache: it may be lost.
+    async fn put_page(&self, file: FileId, segment: u64, page: &[u8]) -> Result<(), StoreError>;
+
+    /// A page that was kept, if it still is.
+    async fn page(&self, file: FileId, segment: u64) -> Result<Option<Vec<u8>>, StoreError>;
+
+    /// The volume's state blob: what the aggregator must remember that belongs to no file. Empty at first.
+    async fn state(&self) -> Result<Vec<u8>, StoreError>;
+
+    /// Replaces the volume's state blob, durably. At most [`MAX_STATE_LEN`] bytes.
+    async fn put_state(&self, state: &[u8]) -> Result<(), StoreError>;
+
+    /// How full the store is.
+    fn usage(&self) -> Usage;
+
+    /// Stops taking work, finishes what was begun, checkpoints, and releases the volume.
+    async fn close(&self) -> Result<(), StoreError>;
+}
+
+/// A run that is being written. Dropping it gives up its claim and leaves no record.
+#[async_trait]
+pub trait RunWriter: Send {
+    /// Takes the next bytes of the run, in order: hashes them, and writes those of chunks without a record in
+    /// place. More than the run's length is [`StoreError::Length`].
+    async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError>;
+
+    /// Ends the run. Fails if bytes are missing ([`StoreError::Length`]), if a value differs from its counterpart in
+    /// `expected` ([`StoreError::ValueMismatch`], `expected` is one value per chunk), or if a chunk that has a
+    /// record has other bytes ([`StoreError::ChunkConflict`]): then nothing is recorded. Otherwise all of the run is
+    /// durable and recorded when this returns.
+    async fn finish(self: Box<Self>, expected: Option<&[ChainingValue]>) -> Result<RunReceipt, StoreError>;
+}
+
+/// What a record, once known, says of the shape to check a run against.
+pub(crate) fn shape(record: Option<&MetadataRecord>) -> Option<Geometry> {
+    record.and_then(MetadataRecord::geometry)
+}
+
+/// Names the record that stands in the way of another.
+pub(crate) fn conflict(held: &MetadataRecord, got: &MetadataRecord) -> StoreError {
+    let (held, got): (RecordDigest, RecordDigest) = (held.digest(), got.digest());
+    StoreError::RecordConflict { held, got }
+}
