@@ -1,0 +1,217 @@
+//! The calls between services, as traits.
+//!
+//! The edge calls [`Sessions`] and [`Workers`], workers call [`Slots`]. In one process the composition passes the
+//! services themselves; as separate processes it passes gRPC clients. Every call carries the signed session context,
+//! and whoever acts on it verifies it itself (G4).
+
+use std::ops::Range;
+use std::pin::Pin;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::Stream;
+use sluice_engine::context::SignedContext;
+use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
+use sluice_engine::hash::{ChainingValue, Root};
+use sluice_engine::ids::{ClientFileId, FileId};
+use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::span::Place;
+
+use crate::http::{About, ChunkReceipt, FilePage, FileStatus, State, TreeNode};
+use crate::problem::Refusal;
+
+/// Bytes that arrive or leave, in order. An error ends them, and is never taken for their end.
+pub type ByteStream = Pin<Box<dyn Stream<Item = Result<Bytes, Refusal>> + Send>>;
+
+/// How long to wait for a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wait {
+    /// The state, or one that comes after it. `conflict` and `dropped` always end the wait.
+    pub state: State,
+    /// How long at most.
+    pub timeout: Duration,
+}
+
+/// Which files to list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListQuery {
+    /// Only those in this state.
+    pub state: Option<State>,
+    /// Only those with ids above.
+    pub after: Option<ClientFileId>,
+    /// How many at most.
+    pub limit: usize,
+}
+
+/// A complete file, opened for reading.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Its metadata.
+    pub record: MetadataRecord,
+    /// Its shape.
+    pub file: Geometry,
+    /// Its root.
+    pub root: Root,
+}
+
+/// The session service.
+#[async_trait]
+pub trait Sessions: Send + Sync + 'static {
+    /// The signed context of the session that this token stands for; begins one with the token's first request.
+    async fn context(&self, token: &str) -> Result<SignedContext, Refusal>;
+}
+
+/// The workers of a datacenter: what an edge may ask for.
+#[async_trait]
+pub trait Workers: Send + Sync + 'static {
+    /// Creates a file, durably. Returns whether it was new here.
+    async fn create(&self, context: &SignedContext, new: NewFile) -> Result<(bool, FileStatus), Refusal>;
+
+    /// Takes the chunks of a run that begins at `start` and has `len` bytes.
+    async fn put_chunks(&self, context: &SignedContext, put: PutChunks) -> Result<ChunkReceipt, Refusal>;
+
+    /// Where the file stands; with `wait`, answers when the state is reached or time is up.
+    async fn status(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        wait: Option<Wait>,
+    ) -> Result<FileStatus, Refusal>;
+
+    /// The tenant's files that this datacenter knows.
+    async fn list(&self, context: &SignedContext, query: ListQuery) -> Result<FilePage, Refusal>;
+
+    /// Opens a complete file.
+    async fn open(&self, context: &SignedContext, id: ClientFileId) -> Result<Opened, Refusal>;
+
+    /// The bytes `[range)` of a complete file, each chunk verified before its first byte is given out. The range
+    /// lies inside the file.
+    async fn read(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        range: Range<u64>,
+    ) -> Result<ByteStream, Refusal>;
+
+    /// The chunk values under a node of at most [`UNIT_LEVEL`](sluice_engine::limits::UNIT_LEVEL), and its proof.
+    async fn tree(&self, context: &SignedContext, id: ClientFileId, place: Place) -> Result<TreeNode, Refusal>;
+
+    /// Ends a file for good.
+    async fn remove(&self, context: &SignedContext, id: ClientFileId) -> Result<(), Refusal>;
+
+    /// Where the caller is.
+    async fn about(&self, context: &SignedContext) -> Result<About, Refusal>;
+}
+
+/// A file to create.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NewFile {
+    /// The id by which the client knows it.
+    pub id: ClientFileId,
+    /// What the client says of it.
+    pub fields: sluice_engine::metadata::MetadataFields,
+    /// Name of the datacenter that should be its home.
+    pub home: Option<String>,
+}
+
+/// Chunks on their way in.
+pub struct PutChunks {
+    /// The file.
+    pub id: ClientFileId,
+    /// The first chunk.
+    pub start: ChunkIndex,
+    /// Length of the body, as declared.
+    pub len: u64,
+    /// The value that each chunk must have, one per chunk.
+    pub expected: Option<Vec<ChainingValue>>,
+    /// The body.
+    pub body: ByteStream,
+}
+
+/// What a worker may do with a chunk of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// The file is known, and has this shape.
+    Known(Geometry),
+    /// The file is not known here: the chunk is provisional.
+    Provisional,
+}
+
+/// A chunk of a complete file: its verified value, and whether this datacenter's own store has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChunkSource {
+    /// Proven to lead to the root.
+    pub value: ChainingValue,
+    /// Whether it can be read from the own store.
+    pub local: bool,
+}
+
+/// The aggregators of a datacenter: what a worker may ask the owner of a file's slot for.
+#[async_trait]
+pub trait Slots: Send + Sync + 'static {
+    /// Makes a metadata record durable and registers it. Returns whether it was new here.
+    async fn create(
+        &self,
+        context: &SignedContext,
+        record: MetadataRecord,
+        home: Option<String>,
+    ) -> Result<(bool, FileStatus), Refusal>;
+
+    /// Whether chunks of the file may come: asked before a body is read. Refuses dropped files, files in conflict,
+    /// and provisional chunks over the tenant's cap.
+    async fn admit(&self, context: &SignedContext, file: FileId) -> Result<Admission, Refusal>;
+
+    /// Registers a run that is durable in the own store. Returns whether it is still provisional.
+    async fn register(
+        &self,
+        context: &SignedContext,
+        file: FileId,
+        run: Run,
+        values: &[ChainingValue],
+    ) -> Result<bool, Refusal>;
+
+    /// Where the file stands.
+    async fn status(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        wait: Option<Wait>,
+    ) -> Result<FileStatus, Refusal>;
+
+    /// The tenant's files that this datacenter knows.
+    async fn list(&self, context: &SignedContext, query: ListQuery) -> Result<FilePage, Refusal>;
+
+    /// Opens a complete file.
+    async fn open(&self, context: &SignedContext, id: ClientFileId) -> Result<Opened, Refusal>;
+
+    /// For each chunk of `range` (inside one unit of 4,096 chunks) of a complete file: its value, and whether it is
+    /// here.
+    async fn locate(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        range: Range<u64>,
+    ) -> Result<Vec<ChunkSource>, Refusal>;
+
+    /// The bytes of a chunk that another datacenter holds, verified against `value`.
+    async fn fetch(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        index: ChunkIndex,
+        value: ChainingValue,
+    ) -> Result<Bytes, Refusal>;
+
+    /// Reports a chunk of the own store that did not hash to its value, so that it is retracted and repaired.
+    async fn report_damage(&self, file: FileId, index: ChunkIndex);
+
+    /// The chunk values under a node, and its proof.
+    async fn tree(&self, context: &SignedContext, id: ClientFileId, place: Place) -> Result<TreeNode, Refusal>;
+
+    /// Ends a file for good.
+    async fn remove(&self, context: &SignedContext, id: ClientFileId) -> Result<(), Refusal>;
+
+    /// Where the caller is.
+    async fn about(&self, context: &SignedContext) -> Result<About, Refusal>;
+}

@@ -1,0 +1,259 @@
+//! The JSON bodies of the HTTP door `/v1`.
+//!
+//! Unknown members are refused in requests and ignored in answers, so that a newer server can say more.
+//! Hashes are 64 hexadecimal digits; chunk ranges are `[first, end)` pairs.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Body of `POST /v1/files`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateFile {
+    /// The UUID by which the client knows the file; made by the server (v7) if absent. Send one, so that a retry at
+    /// another datacenter means the same file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<Uuid>,
+    /// Size in bytes.
+    pub size: u64,
+    /// File name.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub name: String,
+    /// Content type.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub content_type: String,
+    /// User metadata.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub metadata: BTreeMap<String, String>,
+    /// Seconds after the last progress at which the file expires; 0 or absent: never.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub expires_in: u64,
+    /// The BLAKE3 hash that the whole file must have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_root: Option<String>,
+    /// Name of the datacenter that should reassemble the file; by default the one asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<String>,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// Where a file stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Chunks are missing.
+    Receiving,
+    /// Every chunk is in some datacenter, and they merge to one root.
+    Complete,
+    /// The home has the whole file.
+    Assembled,
+    /// Contradicting facts exist; held, not served.
+    Conflict,
+    /// Gone.
+    Dropped,
+}
+
+impl State {
+    /// Every state.
+    pub const ALL: [Self; 5] = [Self::Receiving, Self::Complete, Self::Assembled, Self::Conflict, Self::Dropped];
+
+    /// The state's name.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Receiving => "receiving",
+            Self::Complete => "complete",
+            Self::Assembled => "assembled",
+            Self::Conflict => "conflict",
+            Self::Dropped => "dropped",
+        }
+    }
+
+    /// The state with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
+    }
+}
+
+/// What one datacenter holds of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// The datacenter.
+    pub dc: String,
+    /// Number of chunks.
+    pub chunks: u64,
+    /// Which, as `[first, end)` pairs; at most 1,000.
+    pub ranges: Vec<[u64; 2]>,
+}
+
+/// Answer of `GET /v1/files/{id}` and `POST /v1/files`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileStatus {
+    /// The client's UUID.
+    pub id: Uuid,
+    /// Size in bytes.
+    pub size: u64,
+    /// Number of chunks.
+    pub chunks: u64,
+    /// File name.
+    pub name: String,
+    /// Content type.
+    pub content_type: String,
+    /// User metadata.
+    pub metadata: BTreeMap<String, String>,
+    /// Seconds after the last progress at which the file expires; absent: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_in: Option<u64>,
+    /// The root that the client expects.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expected_root: Option<String>,
+    /// Where the file stands.
+    pub state: State,
+    /// What contradicts what, in state `conflict`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conflict: Option<String>,
+    /// The datacenter that reassembles it.
+    pub home: String,
+    /// How often the file was taken over.
+    pub home_epoch: u8,
+    /// BLAKE3 of the whole file, once complete.
+    pub root: Option<String>,
+    /// The datacenter that answers.
+    pub dc: String,
+    /// Whether the home was asked; otherwise only what this datacenter knows is counted, and `missing` may be too
+    /// long.
+    pub home_answered: bool,
+    /// Number of chunks that no known holder has.
+    pub missing_chunks: u64,
+    /// Which, as `[first, end)` pairs; at most 1,000, then `missing_chunks` says more.
+    pub missing: Vec<[u64; 2]>,
+    /// Who holds what.
+    pub holders: Vec<Holder>,
+}
+
+/// Answer of `GET /v1/files`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilePage {
+    /// The files, in order of id.
+    pub files: Vec<FileEntry>,
+    /// Where the next page begins (`?after=`); absent on the last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<Uuid>,
+}
+
+/// One file of a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileEntry {
+    /// The client's UUID.
+    pub id: Uuid,
+    /// Size in bytes.
+    pub size: u64,
+    /// File name.
+    pub name: String,
+    /// Where the file stands, as far as the datacenter that answers knows.
+    pub state: State,
+    /// The datacenter that reassembles it.
+    pub home: String,
+    /// BLAKE3 of the whole file, once complete.
+    pub root: Option<String>,
+}
+
+/// Answer of `PUT /v1/files/{id}/chunks/{index}`: with 200 durable, with 202 durable but provisional.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChunkReceipt {
+    /// The datacenter in which the chunks are durable.
+    pub dc: String,
+    /// The first chunk.
+    pub start: u64,
+    /// The value of each chunk.
+    pub values: Vec<String>,
+    /// How many of them were not there before.
+    pub new_chunks: u64,
+    /// Whether this datacenter has not seen the metadata yet.
+    pub provisional: bool,
+}
+
+/// Answer of `GET /v1/files/{id}/tree?start&level`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TreeNode {
+    /// The first chunk.
+    pub start: u64,
+    /// log2 of the number of chunks.
+    pub level: u8,
+    /// The value of the node, if all of it is known here.
+    pub value: Option<String>,
+    /// The value of each chunk under it, null where it is not known here.
+    pub chunk_values: Vec<Option<String>>,
+    /// The values beside the way up to the root, lowest first; empty before the file is complete.
+    pub proof: Vec<ProofNode>,
+    /// BLAKE3 of the whole file, once complete.
+    pub root: Option<String>,
+}
+
+/// One value beside the way up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProofNode {
+    /// The first chunk of the node.
+    pub start: u64,
+    /// Its level.
+    pub level: u8,
+    /// Its value.
+    pub value: String,
+}
+
+/// Answer of `GET /v1`: where am I?
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct About {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// The datacenter that answers.
+    pub dc: String,
+    /// Every datacenter.
+    pub dcs: Vec<DcInfo>,
+    /// Version of the server.
+    pub version: String,
+}
+
+/// One datacenter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DcInfo {
+    /// Its name.
+    pub name: String,
+    /// Where its edges answer; absent if not known to the one asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Whether the one asked can reach it.
+    pub reachable: bool,
+}
+
+/// An error, after RFC 9457 (`application/problem+json`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemDetails {
+    /// `/problems/` and the code.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What it is, in words that are always the same.
+    pub title: String,
+    /// The HTTP status.
+    pub status: u16,
+    /// What was expected and what came.
+    pub detail: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+    /// The datacenter that refuses.
+    pub dc: String,
+    /// The trace of the request.
+    pub trace: String,
+}
+
+impl ProblemDetails {
+    /// The code: the last part of the type.
+    pub fn code(&self) -> &str {
+        self.kind.rsplit('/').next().unwrap_or_default()
+    }
+}

@@ -1,0 +1,12 @@
+//! What the parts of Sluice say to one another.
+//!
+//! Contract:
+//! 1. [`calls`] are the calls between services, as traits: in one process they are made directly, and chunk bytes
+//!    are not serialised; between processes and datacenters they travel as gRPC.
+//! 2. [`http`] are the JSON bodies of the HTTP door, shared by the edge and the client library.
+//! 3. [`problem`] is the one list of reasons for which a request is refused, the same at every door.
+//! 4. Nothing here decides anything or performs I/O.
+
+pub mod calls;
+pub mod http;
+pub mod problem;
