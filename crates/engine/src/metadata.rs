@@ -44,7 +44,7 @@ pub struct MetadataRecord {
 }
 
 /// What goes into a record, before it is checked.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MetadataFields {
     /// Size in bytes; `None` if it is not known yet.
     pub size: Option<u64>,
