@@ -1,0 +1,222 @@
+//! Access: who may do what, here and now (G4).
+//!
+//! Every service that acts on a request holds a [`ContextVerifier`] and asks it first. Verdicts are cached until
+//! their context ends, since an Ed25519 verification costs 50 µs; what can change meanwhile (time, revocations) is
+//! checked every time. [`Revocations`] are shared by the services of a datacenter, and fed from REVOKE facts.
+//! Nothing has to be stopped.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use quick_cache::sync::Cache;
+use sluice_engine::context::{ContextError, Scope, SessionContext, SignedContext};
+use sluice_engine::ids::{DcId, RevocationEpoch, SessionId, TenantId};
+use sluice_engine::keys::{KeyError, KeyRing};
+use sluice_proto::problem::{Problem, Refusal};
+
+use crate::clock::SharedClock;
+
+/// Verdicts kept: at about 500 bytes each a few MiB, enough for every session that is active in five minutes.
+const VERDICTS: usize = 8192;
+
+/// The oldest epochs that still count. Clones share them. As many entries as people have revoked; they are kept for
+/// good, because a token may outlive any pause.
+#[derive(Clone, Debug, Default)]
+pub struct Revocations(Arc<RwLock<Epochs>>);
+
+#[derive(Debug, Default)]
+struct Epochs {
+    tenants: BTreeMap<TenantId, RevocationEpoch>,
+    sessions: BTreeMap<SessionId, RevocationEpoch>,
+}
+
+impl Revocations {
+    /// Nothing is revoked.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Voids the tenant's tokens and contexts of an epoch older than this.
+    pub fn revoke_tenant(&self, tenant: TenantId, epoch: RevocationEpoch) {
+        let mut epochs = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let oldest = epochs.tenants.entry(tenant).or_default();
+        *oldest = (*oldest).max(epoch);
+    }
+
+    /// Voids the session's contexts, and its token, if they are of an epoch older than this.
+    pub fn revoke_session(&self, session: SessionId, epoch: RevocationEpoch) {
+        let mut epochs = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let oldest = epochs.sessions.entry(session).or_default();
+        *oldest = (*oldest).max(epoch);
+    }
+
+    /// Whether a context or token of this epoch is void.
+    pub fn is_revoked(&self, tenant: TenantId, session: SessionId, epoch: RevocationEpoch) -> bool {
+        let epochs = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        epochs.tenants.get(&tenant).is_some_and(|oldest| epoch < *oldest)
+            || epochs.sessions.get(&session).is_some_and(|oldest| epoch < *oldest)
+    }
+}
+
+/// Verifies session contexts for one datacenter. Shared by its services.
+#[derive(Debug)]
+pub struct ContextVerifier {
+    ring: KeyRing,
+    me: DcId,
+    clock: SharedClock,
+    revocations: Revocations,
+    verdicts: Cache<SignedContext, Arc<SessionContext>>,
+}
+
+impl ContextVerifier {
+    /// A verifier for `me` with the context keys of every datacenter.
+    pub fn new(ring: KeyRing, me: DcId, clock: SharedClock, revocations: Revocations) -> Self {
+        Self { ring, me, clock, revocations, verdicts: Cache::new(VERDICTS) }
+    }
+
+    /// Verifies form, signature, time, place and revocation, and that the session has the scope.
+    pub fn require(&self, signed: &SignedContext, scope: Scope) -> Result<Arc<SessionContext>, Refusal> {
+        let context = self.verify(signed)?;
+        context.require(scope).map_err(|error| refusal(&error))?;
+        Ok(context)
+    }
+
+    /// Verifies form, signature, time, place and revocation: for what every session may do.
+    pub fn verify(&self, signed: &SignedContext) -> Result<Arc<SessionContext>, Refusal> {
+        self.verdict(signed).map_err(|error| refusal(&error))
+    }
+
+    fn verdict(&self, signed: &SignedContext) -> Result<Arc<SessionContext>, ContextError> {
+        let now = self.clock.now();
+        let context = match self.verdicts.get(signed) {
+            Some(context) => {
+                if let Err(error) = context.check(self.me, now) {
+                    self.verdicts.remove(signed);
+                    return Err(error);
+                }
+                context
+            }
+            None => {
+                let context = Arc::new(signed.verify(&self.ring, self.me, now)?);
+                self.verdicts.insert(signed.clone(), context.clone());
+                context
+            }
+        };
+        if self.revocations.is_revoked(context.tenant, context.session, context.revocation) {
+            return Err(ContextError::Revoked);
+        }
+        Ok(context)
+    }
+}
+
+/// Says on the wire why a context does not count: the one place where that is decided.
+pub fn refusal(error: &ContextError) -> Refusal {
+    let detail = error.to_string();
+    match error {
+        ContextError::Malformed(_) => Refusal::new(Problem::InvalidToken, detail),
+        ContextError::Key(key) => match key {
+            // The key may come with a later configuration: not a verdict on the session.
+            KeyError::Unknown(_) => Refusal::new(Problem::Unavailable, detail),
+            KeyError::WrongDc { .. } | KeyError::Signature => Refusal::new(Problem::InvalidToken, detail),
+        },
+        ContextError::Expired { .. } => Refusal::new(Problem::ExpiredToken, detail),
+        ContextError::NotYet { .. } => {
+            Refusal::new(Problem::InvalidToken, detail).hint("compare the clocks of the datacenters")
+        }
+        ContextError::NotHere { .. } => {
+            Refusal::new(Problem::Forbidden, detail).hint("use a datacenter that the token allows")
+        }
+        ContextError::Revoked => Refusal::new(Problem::RevokedToken, detail).hint("ask for a new token"),
+        ContextError::Scope(scope) => {
+            Refusal::new(Problem::Forbidden, detail).hint(format!("use a token with the scope {scope}"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::ManualClock;
+    use sluice_engine::ids::{KeyId, Timestamp};
+    use sluice_engine::keys::{ClusterTag, Purpose, SigningKey};
+    use sluice_engine::limits::{CLOCK_TOLERANCE_MS, MAX_CONTEXT_LIFE_MS};
+    use uuid::Uuid;
+
+    const HERE: DcId = DcId::new(1);
+    const NOW: Timestamp = Timestamp::new(1_763_640_000_000);
+
+    struct Setup {
+        clock: Arc<ManualClock>,
+        revocations: Revocations,
+        verifier: ContextVerifier,
+        key: SigningKey,
+    }
+
+    fn setup() -> Setup {
+        let tag = ClusterTag::of_name("test");
+        let key = SigningKey::from_seed(Purpose::Context, tag, HERE, KeyId::new(5), &[5; 32]).unwrap();
+        let ring = KeyRing::new(Purpose::Context, tag, [(key.id(), key.public())]);
+        let clock = ManualClock::at(NOW);
+        let revocations = Revocations::new();
+        let verifier = ContextVerifier::new(ring, HERE, clock.clone(), revocations.clone());
+        Setup { clock, revocations, verifier, key }
+    }
+
+    fn context() -> SessionContext {
+        SessionContext {
+            session: SessionId::new(Uuid::from_u128(42)),
+            tenant: TenantId::new(7),
+            scopes: [Scope::Read].into_iter().collect(),
+            rate: 0,
+            quota: 0,
+            revocation: RevocationEpoch::new(3),
+            issuer: HERE,
+            issued_at: NOW,
+            ends_at: NOW.plus(MAX_CONTEXT_LIFE_MS),
+            allowed: [].into(),
+        }
+    }
+
+    fn problem(result: Result<Arc<SessionContext>, Refusal>) -> Problem {
+        result.unwrap_err().problem
+    }
+
+    #[test]
+    fn a_cached_verdict_still_ends_and_is_still_revoked() {
+        let Setup { clock, revocations, verifier, key } = setup();
+        let signed = context().sign(&key);
+        assert_eq!(*verifier.require(&signed, Scope::Read).unwrap(), context());
+        assert_eq!(problem(verifier.require(&signed, Scope::Write)), Problem::Forbidden);
+        assert_eq!(verifier.verdicts.len(), 1);
+
+        revocations.revoke_tenant(TenantId::new(7), RevocationEpoch::new(3));
+        assert!(verifier.verify(&signed).is_ok(), "of the same epoch");
+        revocations.revoke_session(context().session, RevocationEpoch::new(4));
+        assert_eq!(problem(verifier.verify(&signed)), Problem::RevokedToken);
+
+        clock.advance(MAX_CONTEXT_LIFE_MS + CLOCK_TOLERANCE_MS + 1);
+        assert_eq!(problem(verifier.verify(&signed)), Problem::ExpiredToken);
+        assert_eq!(verifier.verdicts.len(), 0);
+    }
+
+    #[test]
+    fn a_revocation_never_falls() {
+        let Setup { revocations, verifier, key, .. } = setup();
+        revocations.revoke_tenant(TenantId::new(7), RevocationEpoch::new(4));
+        revocations.revoke_tenant(TenantId::new(7), RevocationEpoch::new(1));
+        assert_eq!(problem(verifier.verify(&context().sign(&key))), Problem::RevokedToken);
+    }
+
+    #[test]
+    fn an_unknown_key_means_later_and_a_forged_signature_never() {
+        let Setup { verifier, key, .. } = setup();
+        let mut bytes = context().sign(&key).as_bytes().to_vec();
+        bytes[7] ^= 1;
+        let unknown = SignedContext::from_bytes(bytes.clone()).unwrap();
+        assert_eq!(problem(verifier.verify(&unknown)), Problem::Unavailable);
+        bytes[7] ^= 1;
+        bytes[20] ^= 1;
+        let forged = SignedContext::from_bytes(bytes).unwrap();
+        assert_eq!(problem(verifier.verify(&forged)), Problem::InvalidToken);
+    }
+}

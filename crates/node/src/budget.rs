@@ -1,0 +1,170 @@
+//! Budgets: memory, and how many things happen at once. Past a budget a request is refused before its body is read,
+//! with a time to come back (G6).
+//!
+//! A budget is owned by the datacenter and shared by its services; a permit gives back on drop. Nothing has to be
+//! stopped.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::metrics::gauge::Gauge;
+use sluice_proto::problem::{Problem, Refusal};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Memory is counted in units of 4 KiB, so that the count of a request fits the semaphore's 32 bits.
+const UNIT: u64 = 4096;
+
+/// A bounded amount of memory.
+#[derive(Clone, Debug)]
+pub struct MemoryBudget {
+    units: Arc<Semaphore>,
+    total: u64,
+    used: Gauge,
+}
+
+/// Memory that was granted; given back on drop.
+#[derive(Debug)]
+pub struct MemoryPermit {
+    _units: OwnedSemaphorePermit,
+    bytes: u64,
+    used: Gauge,
+}
+
+impl MemoryBudget {
+    /// A budget of `bytes`, rounded down to 4 KiB.
+    pub fn new(bytes: u64) -> Self {
+        Self::with_gauge(bytes, Gauge::default())
+    }
+
+    /// A budget that shows what is used in a gauge, in bytes.
+    pub fn with_gauge(bytes: u64, used: Gauge) -> Self {
+        let units = (bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS as u64);
+        Self { units: Arc::new(Semaphore::new(units as usize)), total: units * UNIT, used }
+    }
+
+    /// Bytes in all.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Bytes that are granted now.
+    pub fn used(&self) -> u64 {
+        self.total - self.units.available_permits() as u64 * UNIT
+    }
+
+    /// Takes `bytes`, or refuses with [`Problem::Overloaded`].
+    pub fn try_take(&self, bytes: u64) -> Result<MemoryPermit, Refusal> {
+        let units = self.units_of(bytes)?;
+        let permit = self.units.clone().try_acquire_many_owned(units).map_err(|_| self.refusal(bytes))?;
+        Ok(self.permit(permit, units))
+    }
+
+    /// Takes `bytes`, waiting at most `patience` in line with others.
+    pub async fn take(&self, bytes: u64, patience: Duration) -> Result<MemoryPermit, Refusal> {
+        let units = self.units_of(bytes)?;
+        match tokio::time::timeout(patience, self.units.clone().acquire_many_owned(units)).await {
+            Ok(Ok(permit)) => Ok(self.permit(permit, units)),
+            Ok(Err(_)) | Err(_) => Err(self.refusal(bytes)),
+        }
+    }
+
+    fn units_of(&self, bytes: u64) -> Result<u32, Refusal> {
+        // More than the whole budget never fits, and must not wait for it.
+        if bytes > self.total {
+            Err(self.refusal(bytes))
+        } else {
+            u32::try_from(bytes.div_ceil(UNIT)).map_err(|_| self.refusal(bytes))
+        }
+    }
+
+    fn permit(&self, permit: OwnedSemaphorePermit, units: u32) -> MemoryPermit {
+        let bytes = u64::from(units) * UNIT;
+        self.used.inc_by(i64::try_from(bytes).unwrap_or(i64::MAX));
+        MemoryPermit { _units: permit, bytes, used: self.used.clone() }
+    }
+
+    fn refusal(&self, bytes: u64) -> Refusal {
+        Refusal::new(
+            Problem::Overloaded,
+            format!("{bytes} bytes of memory are needed, {} of {} are in use", self.used(), self.total),
+        )
+        .hint("come back after Retry-After, or use another datacenter")
+    }
+}
+
+impl MemoryPermit {
+    /// Bytes that were granted.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
+impl Drop for MemoryPermit {
+    fn drop(&mut self) {
+        self.used.dec_by(i64::try_from(self.bytes).unwrap_or(i64::MAX));
+    }
+}
+
+/// A bounded number of things at once.
+#[derive(Clone, Debug)]
+pub struct Concurrency {
+    slots: Arc<Semaphore>,
+    limit: usize,
+    what: &'static str,
+}
+
+/// One of them; given back on drop.
+#[derive(Debug)]
+pub struct ConcurrencyPermit(#[allow(dead_code, reason = "held for its drop")] OwnedSemaphorePermit);
+
+impl Concurrency {
+    /// At most `limit` of `what` (`"requests"`) at once.
+    pub fn new(what: &'static str, limit: usize) -> Self {
+        let limit = limit.clamp(1, Semaphore::MAX_PERMITS);
+        Self { slots: Arc::new(Semaphore::new(limit)), limit, what }
+    }
+
+    /// How many go on now.
+    pub fn used(&self) -> usize {
+        self.limit - self.slots.available_permits()
+    }
+
+    /// Takes one, or refuses with [`Problem::Overloaded`].
+    pub fn try_take(&self) -> Result<ConcurrencyPermit, Refusal> {
+        self.slots.clone().try_acquire_owned().map(ConcurrencyPermit).map_err(|_| {
+            Refusal::new(Problem::Overloaded, format!("{} {} are the limit at once", self.limit, self.what))
+                .hint("come back after Retry-After, or use another datacenter")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn memory_past_the_budget_is_refused_with_a_time_to_come_back() {
+        let gauge = Gauge::default();
+        let budget = MemoryBudget::with_gauge(16 << 10, gauge.clone());
+        let permit = budget.try_take(10_000).unwrap();
+        assert_eq!((permit.bytes(), budget.used(), gauge.get()), (12 << 10, 12 << 10, 12 << 10));
+        let refusal = budget.try_take(8 << 10).unwrap_err();
+        assert_eq!(refusal.problem, Problem::Overloaded);
+        assert!(refusal.retry_after.is_some());
+        assert!(budget.take(8 << 10, Duration::from_millis(10)).await.is_err());
+        drop(permit);
+        assert_eq!((budget.used(), gauge.get()), (0, 0));
+        assert!(budget.take(16 << 10, Duration::from_millis(10)).await.is_ok());
+        assert!(budget.take((16 << 10) + 1, Duration::MAX).await.is_err());
+    }
+
+    #[test]
+    fn concurrency_is_given_back() {
+        let limit = Concurrency::new("requests", 1);
+        let one = limit.try_take().unwrap();
+        assert_eq!(limit.try_take().unwrap_err().problem, Problem::Overloaded);
+        drop(one);
+        assert_eq!(limit.used(), 0);
+        assert!(limit.try_take().is_ok());
+    }
+}

@@ -1,0 +1,329 @@
+//! The cryptographic material of a cluster: certificates, signing keys, the token key, the ticket secret.
+//!
+//! [`ClusterMaterial::generate`] makes all of it for development; [`save`](ClusterMaterial::save) and
+//! [`load`](ClusterMaterial::load) keep it in a directory (`disk.rs` fixes the format). Public halves are known for
+//! every datacenter; secrets may be absent, and [`only`](ClusterMaterial::only) takes away those that one datacenter
+//! has no need of. Owned by the composition, read at start; nothing has to be stopped.
+//!
+//! | purpose | what | whose |
+//! | --- | --- | --- |
+//! | clients → edges | one certificate for `edge.<cluster>.sluice`, localhost and loopback | shared by all edges |
+//! | datacenter ↔ datacenter | a certificate for `dc-<number>.peer.<cluster>.sluice`, client and server | one each |
+//! | commands, contexts | Ed25519 keys, used for nothing else | one each |
+//! | tokens | one Ed25519 key; only who mints tokens has the secret half | the cluster's |
+//! | TLS tickets | one secret, from which keys are derived by time | shared by all edges |
+
+mod disk;
+mod issue;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use sluice_engine::ids::{DcId, KeyId};
+use sluice_engine::keys::{ClusterTag, KeyRing, PublicKey, Purpose, SigningKey};
+use sluice_engine::limits::MAX_DCS;
+
+use crate::token::{TokenMint, TokenVerifier};
+
+/// The longest name of a cluster or datacenter: it becomes part of a DNS name.
+const MAX_NAME_LEN: usize = 40;
+
+/// Why there is no material, or not all of it.
+#[derive(Debug, thiserror::Error)]
+pub enum MaterialError {
+    /// A name cannot be part of a DNS name.
+    #[error("{what} {got:?} must be 1 to {MAX_NAME_LEN} of a-z, 0-9 and inner hyphens")]
+    Name {
+        /// What it should name.
+        what: &'static str,
+        /// What came.
+        got: String,
+    },
+    /// A datacenter is given twice, or is the address of all, or there are none or too many.
+    #[error("the list of datacenters is not acceptable: {0}")]
+    Datacenters(String),
+    /// No such datacenter.
+    #[error("{0} is not part of the cluster")]
+    UnknownDc(DcId),
+    /// A secret is needed that is not kept here.
+    #[error("the secret of {0} is not part of this material")]
+    Absent(String),
+    /// Keys or certificates could not be made.
+    #[error("{what} could not be made: {reason}")]
+    Issue {
+        /// What.
+        what: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// A file is needed that is not there.
+    #[error("{path} is missing: make the material anew, or copy it whole")]
+    Missing {
+        /// Which.
+        path: PathBuf,
+    },
+    /// A file does not hold what it should.
+    #[error("{path} is garbled: expected {expected}")]
+    Garbled {
+        /// Which.
+        path: PathBuf,
+        /// What it should hold.
+        expected: &'static str,
+    },
+    /// The disk failed.
+    #[error("{path} cannot be read or written: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+}
+
+/// A certificate chain and its key.
+pub struct Identity {
+    /// The chain, leaf first.
+    pub chain: Vec<CertificateDer<'static>>,
+    /// The key of the leaf, in PKCS#8.
+    pub key: PrivateKeyDer<'static>,
+}
+
+impl Clone for Identity {
+    fn clone(&self) -> Self {
+        Self { chain: self.chain.clone(), key: self.key.clone_key() }
+    }
+}
+
+/// The public half of a signing key, and its secret half where it is kept.
+#[derive(Clone)]
+struct SigningMaterial {
+    id: KeyId,
+    public: [u8; 32],
+    seed: Option<[u8; 32]>,
+}
+
+/// What belongs to one datacenter.
+#[derive(Clone)]
+struct DcMaterial {
+    name: String,
+    command: SigningMaterial,
+    context: SigningMaterial,
+    peer: Option<Identity>,
+}
+
+/// The cryptographic material of a cluster, or the part of it that one datacenter needs.
+#[derive(Clone)]
+pub struct ClusterMaterial {
+    name: String,
+    dcs: BTreeMap<DcId, DcMaterial>,
+    ca: CertificateDer<'static>,
+    ca_key: Option<PrivateKey>,
+    edge: Option<Identity>,
+    token_public: [u8; 32],
+    token_key: Option<PrivateKey>,
+    ticket_secret: Option<[u8; 32]>,
+}
+
+/// PKCS#8 of a secret key that only its holder uses.
+#[derive(Clone)]
+struct PrivateKey(Vec<u8>);
+
+impl fmt::Debug for ClusterMaterial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ClusterMaterial({}, {} datacenters)", self.name, self.dcs.len())
+    }
+}
+
+impl ClusterMaterial {
+    /// Makes new material for a cluster of these datacenters, for development: everything in one place.
+    pub fn generate(name: &str, dcs: &[(DcId, &str)]) -> Result<Self, MaterialError> {
+        check_name("cluster name", name)?;
+        check_dcs(dcs.iter().map(|(dc, name)| (*dc, *name)))?;
+        issue::generate(name, dcs)
+    }
+
+    /// Writes the material to a directory, which is made if need be: each file atomically, secrets for the owner only.
+    pub fn save(&self, directory: &Path) -> Result<(), MaterialError> {
+        disk::save(self, directory)
+    }
+
+    /// Reads what [`save`](Self::save) wrote. Files of secrets may be absent; garbled ones are an error.
+    pub fn load(directory: &Path) -> Result<Self, MaterialError> {
+        disk::load(directory)
+    }
+
+    /// The part that one datacenter needs: no secrets of others, of the CA, or of whoever mints tokens.
+    pub fn only(&self, me: DcId) -> Result<Self, MaterialError> {
+        self.dc(me)?;
+        let mut part = Self { ca_key: None, token_key: None, ..self.clone() };
+        for (_, other) in part.dcs.iter_mut().filter(|(dc, _)| **dc != me) {
+            other.command.seed = None;
+            other.context.seed = None;
+            other.peer = None;
+        }
+        Ok(part)
+    }
+
+    /// Name of the cluster.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What is signed with every message, so that clusters cannot be confused.
+    pub fn tag(&self) -> ClusterTag {
+        ClusterTag::of_name(&self.name)
+    }
+
+    /// The datacenters, in order of number.
+    pub fn dcs(&self) -> impl Iterator<Item = (DcId, &str)> {
+        self.dcs.iter().map(|(dc, material)| (*dc, material.name.as_str()))
+    }
+
+    /// Name of a datacenter.
+    pub fn dc_name(&self, dc: DcId) -> Option<&str> {
+        self.dcs.get(&dc).map(|material| material.name.as_str())
+    }
+
+    /// The datacenter with this name.
+    pub fn dc_named(&self, name: &str) -> Option<DcId> {
+        self.dcs().find(|(_, candidate)| *candidate == name).map(|(dc, _)| dc)
+    }
+
+    /// The CA's certificate.
+    pub fn ca(&self) -> &CertificateDer<'static> {
+        &self.ca
+    }
+
+    /// The CA's certificate in PEM, for clients.
+    pub fn ca_pem(&self) -> String {
+        disk::certificate_pem(&self.ca)
+    }
+
+    /// The one name under which every edge of the cluster is known to TLS.
+    pub fn edge_tls_name(&self) -> String {
+        format!("edge.{}.sluice", self.name)
+    }
+
+    /// The name under which a datacenter is known to its peers.
+    pub fn peer_tls_name(&self, dc: DcId) -> String {
+        peer_tls_name(&self.name, dc)
+    }
+
+    /// The datacenter that a peer's TLS name belongs to.
+    pub(crate) fn dc_of_peer_name(&self, name: &str) -> Option<DcId> {
+        self.dcs.keys().copied().find(|dc| self.peer_tls_name(*dc) == name)
+    }
+
+    /// The certificate of the edges, and its key.
+    pub fn edge_identity(&self) -> Result<&Identity, MaterialError> {
+        self.edge.as_ref().ok_or_else(|| MaterialError::Absent("the edges".into()))
+    }
+
+    /// A datacenter's certificate towards its peers, and its key.
+    pub fn peer_identity(&self, dc: DcId) -> Result<&Identity, MaterialError> {
+        self.dc(dc)?.peer.as_ref().ok_or_else(|| MaterialError::Absent(self.peer_tls_name(dc)))
+    }
+
+    /// The key with which a datacenter signs commands.
+    pub fn command_key(&self, dc: DcId) -> Result<SigningKey, MaterialError> {
+        self.signing_key(Purpose::Command, dc)
+    }
+
+    /// The key with which a datacenter signs session contexts.
+    pub fn context_key(&self, dc: DcId) -> Result<SigningKey, MaterialError> {
+        self.signing_key(Purpose::Context, dc)
+    }
+
+    /// The public keys with which commands are verified.
+    pub fn command_ring(&self) -> KeyRing {
+        self.ring(Purpose::Command)
+    }
+
+    /// The public keys with which session contexts are verified.
+    pub fn context_ring(&self) -> KeyRing {
+        self.ring(Purpose::Context)
+    }
+
+    /// Makes tokens, where the secret half of the token key is kept.
+    pub fn token_mint(&self) -> Result<TokenMint, MaterialError> {
+        let key = self.token_key.as_ref().ok_or_else(|| MaterialError::Absent("the token key".into()))?;
+        TokenMint::new(&self.name, &key.0)
+            .map_err(|error| MaterialError::Issue { what: "the token mint", reason: error.to_string() })
+    }
+
+    /// Verifies tokens.
+    pub fn token_verifier(&self) -> TokenVerifier {
+        TokenVerifier::new(&self.name, &self.token_public)
+    }
+
+    /// The secret of TLS tickets.
+    pub fn ticket_secret(&self) -> Result<&[u8; 32], MaterialError> {
+        self.ticket_secret.as_ref().ok_or_else(|| MaterialError::Absent("the TLS tickets".into()))
+    }
+
+    fn dc(&self, dc: DcId) -> Result<&DcMaterial, MaterialError> {
+        self.dcs.get(&dc).ok_or(MaterialError::UnknownDc(dc))
+    }
+
+    fn signing_key(&self, purpose: Purpose, dc: DcId) -> Result<SigningKey, MaterialError> {
+        let key = self.dc(dc)?.signing(purpose);
+        let seed = key.seed.as_ref().ok_or_else(|| MaterialError::Absent(format!("{purpose:?} of {dc}")))?;
+        SigningKey::from_seed(purpose, self.tag(), dc, key.id, seed)
+            .map_err(|error| MaterialError::Issue { what: "a signing key", reason: error.to_string() })
+    }
+
+    fn ring(&self, purpose: Purpose) -> KeyRing {
+        let keys = self.dcs.iter().map(|(dc, material)| {
+            let key = material.signing(purpose);
+            (key.id, PublicKey { dc: *dc, bytes: key.public })
+        });
+        KeyRing::new(purpose, self.tag(), keys)
+    }
+}
+
+impl DcMaterial {
+    fn signing(&self, purpose: Purpose) -> &SigningMaterial {
+        match purpose {
+            Purpose::Command => &self.command,
+            Purpose::Context => &self.context,
+        }
+    }
+}
+
+fn peer_tls_name(cluster: &str, dc: DcId) -> String {
+    format!("dc-{}.peer.{cluster}.sluice", dc.number())
+}
+
+fn check_name(what: &'static str, name: &str) -> Result<(), MaterialError> {
+    let letters = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    let length = (1..=MAX_NAME_LEN).contains(&name.len());
+    if letters && length && !name.starts_with('-') && !name.ends_with('-') {
+        Ok(())
+    } else {
+        Err(MaterialError::Name { what, got: name.chars().take(64).collect() })
+    }
+}
+
+fn check_dcs<'a>(dcs: impl Iterator<Item = (DcId, &'a str)>) -> Result<(), MaterialError> {
+    let mut names = BTreeMap::new();
+    let mut numbers = BTreeMap::new();
+    for (dc, name) in dcs {
+        check_name("datacenter name", name)?;
+        if dc == DcId::EVERY {
+            return Err(MaterialError::Datacenters(format!("number {} means all of them", dc.number())));
+        }
+        if numbers.insert(dc, ()).is_some() {
+            return Err(MaterialError::Datacenters(format!("number {} is given twice", dc.number())));
+        }
+        if names.insert(name, ()).is_some() {
+            return Err(MaterialError::Datacenters(format!("name {name} is given twice")));
+        }
+    }
+    if (1..=MAX_DCS).contains(&numbers.len()) {
+        Ok(())
+    } else {
+        Err(MaterialError::Datacenters(format!("{} of them, expected 1 to {MAX_DCS}", numbers.len())))
+    }
+}

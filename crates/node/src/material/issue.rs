@@ -1,0 +1,110 @@
+//! Makes material for development: a CA of its own, and everything that it signs.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose,
+};
+use ring::rand::SystemRandom;
+use ring::signature::{Ed25519KeyPair, KeyPair as _};
+use rustls::pki_types::PrivateKeyDer;
+use sluice_engine::ids::{DcId, KeyId};
+
+use super::{
+    ClusterMaterial, DcMaterial, Identity, MaterialError, PrivateKey, SigningMaterial, peer_tls_name,
+};
+use crate::clock::random_bytes;
+use crate::token::TokenMint;
+
+/// Certificates are good from an hour ago, for clocks that are behind …
+const BACKDATED: Duration = Duration::from_secs(3600);
+
+/// … to in ten years: development clusters are thrown away, not renewed.
+const LIFETIME: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+fn failed(what: &'static str) -> impl Fn(rcgen::Error) -> MaterialError {
+    move |error| MaterialError::Issue { what, reason: error.to_string() }
+}
+
+pub(super) fn generate(name: &str, dcs: &[(DcId, &str)]) -> Result<ClusterMaterial, MaterialError> {
+    let ca_key = KeyPair::generate().map_err(failed("the CA's key"))?;
+    let mut params = parameters(&[], &format!("Sluice CA of {name}"))?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let ca = params.self_signed(&ca_key).map_err(failed("the CA"))?.der().clone();
+    let issuer = Issuer::from_params(&params, &ca_key);
+
+    let edge_names = [format!("edge.{name}.sluice"), "localhost".into(), "127.0.0.1".into(), "::1".into()];
+    let edge = issue(&issuer, &edge_names, &[ExtendedKeyUsagePurpose::ServerAuth])?;
+
+    let mut ids = Vec::new();
+    let mut materials = BTreeMap::new();
+    for (dc, dc_name) in dcs {
+        let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let peer = issue(&issuer, &[peer_tls_name(name, *dc)], &usages)?;
+        let command = signing(&mut ids)?;
+        let context = signing(&mut ids)?;
+        let material = DcMaterial { name: (*dc_name).to_owned(), command, context, peer: Some(peer) };
+        materials.insert(*dc, material);
+    }
+
+    let token_key = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
+        .map_err(|_| MaterialError::Issue { what: "the token key", reason: "no randomness".into() })?;
+    let mint = TokenMint::new(name, token_key.as_ref())
+        .map_err(|error| MaterialError::Issue { what: "the token key", reason: error.to_string() })?;
+    Ok(ClusterMaterial {
+        name: name.to_owned(),
+        dcs: materials,
+        ca,
+        ca_key: Some(PrivateKey(ca_key.serialize_der())),
+        edge: Some(edge),
+        token_public: mint.public(),
+        token_key: Some(PrivateKey(token_key.as_ref().to_vec())),
+        ticket_secret: Some(random_bytes()),
+    })
+}
+
+fn parameters(names: &[String], common_name: &str) -> Result<CertificateParams, MaterialError> {
+    let mut params = CertificateParams::new(names).map_err(failed("a certificate"))?;
+    let now = SystemTime::now();
+    params.not_before = (now - BACKDATED).into();
+    params.not_after = (now + LIFETIME).into();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common_name);
+    Ok(params)
+}
+
+fn issue(
+    issuer: &Issuer<'_, &KeyPair>,
+    names: &[String],
+    usages: &[ExtendedKeyUsagePurpose],
+) -> Result<Identity, MaterialError> {
+    let key = KeyPair::generate().map_err(failed("a certificate's key"))?;
+    let common_name = names.first().map_or("", String::as_str);
+    let mut params = parameters(names, common_name)?;
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params.extended_key_usages = usages.to_vec();
+    params.use_authority_key_identifier_extension = true;
+    let certificate = params.signed_by(&key, issuer).map_err(failed("a certificate"))?;
+    let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    Ok(Identity { chain: vec![certificate.der().clone()], key })
+}
+
+/// A new Ed25519 key. Its id is drawn at random, so that no id is ever used twice without anybody counting.
+fn signing(ids: &mut Vec<KeyId>) -> Result<SigningMaterial, MaterialError> {
+    let seed: [u8; 32] = random_bytes();
+    let pair = Ed25519KeyPair::from_seed_unchecked(&seed)
+        .map_err(|error| MaterialError::Issue { what: "a signing key", reason: error.to_string() })?;
+    let mut public = [0; 32];
+    public.copy_from_slice(pair.public_key().as_ref());
+    let id = loop {
+        let id = KeyId::new(u32::from_be_bytes(random_bytes()));
+        if id != KeyId::default() && !ids.contains(&id) {
+            break id;
+        }
+    };
+    ids.push(id);
+    Ok(SigningMaterial { id, public, seed: Some(seed) })
+}

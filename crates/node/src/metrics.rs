@@ -1,0 +1,184 @@
+//! The metrics of one datacenter, by OpenTelemetry's names where there are any. A file id is never a label.
+//!
+//! Owned by the composition and passed to every service of the datacenter; two datacenters in one process have two.
+//! A service with metrics of its own adds them with [`Metrics::register`]. Read by the admin port.
+
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::Registry;
+
+/// Content type of [`Metrics::encode`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Bounds of what takes milliseconds to a minute, in seconds.
+const SECONDS: [f64; 14] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 60.0];
+
+/// Labels of [`Metrics::chunks`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ChunkLabels {
+    /// The front door: `http`, `grpc`, `tus`.
+    pub door: &'static str,
+    /// `stored`, `known`, `provisional`, or the code of the problem.
+    pub outcome: &'static str,
+}
+
+/// Labels of [`Metrics::http_requests`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HttpLabels {
+    /// The pattern that matched, `none` if none did.
+    pub http_route: &'static str,
+    /// The method; `_OTHER` for one that is not known.
+    pub http_request_method: &'static str,
+    /// The status.
+    pub http_response_status_code: u16,
+}
+
+/// Labels of [`Metrics::shed`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ShedLabels {
+    /// What ran out: `connections`, `requests`, `memory`, `slow-body`, `handshake`.
+    pub reason: &'static str,
+}
+
+/// Makes the histograms of a family.
+type MakeHistogram = fn() -> Histogram;
+
+/// The metrics of one datacenter.
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    /// Chunks that were taken or refused.
+    pub chunks: Family<ChunkLabels, Counter>,
+    /// From the first byte of a run's request to its acknowledgement, in seconds.
+    pub chunk_ack: Histogram,
+    /// HTTP requests at the edge: seconds until the answer's head was ready.
+    pub http_requests: Family<HttpLabels, Histogram, MakeHistogram>,
+    /// Client connections that are open.
+    pub connections: Gauge,
+    /// Memory that budgets have granted, in bytes.
+    pub memory_used: Gauge,
+    /// Memory that budgets may grant, in bytes.
+    pub memory_budget: Gauge,
+    /// Work that was refused to stay inside a budget.
+    pub shed: Family<ShedLabels, Counter>,
+    /// Chunks that did not hash to their value.
+    pub integrity_failures: Counter,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Metrics")
+    }
+}
+
+impl Metrics {
+    /// The metrics of the datacenter with this name, which labels each of them.
+    pub fn new(dc: &str) -> Self {
+        let mut registry = Registry::with_labels([("dc".into(), dc.to_owned().into())].into_iter());
+        let seconds: MakeHistogram = || Histogram::new(SECONDS);
+        let metrics = Self {
+            chunks: Family::default(),
+            chunk_ack: seconds(),
+            http_requests: Family::new_with_constructor(seconds),
+            connections: Gauge::default(),
+            memory_used: Gauge::default(),
+            memory_budget: Gauge::default(),
+            shed: Family::default(),
+            integrity_failures: Counter::default(),
+            registry: Mutex::new(Registry::default()),
+        };
+        // The encoder appends `_total` to counters and `_info` to infos.
+        registry.register("sluice_chunks", "Chunks taken or refused", metrics.chunks.clone());
+        registry.register(
+            "sluice_chunk_ack_seconds",
+            "From the request of a run to its acknowledgement",
+            metrics.chunk_ack.clone(),
+        );
+        registry.register(
+            "http_server_request_duration_seconds",
+            "Duration of HTTP requests",
+            metrics.http_requests.clone(),
+        );
+        registry.register("sluice_connections", "Open client connections", metrics.connections.clone());
+        registry.register(
+            "sluice_memory_used_bytes",
+            "Memory granted by budgets",
+            metrics.memory_used.clone(),
+        );
+        registry.register(
+            "sluice_memory_budget_bytes",
+            "Memory that budgets may grant",
+            metrics.memory_budget.clone(),
+        );
+        registry.register("sluice_shed", "Work refused to stay inside a budget", metrics.shed.clone());
+        registry.register(
+            "sluice_integrity_failures",
+            "Chunks that did not hash to their value",
+            metrics.integrity_failures.clone(),
+        );
+        registry.register(
+            "sluice_build",
+            "Version of the process",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        Self { registry: Mutex::new(registry), ..metrics }
+    }
+
+    /// Adds metrics of a service.
+    pub fn register(&self, add: impl FnOnce(&mut Registry)) {
+        add(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Counts work that was refused.
+    pub fn count_shed(&self, reason: &'static str) {
+        self.shed.get_or_create(&ShedLabels { reason }).inc();
+    }
+
+    /// Counts the chunks of a request.
+    pub fn count_chunks(&self, door: &'static str, outcome: &'static str, chunks: u64) {
+        self.chunks.get_or_create(&ChunkLabels { door, outcome }).inc_by(chunks);
+    }
+
+    /// All of them, in the OpenMetrics text format ([`CONTENT_TYPE`]).
+    pub fn encode(&self) -> Result<String, fmt::Error> {
+        let mut text = String::new();
+        encode(&mut text, &self.registry.lock().unwrap_or_else(PoisonError::into_inner))?;
+        Ok(text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_have_the_names_that_people_rely_on() {
+        let metrics = Metrics::new("dc-a");
+        metrics.count_chunks("http", "stored", 8);
+        metrics.count_shed("memory");
+        let labels =
+            HttpLabels { http_route: "/v1", http_request_method: "GET", http_response_status_code: 200 };
+        metrics.http_requests.get_or_create(&labels).observe(0.1);
+        let text = metrics.encode().unwrap();
+        for line in [
+            r#"sluice_chunks_total{dc="dc-a",door="http",outcome="stored"} 8"#,
+            r#"sluice_shed_total{dc="dc-a",reason="memory"} 1"#,
+            r#"sluice_chunk_ack_seconds_count{dc="dc-a"} 0"#,
+            r#"sluice_memory_used_bytes{dc="dc-a"} 0"#,
+            r#"sluice_memory_budget_bytes{dc="dc-a"} 0"#,
+            "sluice_integrity_failures_total",
+            "sluice_build_info",
+            r#"http_server_request_duration_seconds_count{dc="dc-a",http_route="/v1""#,
+        ] {
+            assert!(text.contains(line), "{line} is missing in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! TLS: who may connect to whom, and how a client that is moved resumes.
+//!
+//! TLS 1.3 only, aws-lc-rs for the ciphers, no early data anywhere. Edges issue stateless tickets under keys that
+//! every datacenter derives ([`TicketKeys`]), and keep no session cache. Listeners between datacenters demand a
+//! certificate and issue no tickets, so that a certificate is checked on every connection. Nothing here has to be
+//! stopped.
+
+use std::fmt;
+use std::sync::Arc;
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
+use rustls::version::TLS13;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use sluice_engine::ids::DcId;
+use webpki::EndEntityCert;
+
+use crate::clock::{SharedClock, random_bytes};
+use crate::material::{ClusterMaterial, Identity, MaterialError};
+
+/// How long one ticket key is used, in seconds. A ticket is good for one to two such periods.
+const TICKET_PERIOD_SECS: u64 = 6 * 3600;
+
+/// Bytes before a ticket's ciphertext: period (8) and salt (16).
+const TICKET_HEAD: usize = 24;
+
+/// The longest ticket that is looked at, in bytes.
+const MAX_TICKET_LEN: usize = 16 << 10;
+
+/// Why a TLS configuration cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// The material lacks something.
+    #[error(transparent)]
+    Material(#[from] MaterialError),
+    /// rustls does not take it.
+    #[error("TLS does not take the certificate or key of {whose}: {reason}")]
+    Refused {
+        /// Whose certificate or key.
+        whose: String,
+        /// What rustls says.
+        reason: String,
+    },
+}
+
+/// Why a verified certificate is not that of a datacenter of this cluster.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum PeerError {
+    /// There is none.
+    #[error("the peer showed no certificate")]
+    Missing,
+    /// It names no datacenter, or several, or one that is not in the configuration.
+    #[error("the peer's certificate does not name one datacenter of this cluster")]
+    Name,
+}
+
+/// Makes aws-lc-rs the provider of the process. May be called again; the first provider stays.
+pub fn install_provider() {
+    // An error means that one is installed already.
+    let _ = provider().install_default();
+}
+
+/// aws-lc-rs, with AES-128-GCM first: the fastest by far on machines with AES instructions, and strong enough.
+fn provider() -> CryptoProvider {
+    let cipher_suites = vec![
+        cipher_suite::TLS13_AES_128_GCM_SHA256,
+        cipher_suite::TLS13_AES_256_GCM_SHA384,
+        cipher_suite::TLS13_CHACHA20_POLY1305_SHA256,
+    ];
+    CryptoProvider { cipher_suites, ..default_provider() }
+}
+
+fn refused(whose: impl Into<String>) -> impl FnOnce(rustls::Error) -> TlsError {
+    let whose = whose.into();
+    move |error| TlsError::Refused { whose, reason: error.to_string() }
+}
+
+fn roots(ca: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca.clone()).map_err(refused("the CA"))?;
+    Ok(Arc::new(roots))
+}
+
+/// What an edge listens with: the cluster's one TLS name, HTTP/2 and HTTP/1.1, tickets, no client certificates.
+pub fn edge_server(material: &ClusterMaterial, clock: SharedClock) -> Result<Arc<ServerConfig>, TlsError> {
+    let Identity { chain, key } = material.edge_identity()?;
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(refused("edges"))?
+        .with_no_client_auth()
+        .with_single_cert(chain.clone(), key.clone_key())
+        .map_err(refused("edges"))?;
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = Arc::new(TicketKeys::new(*material.ticket_secret()?, clock));
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    // What 0-RTT carries can be replayed (fault 48).
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}
+
+/// What a client connects to an edge with. It verifies the cluster's one TLS name, [`edge_name`], whatever address it
+/// connects to; with that name as the server name a session resumes at any datacenter.
+pub fn edge_client(ca: &CertificateDer<'static>, alpn: &[&[u8]]) -> Result<ClientConfig, TlsError> {
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(refused("clients"))?
+        .with_root_certificates(roots(ca)?)
+        .with_no_client_auth();
+    config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Ok(config)
+}
+
+/// The server name that clients ask for and verify.
+pub fn edge_name(material: &ClusterMaterial) -> Result<ServerName<'static>, TlsError> {
+    server_name(material.edge_tls_name())
+}
+
+/// The server name by which a datacenter is known to its peers.
+pub fn peer_name(material: &ClusterMaterial, dc: DcId) -> Result<ServerName<'static>, TlsError> {
+    server_name(material.peer_tls_name(dc))
+}
+
+fn server_name(name: String) -> Result<ServerName<'static>, TlsError> {
+    ServerName::try_from(name.clone())
+        .map_err(|error| TlsError::Refused { whose: name, reason: error.to_string() })
+}
+
+/// What a datacenter listens with for its peers: a certificate is demanded, and no ticket is issued (fault 47).
+pub fn peer_server(material: &ClusterMaterial, me: DcId) -> Result<Arc<ServerConfig>, TlsError> {
+    let Identity { chain, key } = material.peer_identity(me)?;
+    let provider = Arc::new(provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(material.ca())?, provider.clone())
+        .build()
+        .map_err(|error| TlsError::Refused { whose: "the CA".into(), reason: error.to_string() })?;
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&TLS13])
+        .map_err(refused("peers"))?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain.clone(), key.clone_key())
+        .map_err(refused("peers"))?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.max_early_data_size = 0;
+    Ok(Arc::new(config))
+}
+
+/// What a datacenter connects to its peers with; the name to verify is [`peer_name`].
+pub fn peer_client(material: &ClusterMaterial, me: DcId) -> Result<Arc<ClientConfig>, TlsError> {
+    let Identity { chain, key } = material.peer_identity(me)?;
+    let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(refused("peers"))?
+        .with_root_certificates(roots(material.ca())?)
+        .with_client_auth_cert(chain.clone(), key.clone_key())
+        .map_err(refused("peers"))?;
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// Which datacenter a certificate that TLS has verified belongs to: the first of `certificates` names exactly one.
+pub fn peer_dc(
+    material: &ClusterMaterial,
+    certificates: Option<&[CertificateDer<'_>]>,
+) -> Result<DcId, PeerError> {
+    let leaf = certificates.and_then(<[_]>::first).ok_or(PeerError::Missing)?;
+    let certificate = EndEntityCert::try_from(leaf).map_err(|_| PeerError::Name)?;
+    let mut names = certificate.valid_dns_names();
+    match (names.next(), names.next()) {
+        (Some(name), None) => material.dc_of_peer_name(name).ok_or(PeerError::Name),
+        (None, _) | (Some(_), Some(_)) => Err(PeerError::Name),
+    }
+}
+
+/// Ticket keys that every datacenter derives from the cluster's secret, so that a client resumes at any of them.
+///
+/// One key per period of six hours; a ticket of the previous, the current or the next period (of a datacenter whose
+/// clock is ahead) is taken. Layout: period (8 bytes, big-endian) ‖ salt (16) ‖ AES-256-GCM ciphertext and tag. The
+/// key is derived from secret, period and salt, and used once, so the nonce is zero. Resumption authenticates no one.
+pub struct TicketKeys {
+    secret: [u8; 32],
+    clock: SharedClock,
+}
+
+impl fmt::Debug for TicketKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TicketKeys")
+    }
+}
+
+impl TicketKeys {
+    /// The keys of a cluster with this secret.
+    pub fn new(secret: [u8; 32], clock: SharedClock) -> Self {
+        Self { secret, clock }
+    }
+
+    fn period(&self) -> u64 {
+        self.clock.now().number() / 1000 / TICKET_PERIOD_SECS
+    }
+
+    fn key(&self, head: &[u8]) -> Option<LessSafeKey> {
+        let input = [&self.secret[..], head].concat();
+        let key = blake3::derive_key("sluice 2026-11 tls ticket key v1", &input);
+        UnboundKey::new(&AES_256_GCM, &key).ok().map(LessSafeKey::new)
+    }
+}
+
+impl ProducesTickets for TicketKeys {
+    fn enabled(&self) -> bool {
+        true
+    }
+
+    fn lifetime(&self) -> u32 {
+        TICKET_PERIOD_SECS as u32
+    }
+
+    fn encrypt(&self, plain: &[u8]) -> Option<Vec<u8>> {
+        let mut ticket = Vec::with_capacity(TICKET_HEAD + plain.len() + AES_256_GCM.tag_len());
+        ticket.extend_from_slice(&self.period().to_be_bytes());
+        ticket.extend_from_slice(&random_bytes::<16>());
+        let key = self.key(&ticket)?;
+        ticket.extend_from_slice(plain);
+        let (_, body) = ticket.split_at_mut(TICKET_HEAD);
+        let nonce = Nonce::assume_unique_for_key([0; NONCE_LEN]);
+        let tag = key.seal_in_place_separate_tag(nonce, Aad::empty(), body).ok()?;
+        ticket.extend_from_slice(tag.as_ref());
+        Some(ticket)
+    }
+
+    fn decrypt(&self, cipher: &[u8]) -> Option<Vec<u8>> {
+        if cipher.len() > MAX_TICKET_LEN {
+            return None;
+        }
+        let (head, body) = cipher.split_at_checked(TICKET_HEAD)?;
+        let period = u64::from_be_bytes(*head.first_chunk()?);
+        if period.abs_diff(self.period()) > 1 {
+            return None;
+        }
+        let mut body = body.to_vec();
+        let nonce = Nonce::assume_unique_for_key([0; NONCE_LEN]);
+        let plain = self.key(head)?.open_in_place(nonce, Aad::empty(), &mut body).ok()?.len();
+        body.truncate(plain);
+        Some(body)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{ManualClock, SystemClock};
+    use rustls::HandshakeKind;
+    use sluice_engine::ids::Timestamp;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
+    use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+    const A: DcId = DcId::new(1);
+    const B: DcId = DcId::new(2);
+
+    fn material(name: &str) -> ClusterMaterial {
+        ClusterMaterial::generate(name, &[(A, "dc-a"), (B, "dc-b")]).unwrap()
+    }
+
+    type Ends = (client::TlsStream<tokio::io::DuplexStream>, server::TlsStream<tokio::io::DuplexStream>);
+
+    /// Connects, and says one byte each way, so that tickets and late refusals arrive.
+    async fn connect(
+        client: Arc<ClientConfig>,
+        server: Arc<ServerConfig>,
+        name: ServerName<'static>,
+    ) -> std::io::Result<Ends> {
+        let (near, far) = duplex(64 << 10);
+        let accept = async {
+            let mut stream = TlsAcceptor::from(server).accept(far).await?;
+            stream.write_all(b"s").await?;
+            stream.read_u8().await?;
+            Ok::<_, std::io::Error>(stream)
+        };
+        let connect = async {
+            let mut stream = TlsConnector::from(client).connect(name, near).await?;
+            stream.write_all(b"c").await?;
+            stream.read_u8().await?;
+            Ok::<_, std::io::Error>(stream)
+        };
+        tokio::try_join!(connect, accept)
+    }
+
+    #[tokio::test]
+    async fn a_client_resumes_at_another_datacenter_without_a_full_handshake() {
+        let material = material("test");
+        let [here, there] = [0, 1].map(|_| edge_server(&material, SystemClock::shared()).unwrap());
+        let client = Arc::new(edge_client(material.ca(), &[b"http/1.1"]).unwrap());
+        let name = edge_name(&material).unwrap();
+        let (first, _) = connect(client.clone(), here, name.clone()).await.unwrap();
+        assert_eq!(first.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
+        assert_eq!(first.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+        let (second, _) = connect(client.clone(), there, name.clone()).await.unwrap();
+        assert_eq!(second.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
+        assert!(!second.get_ref().1.is_early_data_accepted());
+
+        let stranger = edge_server(&self::material("test"), SystemClock::shared()).unwrap();
+        assert!(connect(client, stranger, name).await.is_err(), "another CA");
+    }
+
+    #[tokio::test]
+    async fn peers_know_one_another_and_nobody_else_gets_in() {
+        let material = material("test");
+        let server = peer_server(&material, A).unwrap();
+        let client = peer_client(&material, B).unwrap();
+        let name = peer_name(&material, A).unwrap();
+        for _ in 0..2 {
+            let (near, far) = connect(client.clone(), server.clone(), name.clone()).await.unwrap();
+            assert_eq!(peer_dc(&material, far.get_ref().1.peer_certificates()), Ok(B));
+            assert_eq!(peer_dc(&material, near.get_ref().1.peer_certificates()), Ok(A));
+            assert_eq!(near.get_ref().1.handshake_kind(), Some(HandshakeKind::Full), "never resumed");
+        }
+        assert!(connect(client.clone(), server.clone(), peer_name(&material, B).unwrap()).await.is_err());
+        let nobody = Arc::new(edge_client(material.ca(), &[b"h2"]).unwrap());
+        assert!(connect(nobody, server.clone(), name.clone()).await.is_err());
+        let other = self::material("test");
+        assert!(connect(peer_client(&other, B).unwrap(), server, name).await.is_err());
+        assert_eq!(peer_dc(&material, None), Err(PeerError::Missing));
+        let edge = &material.edge_identity().unwrap().chain;
+        assert_eq!(peer_dc(&material, Some(edge)), Err(PeerError::Name));
+    }
+
+    #[test]
+    fn tickets_last_one_to_two_periods_and_are_the_clusters_own() {
+        let clock = ManualClock::at(Timestamp::new(1_763_640_000_000));
+        let keys = TicketKeys::new([7; 32], clock.clone());
+        let ticket = keys.encrypt(b"session").unwrap();
+        assert_eq!(keys.decrypt(&ticket).as_deref(), Some(&b"session"[..]));
+        assert_eq!(TicketKeys::new([8; 32], clock.clone()).decrypt(&ticket), None);
+        for at in [0, 8, 24, ticket.len() - 1] {
+            let mut bad = ticket.clone();
+            bad[at] ^= 1;
+            assert_eq!(keys.decrypt(&bad), None, "byte {at}");
+        }
+        assert_eq!(keys.decrypt(&ticket[..20]), None);
+        clock.advance(TICKET_PERIOD_SECS * 1000);
+        assert!(keys.decrypt(&ticket).is_some(), "the previous key");
+        clock.advance(TICKET_PERIOD_SECS * 1000);
+        assert_eq!(keys.decrypt(&ticket), None);
+        let early = TicketKeys::new([7; 32], ManualClock::at(Timestamp::new(1_763_640_000_000)));
+        let ahead = ManualClock::at(Timestamp::new(1_763_640_000_000 + TICKET_PERIOD_SECS * 1000));
+        let ticket = TicketKeys::new([7; 32], ahead).encrypt(b"s").unwrap();
+        assert!(early.decrypt(&ticket).is_some(), "the next key");
+    }
+}
