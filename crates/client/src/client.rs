@@ -1,0 +1,166 @@
+//! The client: its URLs, and every operation that is one question.
+//!
+//! Clones share connections and what is known of each URL's health. Nothing runs in the background: a client that
+//! is dropped leaves no task behind.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use sluice_proto::http::{About, FilePage, FileStatus, State};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::config::{ClientConfig, ConfigError, MAX_JOBS, tls};
+use crate::door::{Door, ListFilter};
+use crate::doors::{Doors, First, gave_up};
+use crate::error::ClientError;
+use crate::event::{SharedObserver, unobserved};
+
+/// The longest that a server is asked to wait in one request.
+const LONGEST_POLL: Duration = Duration::from_secs(60);
+
+/// A client of one cluster, for one tenant.
+#[derive(Clone, Debug)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    doors: Doors,
+    jobs: usize,
+}
+
+impl Client {
+    /// Sets a client up. Connects to nothing yet.
+    pub fn new(config: ClientConfig) -> Result<Self, ClientError> {
+        if config.urls.is_empty() {
+            return Err(ConfigError::NoUrl.into());
+        }
+        if config.jobs == 0 || config.jobs > MAX_JOBS {
+            return Err(ConfigError::Jobs { got: config.jobs, limit: MAX_JOBS }.into());
+        }
+        let authorization = config.token.header()?;
+        // HTTP/1.1 only: one connection per request in flight, each with its own window and its own core.
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls(&config.ca_pem)?)
+            .http1_only()
+            .https_only(true)
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .referer(false)
+            .user_agent(concat!("sluice/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(config.timeouts.connect)
+            .pool_max_idle_per_host(config.jobs.saturating_add(1))
+            .tcp_nodelay(true)
+            .build()
+            .map_err(|error| ConfigError::Http { reason: error.to_string() })?;
+        let doors = config
+            .urls
+            .iter()
+            .map(|url| Door::new(http.clone(), url, authorization.clone(), config.timeouts))
+            .collect::<Result<Vec<_>, _>>()?;
+        let doors = Doors::new(doors, config.retry);
+        Ok(Self { inner: Arc::new(Inner { doors, jobs: config.jobs }) })
+    }
+
+    /// Where the first URL that answers leads: the cluster, and its datacenters.
+    pub async fn about(&self) -> Result<About, ClientError> {
+        let ask = |door: Arc<Door>| async move { door.about().await };
+        Ok(self.doors().anywhere(First::Configured, &unobserved(), ask).await?.1)
+    }
+
+    /// Where a file stands, as the first URL that knows it says.
+    pub async fn status(&self, id: Uuid) -> Result<FileStatus, ClientError> {
+        let ask = |door: Arc<Door>| async move { door.status(id, None).await };
+        Ok(self.doors().anywhere(First::Configured, &unobserved(), ask).await?.1)
+    }
+
+    /// Where a file stands once it has reached `state`, or after `longest`. `conflict` and `dropped` end the wait.
+    pub async fn wait(&self, id: Uuid, state: State, longest: Duration) -> Result<FileStatus, ClientError> {
+        let until = Instant::now() + longest;
+        loop {
+            let left = until.saturating_duration_since(Instant::now()).min(LONGEST_POLL);
+            let ask = |door: Arc<Door>| async move { door.status(id, Some((state, left))).await };
+            let asked_at = Instant::now();
+            let (_, status) = self.doors().anywhere(First::Configured, &unobserved(), ask).await?;
+            if status.state >= state || Instant::now() >= until {
+                return Ok(status);
+            }
+            if asked_at.elapsed() < left / 2 {
+                tokio::time::sleep(self.doors().pause(1)).await;
+            }
+        }
+    }
+
+    /// One page of the files that the first URL that answers knows.
+    pub async fn list(&self, filter: ListFilter) -> Result<FilePage, ClientError> {
+        let ask = |door: Arc<Door>| async move { door.list(filter).await };
+        Ok(self.doors().anywhere(First::Configured, &unobserved(), ask).await?.1)
+    }
+
+    /// Ends a file for good. One that is gone already is a success.
+    pub async fn remove(&self, id: Uuid) -> Result<(), ClientError> {
+        let ask = |door: Arc<Door>| async move {
+            match door.remove(id).await {
+                Err(ClientError::Refused(refused)) if refused.status == 410 => Ok(()),
+                result => result,
+            }
+        };
+        Ok(self.doors().anywhere(First::Configured, &unobserved(), ask).await?.1)
+    }
+
+    /// What every URL that answers says of a file, by URL; those that do not know it say nothing. Goes on trying
+    /// until one answers.
+    pub(crate) async fn statuses(
+        &self,
+        id: Uuid,
+        observer: &SharedObserver,
+    ) -> Result<Vec<(usize, FileStatus)>, ClientError> {
+        let begun = Instant::now();
+        let deadline = begun + self.doors().policy().retry_for;
+        loop {
+            let asked = self.doors().usable().into_iter().map(|(url, _)| async move {
+                let ticket = self.doors().enter(url);
+                let answer = ticket.door().status(id, None).await;
+                (ticket, answer)
+            });
+            let mut answers = Vec::new();
+            let (mut answered, mut last) = (false, None);
+            for (ticket, answer) in join_all(asked).await {
+                match answer {
+                    Ok(status) => {
+                        ticket.succeeded(observer);
+                        answered = true;
+                        answers.push((ticket.url, status));
+                    }
+                    Err(error) if error.is_not_found() => {
+                        ticket.succeeded(observer);
+                        answered = true;
+                    }
+                    Err(error) if error.is_transient() => {
+                        ticket.failed(&error, observer);
+                        last = Some(error);
+                    }
+                    Err(error) => return Err(error),
+                }
+            }
+            if answered {
+                return Ok(answers);
+            }
+            if Instant::now() >= deadline {
+                return Err(gave_up(begun.elapsed(), last));
+            }
+            self.doors().wait(deadline).await;
+        }
+    }
+
+    pub(crate) fn doors(&self) -> &Doors {
+        &self.inner.doors
+    }
+
+    pub(crate) fn jobs(&self) -> usize {
+        self.inner.jobs
+    }
+}

@@ -1,0 +1,427 @@
+//! One URL: each operation of `/v1` as one request, without any retry.
+//!
+//! An answer is parsed here, once: afterwards it is a typed body or a [`ClientError`]. A body that stands still is
+//! given up after the stall timeout, in either direction, so that a datacenter that dies without a word is noticed.
+
+use std::convert::Infallible;
+use std::error::Error;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RANGE, RETRY_AFTER};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use serde::de::DeserializeOwned;
+use sluice_engine::hash::ChainingValue;
+use sluice_proto::http::{
+    About, ChunkReceipt, CreateFile, FilePage, FileStatus, ProblemDetails, State, TreeNode,
+};
+use sluice_proto::problem::Problem;
+use tokio::time::{Instant, sleep_until, timeout};
+use uuid::Uuid;
+
+use crate::config::{ConfigError, Timeouts};
+use crate::error::{ClientError, Operation, Refused};
+
+/// The largest answer that is read into memory: a page of a list, or the values of 4,096 chunks.
+const MAX_ANSWER: usize = 8 << 20;
+
+/// How much of a body is handed to the connection at once; the grain of the stall watch.
+const FRAME: usize = 256 << 10;
+
+/// The longest that a server may keep its callers away.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// Which files to list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ListFilter {
+    /// Only those in this state.
+    pub state: Option<State>,
+    /// How many at most; the server has a limit of its own.
+    pub limit: Option<usize>,
+    /// Only those with ids above.
+    pub after: Option<Uuid>,
+}
+
+/// The edge at one URL.
+#[derive(Debug)]
+pub(crate) struct Door {
+    http: reqwest::Client,
+    base: Url,
+    authorization: HeaderValue,
+    timeouts: Timeouts,
+    /// The datacenter's name, once it has said it.
+    dc: OnceLock<String>,
+}
+
+impl Door {
+    pub(crate) fn new(
+        http: reqwest::Client,
+        url: &str,
+        authorization: HeaderValue,
+        timeouts: Timeouts,
+    ) -> Result<Self, ConfigError> {
+        let bad = |reason: String| ConfigError::Url { url: url.to_owned(), reason };
+        let mut base = Url::parse(url.trim()).map_err(|error| bad(error.to_string()))?;
+        if base.scheme() != "https" {
+            return Err(bad("expected https".into()));
+        }
+        if !base.path().ends_with('/') {
+            let path = format!("{}/", base.path());
+            base.set_path(&path);
+        }
+        base.set_query(None);
+        base.set_fragment(None);
+        Ok(Self { http, base, authorization, timeouts, dc: OnceLock::new() })
+    }
+
+    /// The datacenter's name, or the URL until it is known.
+    pub(crate) fn name(&self) -> String {
+        self.dc.get().cloned().unwrap_or_else(|| self.base.as_str().trim_end_matches('/').to_owned())
+    }
+
+    pub(crate) fn dc(&self) -> Option<&str> {
+        self.dc.get().map(String::as_str)
+    }
+
+    pub(crate) async fn about(&self) -> Result<About, ClientError> {
+        let request = self.request(Method::GET, "v1", Operation::About)?;
+        Ok(self.json(Operation::About, request, Duration::ZERO).await?.1)
+    }
+
+    /// Whether it was new, and where it stands.
+    pub(crate) async fn create(
+        &self,
+        id: Uuid,
+        file: &CreateFile,
+    ) -> Result<(bool, FileStatus), ClientError> {
+        let operation = Operation::Create { id };
+        let request = self.request(Method::POST, "v1/files", operation)?.json(file);
+        let (status, body) = self.json(operation, request, Duration::ZERO).await?;
+        Ok((status == StatusCode::CREATED, body))
+    }
+
+    pub(crate) async fn put_chunks(
+        &self,
+        id: Uuid,
+        start: u64,
+        values: &[ChainingValue],
+        bytes: Bytes,
+    ) -> Result<ChunkReceipt, ClientError> {
+        let operation = Operation::Chunks { start, count: values.len() as u64 };
+        let announced: Vec<String> = values.iter().map(ToString::to_string).collect();
+        let (body, watch) = WatchedBody::new(bytes);
+        let request = self
+            .request(Method::PUT, &format!("v1/files/{id}/chunks/{start}"), operation)?
+            .header("chunk-value", announced.join(","))
+            .header("content-type", "application/octet-stream")
+            .body(reqwest::Body::wrap(body));
+        let answer = async {
+            let response = self.check(operation, self.send(operation, request).await?).await?;
+            self.parse(operation, response).await
+        };
+        tokio::select! {
+            receipt = answer => receipt,
+            () = watch.stalled(self.timeouts.stall, self.timeouts.answer) => {
+                Err(self.unreachable(operation, "it stood still".into()))
+            }
+        }
+    }
+
+    /// With `wait`, the server answers when the state is reached or the time is up.
+    pub(crate) async fn status(
+        &self,
+        id: Uuid,
+        wait: Option<(State, Duration)>,
+    ) -> Result<FileStatus, ClientError> {
+        let operation = Operation::Status { id };
+        let mut request = self.request(Method::GET, &format!("v1/files/{id}"), operation)?;
+        let mut extra = Duration::ZERO;
+        if let Some((state, longest)) = wait {
+            extra = longest;
+            request =
+                request.query(&[("wait", state.name()), ("timeout", &longest.as_secs().max(1).to_string())]);
+        }
+        Ok(self.json(operation, request, extra).await?.1)
+    }
+
+    pub(crate) async fn list(&self, filter: ListFilter) -> Result<FilePage, ClientError> {
+        let operation = Operation::List;
+        let mut request = self.request(Method::GET, "v1/files", operation)?;
+        if let Some(state) = filter.state {
+            request = request.query(&[("state", state.name())]);
+        }
+        if let Some(limit) = filter.limit {
+            request = request.query(&[("limit", limit)]);
+        }
+        if let Some(after) = filter.after {
+            request = request.query(&[("after", after)]);
+        }
+        Ok(self.json(operation, request, Duration::ZERO).await?.1)
+    }
+
+    pub(crate) async fn tree(&self, id: Uuid, start: u64, level: u8) -> Result<TreeNode, ClientError> {
+        let operation = Operation::Tree { start, level };
+        let request = self
+            .request(Method::GET, &format!("v1/files/{id}/tree"), operation)?
+            .query(&[("start", start)])
+            .query(&[("level", level)]);
+        Ok(self.json(operation, request, Duration::ZERO).await?.1)
+    }
+
+    pub(crate) async fn remove(&self, id: Uuid) -> Result<(), ClientError> {
+        let operation = Operation::Remove { id };
+        let request = self.request(Method::DELETE, &format!("v1/files/{id}"), operation)?;
+        let answer = async { self.check(operation, self.send(operation, request).await?).await };
+        self.in_time(operation, Duration::ZERO, answer).await.map(|_| ())
+    }
+
+    /// The `len` bytes from `offset`, which are those of `operation`'s chunks.
+    pub(crate) async fn content(
+        &self,
+        id: Uuid,
+        offset: u64,
+        len: usize,
+        operation: Operation,
+    ) -> Result<Vec<u8>, ClientError> {
+        let last = offset + (len as u64).saturating_sub(1);
+        let request = self
+            .request(Method::GET, &format!("v1/files/{id}/content"), operation)?
+            .header(RANGE, format!("bytes={offset}-{last}"));
+        let opened = async { self.check(operation, self.send(operation, request).await?).await };
+        let mut response = self.in_time(operation, Duration::ZERO, opened).await?;
+        // A server may answer a range that is the whole file with 200; anything else must be the part asked for.
+        let whole = response.status() == StatusCode::OK && offset == 0;
+        if response.status() != StatusCode::PARTIAL_CONTENT && !whole {
+            let cause = format!("expected a part (206), got {}", response.status());
+            return Err(self.malformed(operation, cause, trace(response.headers())));
+        }
+        let mut bytes = Vec::with_capacity(len);
+        while let Some(piece) = self.piece(operation, &mut response).await? {
+            if bytes.len() + piece.len() > len {
+                let cause = format!("more than the {len} bytes asked for");
+                return Err(self.malformed(operation, cause, trace(response.headers())));
+            }
+            bytes.extend_from_slice(&piece);
+        }
+        if bytes.len() < len {
+            let cause = format!("the body ended after {} of {len} bytes", bytes.len());
+            return Err(self.unreachable(operation, cause));
+        }
+        Ok(bytes)
+    }
+
+    fn request(
+        &self,
+        method: Method,
+        path: &str,
+        operation: Operation,
+    ) -> Result<RequestBuilder, ClientError> {
+        let url = self
+            .base
+            .join(path)
+            .map_err(|error| self.malformed(operation, format!("no URL for {path}: {error}"), None))?;
+        Ok(self.http.request(method, url).header(AUTHORIZATION, self.authorization.clone()))
+    }
+
+    async fn json<T: DeserializeOwned>(
+        &self,
+        operation: Operation,
+        request: RequestBuilder,
+        extra: Duration,
+    ) -> Result<(StatusCode, T), ClientError> {
+        let answer = async {
+            let response = self.check(operation, self.send(operation, request).await?).await?;
+            let status = response.status();
+            Ok((status, self.parse(operation, response).await?))
+        };
+        self.in_time(operation, extra, answer).await
+    }
+
+    async fn in_time<T>(
+        &self,
+        operation: Operation,
+        extra: Duration,
+        answer: impl Future<Output = Result<T, ClientError>>,
+    ) -> Result<T, ClientError> {
+        let longest = self.timeouts.answer + extra;
+        match timeout(longest, answer).await {
+            Ok(result) => result,
+            Err(_) => Err(self.unreachable(operation, format!("no answer in {} s", longest.as_secs_f32()))),
+        }
+    }
+
+    async fn send(&self, operation: Operation, request: RequestBuilder) -> Result<Response, ClientError> {
+        let response =
+            request.send().await.map_err(|error| self.unreachable(operation, root_cause(&error)))?;
+        if let Some(dc) = text(response.headers(), "sluice-dc") {
+            // The first name stays: one URL is one datacenter.
+            let _ = self.dc.set(dc);
+        }
+        Ok(response)
+    }
+
+    /// Passes what succeeded; turns the rest into an error.
+    async fn check(&self, operation: Operation, response: Response) -> Result<Response, ClientError> {
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let trace = trace(response.headers());
+        let retry_after = text(response.headers(), RETRY_AFTER.as_str())
+            .and_then(|seconds| seconds.parse().ok())
+            .map(|seconds| Duration::from_secs(seconds).min(MAX_RETRY_AFTER));
+        let body = self.body(operation, response).await.unwrap_or_default();
+        let refused = match serde_json::from_slice::<ProblemDetails>(&body) {
+            Ok(problem) => Refused {
+                code: problem.code().to_owned(),
+                problem: Problem::from_code(problem.code()),
+                dc: problem.dc,
+                operation,
+                status: status.as_u16(),
+                detail: problem.detail,
+                hint: problem.hint,
+                trace: Some(problem.trace).filter(|trace| !trace.is_empty()).or(trace),
+                retry_after,
+            },
+            // Not from an edge: from a proxy before it that found none, or from something else altogether.
+            Err(_) if matches!(status.as_u16(), 502..=504) => {
+                return Err(self.unreachable(operation, format!("something before it answered {status}")));
+            }
+            Err(_) => {
+                let cause = format!("{status} without problem details");
+                return Err(self.malformed(operation, cause, trace));
+            }
+        };
+        Err(ClientError::Refused(Box::new(refused)))
+    }
+
+    async fn parse<T: DeserializeOwned>(
+        &self,
+        operation: Operation,
+        response: Response,
+    ) -> Result<T, ClientError> {
+        let trace = trace(response.headers());
+        let body = self.body(operation, response).await?;
+        serde_json::from_slice(&body).map_err(|error| self.malformed(operation, error.to_string(), trace))
+    }
+
+    async fn body(&self, operation: Operation, mut response: Response) -> Result<Vec<u8>, ClientError> {
+        let mut body = Vec::new();
+        while let Some(piece) = self.piece(operation, &mut response).await? {
+            if body.len() + piece.len() > MAX_ANSWER {
+                let cause = format!("over {MAX_ANSWER} bytes");
+                return Err(self.malformed(operation, cause, trace(response.headers())));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(body)
+    }
+
+    async fn piece(
+        &self,
+        operation: Operation,
+        response: &mut Response,
+    ) -> Result<Option<Bytes>, ClientError> {
+        match timeout(self.timeouts.stall, response.chunk()).await {
+            Ok(piece) => piece.map_err(|error| self.unreachable(operation, root_cause(&error))),
+            Err(_) => Err(self.unreachable(operation, "it stood still".into())),
+        }
+    }
+
+    fn unreachable(&self, operation: Operation, cause: String) -> ClientError {
+        ClientError::Unreachable { at: self.name(), operation, cause }
+    }
+
+    fn malformed(&self, operation: Operation, cause: String, trace: Option<String>) -> ClientError {
+        ClientError::Malformed { at: self.name(), operation, cause, trace }
+    }
+}
+
+fn text(headers: &HeaderMap, name: &str) -> Option<String> {
+    headers.get(name)?.to_str().ok().map(str::to_owned)
+}
+
+fn trace(headers: &HeaderMap) -> Option<String> {
+    text(headers, "trace-id")
+}
+
+/// The innermost cause: `reqwest` and `hyper` wrap it in words that say nothing.
+fn root_cause(error: &reqwest::Error) -> String {
+    let mut cause: &dyn Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}
+
+/// A body that notes when the connection last took some of it.
+struct WatchedBody {
+    bytes: Bytes,
+    watch: Arc<BodyWatch>,
+}
+
+struct BodyWatch {
+    begun: Instant,
+    /// When the connection last asked for bytes, in ms after `begun`.
+    moved_ms: AtomicU64,
+    left: AtomicU64,
+}
+
+impl WatchedBody {
+    fn new(bytes: Bytes) -> (Self, Arc<BodyWatch>) {
+        let watch = Arc::new(BodyWatch {
+            begun: Instant::now(),
+            moved_ms: AtomicU64::new(0),
+            left: AtomicU64::new(bytes.len() as u64),
+        });
+        (Self { bytes, watch: watch.clone() }, watch)
+    }
+}
+
+impl BodyWatch {
+    /// Returns when nothing moved for `stall`, or, once all is handed over, nothing came back for `answer`.
+    async fn stalled(&self, stall: Duration, answer: Duration) {
+        loop {
+            let patience = if self.left.load(Ordering::Relaxed) > 0 { stall } else { answer };
+            let moved = Duration::from_millis(self.moved_ms.load(Ordering::Relaxed));
+            let until = self.begun + moved + patience;
+            if until <= Instant::now() {
+                return;
+            }
+            sleep_until(until).await;
+        }
+    }
+}
+
+impl Body for WatchedBody {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        if self.bytes.is_empty() {
+            return Poll::Ready(None);
+        }
+        let len = self.bytes.len().min(FRAME);
+        let frame = self.bytes.split_to(len);
+        let elapsed = self.watch.begun.elapsed().as_millis() as u64;
+        self.watch.moved_ms.store(elapsed, Ordering::Relaxed);
+        self.watch.left.store(self.bytes.len() as u64, Ordering::Relaxed);
+        Poll::Ready(Some(Ok(Frame::data(frame))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.bytes.len() as u64)
+    }
+}

@@ -1,0 +1,636 @@
+//! What can go wrong, in one enum, with what to do about it.
+//!
+//! An error's text says what was expected and what came. Its [`code`](ClientError::code) is the word by which a
+//! script tells it from others: the server's problem code, or one of ours. [`advice`](ClientError::advice) says
+//! whether trying again can help, [`exit_class`](ClientError::exit_class) how a process should end.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sluice_engine::geometry::GeometryError;
+use sluice_engine::hash::{BadHash, Root};
+use sluice_proto::http::State;
+use sluice_proto::problem::Problem;
+use uuid::Uuid;
+
+use crate::config::ConfigError;
+
+/// What a request was about; how errors name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// Asking where it is.
+    About,
+    /// Creating a file.
+    Create {
+        /// The file.
+        id: Uuid,
+    },
+    /// Sending chunks.
+    Chunks {
+        /// The first.
+        start: u64,
+        /// How many.
+        count: u64,
+    },
+    /// Asking where a file stands.
+    Status {
+        /// The file.
+        id: Uuid,
+    },
+    /// Listing files.
+    List,
+    /// Ending a file.
+    Remove {
+        /// The file.
+        id: Uuid,
+    },
+    /// Reading the chunk values under a node.
+    Tree {
+        /// The first chunk.
+        start: u64,
+        /// log2 of the number of chunks.
+        level: u8,
+    },
+    /// Reading chunks.
+    Content {
+        /// The first.
+        start: u64,
+        /// How many.
+        count: u64,
+    },
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::About => f.write_str("the question where it is"),
+            Self::Create { id } => write!(f, "the metadata of {id}"),
+            Self::Chunks { start, count: 1 } => write!(f, "chunk {start}"),
+            Self::Chunks { start, count } => write!(f, "chunks {start} to {}", start + count - 1),
+            Self::Status { id } => write!(f, "the status of {id}"),
+            Self::List => f.write_str("the list of files"),
+            Self::Remove { id } => write!(f, "the removal of {id}"),
+            Self::Tree { start, level } => write!(f, "the chunk values from {start} at level {level}"),
+            Self::Content { start, count: 1 } => write!(f, "the content of chunk {start}"),
+            Self::Content { start, count } => {
+                write!(f, "the content of chunks {start} to {}", start + count - 1)
+            }
+        }
+    }
+}
+
+/// A request that a datacenter refused, in its own words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// The datacenter.
+    pub dc: String,
+    /// What it refused.
+    pub operation: Operation,
+    /// The code of the problem; `None` in `problem` if this library does not know it.
+    pub code: String,
+    /// The kind of the problem.
+    pub problem: Option<Problem>,
+    /// The HTTP status.
+    pub status: u16,
+    /// What was expected and what came.
+    pub detail: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+    /// The trace of the request.
+    pub trace: Option<String>,
+    /// When to come back.
+    pub retry_after: Option<Duration>,
+}
+
+/// What failed in a client's call.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClientError {
+    /// The configuration makes no client.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A datacenter refused.
+    #[error("{} refused {}: {}", .0.dc, .0.operation, .0.detail)]
+    Refused(Box<Refused>),
+    /// No answer came: no connection, one that broke, or one that stood still.
+    #[error("{at} did not answer {operation}: {cause}")]
+    Unreachable {
+        /// The datacenter, or its URL while its name is not known.
+        at: String,
+        /// What was asked.
+        operation: Operation,
+        /// What happened to the connection.
+        cause: String,
+    },
+    /// An answer came that is none of Sluice's.
+    #[error("{at} gave an answer to {operation} that is not understood: {cause}")]
+    Malformed {
+        /// The datacenter, or its URL.
+        at: String,
+        /// What was asked.
+        operation: Operation,
+        /// What is wrong with it.
+        cause: String,
+        /// The trace of the request.
+        trace: Option<String>,
+    },
+    /// It was tried again for as long as allowed.
+    #[error("gave up after {} s without progress; last: {last}", after.as_secs())]
+    GaveUp {
+        /// How long nothing had worked.
+        after: Duration,
+        /// The last failure.
+        last: Box<ClientError>,
+    },
+    /// The file did not reach the state that was waited for.
+    #[error("file {id} is {} after {} s, expected {}: {missing_chunks} chunks missing", state.name(), after.as_secs(), expected.name())]
+    Unsettled {
+        /// The file.
+        id: Uuid,
+        /// Where it stands.
+        state: State,
+        /// The state that was waited for.
+        expected: State,
+        /// Chunks that no known holder has.
+        missing_chunks: u64,
+        /// How long nothing had changed.
+        after: Duration,
+    },
+    /// The root of the bytes here is not the root there.
+    #[error("{dc} reports root {theirs} for file {id}, the bytes sent have {ours}")]
+    RootMismatch {
+        /// The file.
+        id: Uuid,
+        /// The datacenter that reports it.
+        dc: String,
+        /// The root of the source.
+        ours: Root,
+        /// The root that came.
+        theirs: Root,
+    },
+    /// The bytes do not have the root that the caller expects.
+    #[error("the source has root {got}, expected {expected}")]
+    ExpectedRoot {
+        /// What was expected.
+        expected: Root,
+        /// What the bytes give.
+        got: Root,
+    },
+    /// Bytes came that are not the file's.
+    #[error("{dc} sent bytes for chunk {chunk} that do not hash to its value")]
+    Content {
+        /// The datacenter that sent them.
+        dc: String,
+        /// The chunk.
+        chunk: u64,
+    },
+    /// Chunk values came that do not lead to the file's root.
+    #[error("{dc} sent chunk values from {start} at level {level} that do not lead to root {root}")]
+    Proof {
+        /// The datacenter that sent them.
+        dc: String,
+        /// The first chunk.
+        start: u64,
+        /// log2 of the number of chunks.
+        level: u8,
+        /// The root they should lead to.
+        root: Root,
+    },
+    /// Contradicting facts exist about the file.
+    #[error("file {id} is in conflict, says {dc}: {detail}")]
+    Conflict {
+        /// The file.
+        id: Uuid,
+        /// The datacenter that says so.
+        dc: String,
+        /// What contradicts what.
+        detail: String,
+    },
+    /// The file is not complete, so that it cannot be read.
+    #[error("file {id} is {}, expected complete: {missing_chunks} of {chunks} chunks missing", state.name())]
+    Incomplete {
+        /// The file.
+        id: Uuid,
+        /// Where it stands.
+        state: State,
+        /// Chunks that no known holder has.
+        missing_chunks: u64,
+        /// Chunks in the file.
+        chunks: u64,
+    },
+    /// The file was deleted, aborted, or expired.
+    #[error("file {id} is gone, says {dc}")]
+    Dropped {
+        /// The file.
+        id: Uuid,
+        /// The datacenter that says so.
+        dc: String,
+    },
+    /// The id names a file of another size.
+    #[error("file {id} has {theirs} bytes, the source has {ours}")]
+    SizeDiffers {
+        /// The file.
+        id: Uuid,
+        /// Size of the source in bytes.
+        ours: u64,
+        /// Size of the file in bytes.
+        theirs: u64,
+    },
+    /// The source cannot be read.
+    #[error("cannot read {}: {cause}", path.display())]
+    Source {
+        /// The source.
+        path: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// The source is not what it was when the upload began.
+    #[error("{} changed during its upload: {detail}", path.display())]
+    SourceChanged {
+        /// The source.
+        path: PathBuf,
+        /// What was expected and what came.
+        detail: String,
+    },
+    /// An earlier upload of this path was not finished, and the file has changed since.
+    #[error("{} changed since its upload as {id} was interrupted: {detail}", path.display())]
+    ChangedSince {
+        /// The source.
+        path: PathBuf,
+        /// The unfinished upload.
+        id: Uuid,
+        /// What was expected and what came.
+        detail: String,
+    },
+    /// The target cannot be written.
+    #[error("cannot write {}: {cause}", path.display())]
+    Target {
+        /// The target.
+        path: PathBuf,
+        /// Why not.
+        cause: io::Error,
+    },
+    /// The target exists, and was not to be replaced.
+    #[error("{} exists", path.display())]
+    Exists {
+        /// The target.
+        path: PathBuf,
+    },
+    /// Another process writes the same target.
+    #[error("{} is being written by another process", path.display())]
+    Busy {
+        /// The target's `.part`.
+        path: PathBuf,
+    },
+    /// The range lies outside the file.
+    #[error("range {first}-{last} lies outside a file of {size} bytes")]
+    Range {
+        /// The first byte.
+        first: u64,
+        /// The last byte.
+        last: u64,
+        /// Size of the file in bytes.
+        size: u64,
+    },
+    /// A size or an index that no file can have.
+    #[error(transparent)]
+    Geometry(#[from] GeometryError),
+    /// A text that is no hash.
+    #[error(transparent)]
+    Hash(#[from] BadHash),
+    /// A bug of this library.
+    #[error("a task of the client failed: {cause}")]
+    Task {
+        /// What is known of it.
+        cause: String,
+    },
+}
+
+/// What a caller can do about an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Advice {
+    /// The same call may succeed later, or elsewhere.
+    Retry,
+    /// The call, its input or its configuration must change.
+    Fix,
+    /// Neither helps: someone has to look.
+    Stop,
+}
+
+/// How a process should end: its exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum ExitClass {
+    /// Something failed that should not.
+    Unexpected = 1,
+    /// The call makes no sense as it is.
+    Usage = 2,
+    /// No such file.
+    NotFound = 3,
+    /// The token does not allow it.
+    NotAllowed = 4,
+    /// Bytes, values or facts contradict one another.
+    Integrity = 5,
+    /// It may work later.
+    TryLater = 6,
+}
+
+impl ExitClass {
+    /// The exit code.
+    pub const fn code(self) -> u8 {
+        self as u8
+    }
+}
+
+impl ClientError {
+    /// The word that names the kind of error: the server's problem code, or one of this library's.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Refused(refused) => &refused.code,
+            Self::GaveUp { last, .. } => last.code(),
+            Self::Config(_) => "configuration",
+            Self::Unreachable { .. } => "unreachable",
+            Self::Malformed { .. } => "malformed-answer",
+            Self::Unsettled { .. } => "unsettled",
+            Self::RootMismatch { .. } => "root-mismatch",
+            Self::ExpectedRoot { .. } => "expected-root",
+            Self::Content { .. } => "content",
+            Self::Proof { .. } => "proof",
+            Self::Conflict { .. } => Problem::Conflict.code(),
+            Self::Incomplete { .. } => Problem::Incomplete.code(),
+            Self::Dropped { .. } => Problem::Dropped.code(),
+            Self::SizeDiffers { .. } => "size-differs",
+            Self::Source { .. } => "source",
+            Self::SourceChanged { .. } | Self::ChangedSince { .. } => "source-changed",
+            Self::Target { .. } => "target",
+            Self::Exists { .. } => "exists",
+            Self::Busy { .. } => "busy",
+            Self::Range { .. } => Problem::Range.code(),
+            Self::Geometry(_) => "geometry",
+            Self::Hash(_) => "hash",
+            Self::Task { .. } => Problem::Internal.code(),
+        }
+    }
+
+    /// The datacenter that the error comes from, or its URL.
+    pub fn dc(&self) -> Option<&str> {
+        match self {
+            Self::Refused(refused) => Some(&refused.dc),
+            Self::GaveUp { last, .. } => last.dc(),
+            Self::Unreachable { at, .. } | Self::Malformed { at, .. } => Some(at),
+            Self::RootMismatch { dc, .. }
+            | Self::Content { dc, .. }
+            | Self::Proof { dc, .. }
+            | Self::Conflict { dc, .. }
+            | Self::Dropped { dc, .. } => Some(dc),
+            Self::Config(_)
+            | Self::Unsettled { .. }
+            | Self::ExpectedRoot { .. }
+            | Self::Incomplete { .. }
+            | Self::SizeDiffers { .. }
+            | Self::Source { .. }
+            | Self::SourceChanged { .. }
+            | Self::ChangedSince { .. }
+            | Self::Target { .. }
+            | Self::Exists { .. }
+            | Self::Busy { .. }
+            | Self::Range { .. }
+            | Self::Geometry(_)
+            | Self::Hash(_)
+            | Self::Task { .. } => None,
+        }
+    }
+
+    /// The trace of the request that failed.
+    pub fn trace(&self) -> Option<&str> {
+        match self {
+            Self::Refused(refused) => refused.trace.as_deref(),
+            Self::Malformed { trace, .. } => trace.as_deref(),
+            Self::GaveUp { last, .. } => last.trace(),
+            _ => None,
+        }
+    }
+
+    /// What to do about it, in words.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Refused(refused) => refused.hint.clone(),
+            Self::GaveUp { last, .. } => last.hint(),
+            Self::Unreachable { .. } => Some("check the URL, the CA and whether the datacenter is up".into()),
+            Self::Config(error) => Some(config_hint(error).into()),
+            Self::Malformed { .. } => Some("check that the URL is that of a Sluice edge".into()),
+            Self::Unsettled { id, .. } => {
+                Some(format!("what was sent is safe; `sluice status {id}` shows who holds what"))
+            }
+            Self::RootMismatch { id, .. } => {
+                Some(format!("the source changed during the upload, or {id} is another file: use a new id"))
+            }
+            Self::ExpectedRoot { .. } => Some("the source is not the file that was expected".into()),
+            Self::Content { .. } | Self::Proof { .. } => {
+                Some("the datacenter is damaged or not what it claims: tell its operator".into())
+            }
+            Self::Conflict { id, .. } => Some(format!("remove it with `sluice rm {id}` and send it again")),
+            Self::Incomplete { id, .. } => {
+                Some(format!("finish the upload; `sluice status {id}` shows what is missing"))
+            }
+            Self::Dropped { .. } => Some("the id is never used again: upload under a new one".into()),
+            Self::SizeDiffers { .. } => Some("use a new id for this source".into()),
+            Self::SourceChanged { .. } => Some("send a file that stays as it is, under a new id".into()),
+            Self::ChangedSince { id, .. } => Some(format!(
+                "`sluice rm {id}` gives the unfinished upload up; or give a new --id to keep both"
+            )),
+            Self::Exists { .. } => Some("use --force to replace it".into()),
+            Self::Busy { .. } => Some("wait for it, or choose another target".into()),
+            Self::Source { .. }
+            | Self::Target { .. }
+            | Self::Range { .. }
+            | Self::Geometry(_)
+            | Self::Hash(_)
+            | Self::Task { .. } => None,
+        }
+    }
+
+    /// Whether trying again, changing something, or neither helps.
+    pub fn advice(&self) -> Advice {
+        match self {
+            Self::Refused(refused) => match refused.status {
+                408 | 429 | 503 => Advice::Retry,
+                500.. => Advice::Stop,
+                _ => match refused.problem {
+                    Some(Problem::Incomplete) => Advice::Retry,
+                    Some(Problem::ChunkConflict | Problem::Conflict) => Advice::Stop,
+                    Some(_) | None => Advice::Fix,
+                },
+            },
+            Self::Unreachable { .. }
+            | Self::GaveUp { .. }
+            | Self::Unsettled { .. }
+            | Self::Incomplete { .. }
+            | Self::Busy { .. } => Advice::Retry,
+            Self::Config(_)
+            | Self::ExpectedRoot { .. }
+            | Self::Dropped { .. }
+            | Self::SizeDiffers { .. }
+            | Self::Source { .. }
+            | Self::SourceChanged { .. }
+            | Self::ChangedSince { .. }
+            | Self::Target { .. }
+            | Self::Exists { .. }
+            | Self::Range { .. }
+            | Self::Geometry(_)
+            | Self::Hash(_) => Advice::Fix,
+            Self::Malformed { .. }
+            | Self::RootMismatch { .. }
+            | Self::Content { .. }
+            | Self::Proof { .. }
+            | Self::Conflict { .. }
+            | Self::Task { .. } => Advice::Stop,
+        }
+    }
+
+    /// How a process that fails with this should end.
+    pub fn exit_class(&self) -> ExitClass {
+        match self {
+            Self::Refused(refused) => refused_exit(refused),
+            Self::Unreachable { .. }
+            | Self::GaveUp { .. }
+            | Self::Unsettled { .. }
+            | Self::Incomplete { .. }
+            | Self::Busy { .. } => ExitClass::TryLater,
+            Self::Config(_)
+            | Self::Exists { .. }
+            | Self::Range { .. }
+            | Self::Geometry(_)
+            | Self::Hash(_) => ExitClass::Usage,
+            Self::Source { cause, .. } if cause.kind() == io::ErrorKind::NotFound => ExitClass::Usage,
+            Self::Dropped { .. } => ExitClass::NotFound,
+            Self::RootMismatch { .. }
+            | Self::ExpectedRoot { .. }
+            | Self::Content { .. }
+            | Self::Proof { .. }
+            | Self::Conflict { .. }
+            | Self::SizeDiffers { .. }
+            | Self::SourceChanged { .. }
+            | Self::ChangedSince { .. } => ExitClass::Integrity,
+            Self::Malformed { .. } | Self::Source { .. } | Self::Target { .. } | Self::Task { .. } => {
+                ExitClass::Unexpected
+            }
+        }
+    }
+
+    /// Whether the same request may succeed at once at another datacenter, or here later.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Refused(refused) => matches!(refused.status, 408 | 429 | 503),
+            Self::Unreachable { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether a datacenter says that it knows no such file.
+    pub(crate) fn is_not_found(&self) -> bool {
+        matches!(self, Self::Refused(refused) if refused.problem == Some(Problem::NotFound))
+    }
+
+    /// How long the server asks to be left alone.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Refused(refused) => refused.retry_after,
+            _ => None,
+        }
+    }
+}
+
+fn config_hint(error: &ConfigError) -> &'static str {
+    match error {
+        ConfigError::NoUrl | ConfigError::Url { .. } => "a URL looks like https://dc-a.example:8443",
+        ConfigError::Token { .. } => "the token's file holds the token alone",
+        ConfigError::Ca { .. } => "the CA's file holds certificates in PEM",
+        ConfigError::Jobs { .. } => "8 is a good number",
+        ConfigError::Http { .. } => "this is unexpected: report it",
+    }
+}
+
+fn refused_exit(refused: &Refused) -> ExitClass {
+    match refused.problem {
+        Some(
+            Problem::ChunkConflict | Problem::Conflict | Problem::MetadataConflict | Problem::ChunkValue,
+        ) => {
+            return ExitClass::Integrity;
+        }
+        Some(Problem::Incomplete) => return ExitClass::TryLater,
+        Some(_) | None => {}
+    }
+    match refused.status {
+        401 | 403 => ExitClass::NotAllowed,
+        404 | 410 => ExitClass::NotFound,
+        408 | 429 | 503 => ExitClass::TryLater,
+        409 | 422 => ExitClass::Integrity,
+        400..500 => ExitClass::Usage,
+        _ => ExitClass::Unexpected,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(problem: Problem) -> ClientError {
+        ClientError::Refused(Box::new(Refused {
+            dc: "dc-a".into(),
+            operation: Operation::Chunks { start: 17, count: 1 },
+            code: problem.code().into(),
+            problem: Some(problem),
+            status: problem.status(),
+            detail: "length 1048575, expected 1048576".into(),
+            hint: None,
+            trace: None,
+            retry_after: None,
+        }))
+    }
+
+    #[test]
+    fn a_refusal_names_who_what_and_why() {
+        let error = refused(Problem::ChunkLength);
+        assert_eq!(error.to_string(), "dc-a refused chunk 17: length 1048575, expected 1048576");
+        assert_eq!(error.code(), "chunk-length");
+        assert_eq!(error.dc(), Some("dc-a"));
+    }
+
+    #[test]
+    fn every_problem_has_its_exit_class() {
+        for problem in Problem::ALL {
+            let error = refused(*problem);
+            assert_eq!(error.is_transient(), problem.is_retryable(), "{problem}");
+            let expected = match problem {
+                Problem::Internal => ExitClass::Unexpected,
+                Problem::NotFound | Problem::NoRoute | Problem::Dropped => ExitClass::NotFound,
+                Problem::Unauthenticated
+                | Problem::InvalidToken
+                | Problem::ExpiredToken
+                | Problem::RevokedToken
+                | Problem::Forbidden
+                | Problem::Quota => ExitClass::NotAllowed,
+                Problem::ChunkConflict
+                | Problem::Conflict
+                | Problem::MetadataConflict
+                | Problem::ChunkValue => ExitClass::Integrity,
+                Problem::Incomplete => ExitClass::TryLater,
+                other if other.is_retryable() => ExitClass::TryLater,
+                _ => ExitClass::Usage,
+            };
+            assert_eq!(error.exit_class(), expected, "{problem}");
+        }
+    }
+
+    #[test]
+    fn giving_up_keeps_the_last_words() {
+        let error = ClientError::GaveUp {
+            after: Duration::from_secs(9),
+            last: Box::new(refused(Problem::VolumeFull)),
+        };
+        assert_eq!((error.code(), error.exit_class()), ("volume-full", ExitClass::TryLater));
+    }
+}

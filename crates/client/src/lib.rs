@@ -1,0 +1,45 @@
+//! The client library of Sluice: one file over several datacenters at once, proven to have arrived.
+//!
+//! Contract:
+//! 1. [`Client::upload`] returns when the cluster has every chunk, and the root it reports is that of the bytes read
+//!    here. [`Client::download`] gives out no byte that does not lead to the file's root.
+//! 2. A datacenter that dies or refuses for a while costs nothing but time: its work moves to the others, and comes
+//!    back. When none is left, calls go on for [`RetryPolicy::retry_for`] and then say so; the same call with the
+//!    same id carries on.
+//! 3. Memory stays below [`ClientConfig::jobs`] × 8 MiB, whatever the size of the file.
+//! 4. Every error is a [`ClientError`]: who refused what and why, whether trying again helps, and the trace.
+//! 5. A call that is dropped stops; tasks do not outlive it.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), sluice_client::ClientError> {
+//! use sluice_client::{Client, ClientConfig, Source, Token, UploadOptions, unobserved};
+//!
+//! let urls = vec!["https://127.0.0.1:41311".into(), "https://127.0.0.1:41312".into()];
+//! let client = Client::new(ClientConfig::new(urls, Token::new("…"), b"…".to_vec()))?;
+//! let source = Source::open("disk.img")?;
+//! let uploaded = client.upload(&source, &UploadOptions::default(), unobserved()).await?;
+//! println!("{} {}", uploaded.id, uploaded.root);
+//! # Ok(())
+//! # }
+//! ```
+
+mod chunk_set;
+mod client;
+mod config;
+mod door;
+mod doors;
+mod error;
+mod event;
+mod plan;
+mod settle;
+mod source;
+mod upload;
+
+pub use client::Client;
+pub use config::{ClientConfig, ConfigError, MAX_JOBS, RetryPolicy, Timeouts, Token};
+pub use door::ListFilter;
+pub use error::{Advice, ClientError, ExitClass, Operation, Refused};
+pub use event::{Event, Observer, SharedObserver, unobserved};
+pub use plan::Order;
+pub use source::{FileStamp, Source};
+pub use upload::{UploadOptions, Uploaded, WaitFor};
