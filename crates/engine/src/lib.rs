@@ -10,14 +10,18 @@
 //! 5. Nothing here panics on what a client or a peer sends.
 //! 6. Drivers apply effects in the order given: what must be durable comes before what says so.
 
+pub mod aggregator;
 pub mod command;
 pub mod context;
 pub mod geometry;
 pub mod hash;
 pub mod ids;
 pub mod keys;
+pub mod ledger;
 pub mod limits;
 pub mod metadata;
 pub mod placement;
+pub mod ranges;
+pub mod rules;
 pub mod span;
 pub mod span_tree;

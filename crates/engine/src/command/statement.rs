@@ -17,7 +17,7 @@
 //! | DRAIN | 13 | phase · – · counter · counter · – |
 //! | SESSION_MOVE | 14 | phase · – · counter · counter · – (FileId holds the session) |
 //! | ACK | 15 | – · – · sequence · – · BLAKE3 of the command |
-//! | CONFLICT | 16 | level · home · start · – · – |
+//! | CONFLICT | 16 | level · home · start · – · zero: holders disagree there; else: the root that was not expected |
 //!
 //! CONFLICT is ours on top of the design: HAVE goes to the home alone, so only the home sees two holders disagree,
 //! and without a fact to say so the others would wait for ever (see ARCHITECTURE.md).
@@ -267,12 +267,14 @@ pub enum Statement {
         /// BLAKE3 of the command.
         digest: [u8; 32],
     },
-    /// Holders disagree about this place, and no root was known.
+    /// Holders disagree about this place, or the root is not the one the client expects.
     Conflict {
         /// The home that saw it.
         home: DcId,
-        /// Where.
+        /// Where; the first chunk if it is the root.
         place: Place,
+        /// The root that came instead of the expected one.
+        found: Option<Root>,
     },
 }
 
@@ -382,7 +384,13 @@ impl Statement {
                 Fields { aux: phase, a, b, ..zero }
             }
             Self::Ack { sequence, digest } => Fields { a: sequence.number(), digest, ..zero },
-            Self::Conflict { home, place } => Fields { aux: place.level(), home, a: place.start(), ..zero },
+            Self::Conflict { home, place, found } => Fields {
+                aux: place.level(),
+                home,
+                a: place.start(),
+                digest: found.map_or([0; 32], |root| *root.as_bytes()),
+                ..zero
+            },
         }
     }
 
@@ -402,7 +410,7 @@ impl Statement {
             Kind::Revoke | Kind::Load => &["A", "B"],
             Kind::Drain | Kind::SessionMove => &["aux", "A", "B"],
             Kind::Ack => &["A", "digest"],
-            Kind::Conflict => &["aux", "home", "A"],
+            Kind::Conflict => &["aux", "home", "A", "digest"],
         };
         fields.only(used)?;
         Ok(match kind {
@@ -458,7 +466,11 @@ impl Statement {
             Kind::Drain => Self::Drain { phase: aux, counters: [a, b] },
             Kind::SessionMove => Self::SessionMove { phase: aux, counters: [a, b] },
             Kind::Ack => Self::Ack { sequence: Sequence::new(a), digest },
-            Kind::Conflict => Self::Conflict { home: fields.home()?, place: Place::new(a, aux)? },
+            Kind::Conflict => Self::Conflict {
+                home: fields.home()?,
+                place: Place::new(a, aux)?,
+                found: (digest != [0; 32]).then_some(Root::from_bytes(digest)),
+            },
         })
     }
 
@@ -511,7 +523,12 @@ impl fmt::Display for Statement {
             Self::Ack { sequence, digest } => {
                 write!(f, "{kind} of sequence {}, command {}", sequence.number(), hex::encode(&digest[..8]))
             }
-            Self::Conflict { home, place } => write!(f, "{kind} at {place}, seen by {home}"),
+            Self::Conflict { home, place, found: None } => {
+                write!(f, "{kind} of holders at {place}, seen by {home}")
+            }
+            Self::Conflict { home, found: Some(root), .. } => {
+                write!(f, "{kind}: unexpected root {root}, seen by {home}")
+            }
         }
     }
 }

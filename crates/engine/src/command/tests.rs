@@ -65,7 +65,7 @@ fn examples() -> Vec<Statement> {
         Statement::Drain { phase: 1, counters: [3, 4] },
         Statement::SessionMove { phase: 2, counters: [5, 6] },
         Statement::Ack { sequence: Sequence::new(8), digest },
-        Statement::Conflict { home, place },
+        Statement::Conflict { home, place, found: None },
     ]
 }
 

@@ -1,0 +1,182 @@
+//! Assembly: the home of a complete file pulls what it lacks, in units of at most 4 GiB, and publishes it.
+//!
+//! Every pull names the span it lies in, and whoever carries it out checks each value against that span's, and each
+//! chunk against its value. What is pulled is stored like any other chunk, so an interrupted assembly goes on where
+//! it was.
+
+use std::collections::BTreeMap;
+
+use super::{Aggregator, Effect, File, PullOutcome};
+use crate::geometry::Geometry;
+use crate::ids::{DcId, FileId, Timestamp};
+use crate::ledger::{Claim, Fact, FileState, Ledger};
+use crate::limits::{SEGMENT_CHUNKS, UNIT_LEVEL};
+use crate::span::{Place, Span};
+
+/// How many gaps are looked at in one go.
+const MAX_GAPS: usize = 8;
+
+/// Where an assembly stands.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Assembly {
+    pulling: BTreeMap<Place, DcId>,
+    /// Holders that could not be reached, and until when they are not asked.
+    shunned: BTreeMap<DcId, Timestamp>,
+    publishing: bool,
+    loading_page: bool,
+    retry_at: Option<Timestamp>,
+}
+
+impl Assembly {
+    pub(super) fn page_loaded(&mut self) {
+        self.loading_page = false;
+    }
+}
+
+impl File {
+    pub(super) fn pulled(&mut self, place: Place, outcome: PullOutcome, now: Timestamp, retry_ms: u64) {
+        let Some(holder) = self.assembly.pulling.remove(&place) else { return };
+        let later = now.plus(retry_ms);
+        match outcome {
+            PullOutcome::Done => {}
+            PullOutcome::Unreachable => {
+                self.assembly.shunned.insert(holder, later);
+            }
+            PullOutcome::Missing => self.ledger.reject(holder, place),
+            PullOutcome::Mismatch(at) => self.ledger.reject(holder, at),
+            PullOutcome::StoreFailed => self.assembly.retry_at = Some(later),
+        }
+        self.last_progress = now;
+    }
+}
+
+impl Aggregator {
+    pub(super) fn advance_assembly(&mut self, id: FileId, now: Timestamp) {
+        let me = self.me();
+        let retry_ms = self.config.retry_ms;
+        let linked: Vec<DcId> =
+            self.peers.iter().filter(|(_, peer)| peer.is_up()).map(|(dc, _)| *dc).collect();
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let is_home = file.ledger.claim().is_some_and(|claim| claim.home == me);
+        if !is_home || file.record.is_none() || file.published || file.assembly.publishing {
+            return;
+        }
+        let Some(shape) = file.ledger.file() else { return };
+        let root = file.ledger.root();
+        let complete =
+            root.is_some() && matches!(file.ledger.state(), FileState::Complete | FileState::Assembled);
+        // The root of one chunk is in its bytes, so they are pulled before it is known.
+        let one_chunk = shape.chunks() == 1
+            && file.ledger.state() == FileState::Receiving
+            && file.ledger.union().is_whole();
+        if !complete && !one_chunk {
+            return;
+        }
+        if let Some(at) = file.assembly.retry_at {
+            if now < at {
+                file.wake_at(at);
+                return;
+            }
+            file.assembly.retry_at = None;
+        }
+        if file.ledger.chunks_held_by(me) == shape.chunks() {
+            if let (true, Some(root)) = (complete, root) {
+                file.assembly.publishing = true;
+                self.effects.push(Effect::Publish(id, root));
+            }
+            return;
+        }
+        if complete
+            && file.ledger.union().is_whole()
+            && file.ledger.union().root().is_some_and(|merged| Some(merged) != root)
+            && let Some(liar) = file.ledger.contradictor().filter(|liar| *liar != me)
+            && let Some((left, right)) = Place::top_children(shape)
+        {
+            // The root stands; who contradicts it is not believed (design, step 6).
+            file.ledger.reject(liar, left);
+            file.ledger.reject(liar, right);
+        }
+        file.assembly.shunned.retain(|_, until| now < *until);
+        let room = self.config.max_pulls.saturating_sub(file.assembly.pulling.len());
+        let usable = |dc: DcId| linked.contains(&dc) && !file.assembly.shunned.contains_key(&dc);
+        let Plan { pulls, page } = plan(&file.ledger, shape, me, &file.assembly.pulling, room, &usable);
+        if let Some(segment) = page.filter(|_| !file.assembly.loading_page) {
+            file.assembly.loading_page = true;
+            self.effects.push(Effect::LoadPage(id, segment));
+        }
+        if pulls.is_empty() && file.assembly.pulling.is_empty() {
+            file.wake_at(now.plus(retry_ms));
+        }
+        for (from, place, under) in pulls {
+            file.assembly.pulling.insert(place, from);
+            self.effects.push(Effect::Pull { file: id, from, place, under });
+        }
+    }
+
+    pub(super) fn published(&mut self, id: FileId, ok: bool, now: Timestamp) {
+        let (me, retry_ms) = (self.me(), self.config.retry_ms);
+        let Some(file) = self.files.get_mut(&id) else { return };
+        file.assembly.publishing = false;
+        if !ok {
+            let at = now.plus(retry_ms);
+            file.assembly.retry_at = Some(at);
+            file.wake_at(at);
+            return;
+        }
+        let (Some(size), Some(root), Some(epoch)) = (file.ledger.file(), file.ledger.root(), file.own_claim)
+        else {
+            return;
+        };
+        if file.ledger.state() == FileState::Dropped {
+            return;
+        }
+        file.published = true;
+        file.last_progress = now;
+        let _ = file.ledger.take(Fact::Assembled { claim: Claim { epoch, home: me }, size, root });
+        self.settled(id);
+    }
+}
+
+struct Plan {
+    pulls: Vec<(DcId, Place, Span)>,
+    page: Option<u64>,
+}
+
+/// What to pull next: the first gaps of the own copy, from whoever holds them.
+fn plan(
+    ledger: &Ledger,
+    shape: Geometry,
+    me: DcId,
+    pulling: &BTreeMap<Place, DcId>,
+    room: usize,
+    usable: &dyn Fn(DcId) -> bool,
+) -> Plan {
+    let mut plan = Plan { pulls: Vec::new(), page: None };
+    let gaps = match ledger.held_by(me) {
+        Some((_, tree)) => tree.gaps(0..shape.chunks(), MAX_GAPS + pulling.len()),
+        None => vec![0..shape.chunks()],
+    };
+    for gap in gaps {
+        // A gap can be petabytes long; only its beginning is looked at.
+        let end = gap.end.min(gap.start.saturating_add(SEGMENT_CHUNKS));
+        if ledger.is_paged(gap.start / SEGMENT_CHUNKS) {
+            plan.page = plan.page.or(Some(gap.start / SEGMENT_CHUNKS));
+            continue;
+        }
+        for unit in Place::tile(gap.start..end, UNIT_LEVEL, shape) {
+            for (dc, _, tree) in ledger.holders().filter(|(dc, ..)| *dc != me && usable(*dc)) {
+                for under in tree.overlapping(unit) {
+                    if plan.pulls.len() >= room {
+                        return plan;
+                    }
+                    let place = if under.place.contains(unit) { unit } else { under.place };
+                    let taken = pulling.keys().chain(plan.pulls.iter().map(|(_, place, _)| place));
+                    if !taken.into_iter().any(|other| other.contains(place) || place.contains(*other)) {
+                        plan.pulls.push((dc, place, under));
+                    }
+                }
+            }
+        }
+    }
+    plan
+}

@@ -1,0 +1,117 @@
+//! Comparing what two datacenters know (WANT_FILES): only ranges of files that differ are split and restated.
+
+use super::{Aggregator, File};
+use crate::command::Statement;
+use crate::ids::{DcId, FileId, Generation, Timestamp};
+use crate::ledger::{Fact, FileState};
+use crate::span::Span;
+
+/// Ranges with at most this many files are restated rather than split.
+const LEAF_FILES: usize = 8;
+
+/// Bits by which a range is split.
+const SPLIT_BITS: u8 = 4;
+
+impl Aggregator {
+    /// Begins to compare with every reachable peer for which it is time.
+    pub(super) fn compare_when_due(&mut self, now: Timestamp) {
+        let due: Vec<DcId> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| peer.next_compare().is_some_and(|at| at <= now))
+            .map(|(dc, _)| *dc)
+            .collect();
+        for dc in due {
+            if let Some(peer) = self.peers.get_mut(&dc) {
+                peer.next_compare = now.plus(self.config.compare_ms);
+            }
+            let (digest, _) = self.range_digest(dc, FileId::NIL, 0);
+            self.say(dc, FileId::NIL, Statement::WantFiles { bits: 0, digest }, now);
+        }
+    }
+
+    /// A peer wants to compare a range.
+    pub(super) fn compare(&mut self, from: DcId, prefix: FileId, bits: u8, digest: [u8; 32], now: Timestamp) {
+        let (mine, ids) = self.range_digest(from, prefix, bits);
+        if mine == digest {
+            return;
+        }
+        if ids.len() > LEAF_FILES && bits + SPLIT_BITS <= Statement::MAX_PREFIX_BITS {
+            let bits = bits + SPLIT_BITS;
+            for part in 0..1u128 << SPLIT_BITS {
+                let prefix = prefix.as_u128() | part << (u128::BITS - u32::from(bits));
+                let prefix = FileId::from_bytes(prefix.to_be_bytes());
+                let (digest, _) = self.range_digest(from, prefix, bits);
+                self.say(from, prefix, Statement::WantFiles { bits, digest }, now);
+            }
+            return;
+        }
+        let me = self.me();
+        for id in ids {
+            if let Some(file) = self.files.get_mut(&id) {
+                file.restate_to(me, from, now);
+            }
+            self.advance(id, now);
+        }
+        let every_ms = self.config.resend_ms;
+        if self.peers.get_mut(&from).is_some_and(|peer| peer.may_echo(bits, prefix, now, every_ms)) {
+            self.say(from, prefix, Statement::WantFiles { bits, digest: mine }, now);
+        }
+    }
+
+    /// Digest of what this datacenter and a peer should both know of a range, and the files in it.
+    fn range_digest(&self, peer: DcId, prefix: FileId, bits: u8) -> ([u8; 32], Vec<FileId>) {
+        let mut hash = blake3::Hasher::new();
+        let mut ids = Vec::new();
+        let below = |id: &FileId| {
+            bits == 0 || (id.as_u128() ^ prefix.as_u128()) >> (u128::BITS - u32::from(bits)) == 0
+        };
+        for (id, file) in self.files.range(prefix..).take_while(|(id, _)| below(id)) {
+            if let Some(digest) = file.ledger.digest_between(self.me(), peer) {
+                hash.update(id.as_bytes()).update(&digest);
+                ids.push(*id);
+            }
+        }
+        (*hash.finalize().as_bytes(), ids)
+    }
+
+    /// What the own store holds under a place was read: for a peer that asked, or to compare it here.
+    pub(super) fn restated(
+        &mut self,
+        id: FileId,
+        to: DcId,
+        generation: Generation,
+        spans: Vec<Span>,
+        now: Timestamp,
+    ) {
+        let me = self.me();
+        for span in spans {
+            if to == me {
+                if let Some(file) = self.files.get_mut(&id) {
+                    let _ = file.ledger.take(Fact::Have { holder: me, generation, span });
+                    file.home.answered(me, span.place);
+                }
+            } else {
+                self.say(to, id, Statement::Have { generation, span }, now);
+            }
+        }
+    }
+
+    /// A peer asks whether this file is known.
+    pub(super) fn asked(&mut self, id: FileId, from: DcId, now: Timestamp) {
+        let me = self.me();
+        let known = |file: &&mut File| file.ledger.state() != FileState::Unheard;
+        match self.files.get_mut(&id).filter(known) {
+            Some(file) => {
+                file.restate_to(me, from, now);
+                self.advance(id, now);
+            }
+            None => {
+                if let Some(peer) = self.peers.get_mut(&from) {
+                    peer.remember_asker(id);
+                }
+                self.say(from, id, Statement::Unknown, now);
+            }
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! What the home of a file does until it is complete, and what makes a datacenter the home: records, verdicts,
+//! takeover, expiry.
+
+use std::collections::BTreeSet;
+
+use super::{Aggregator, Config, Effect, File, StoredFile};
+use crate::command::{DropReason, Statement};
+use crate::hash::Root;
+use crate::ids::{DcId, FileId, Generation, HomeEpoch, Timestamp};
+use crate::ledger::{Claim, Disagreement, Fact, FileState, Page, Verdict};
+use crate::limits::SEGMENT_CHUNKS;
+use crate::span::Place;
+
+/// A metadata record that is being fetched.
+#[derive(Clone, Debug)]
+pub(super) struct Fetch {
+    /// How often it was tried.
+    tries: usize,
+    under_way: bool,
+    next: Timestamp,
+}
+
+/// What the home is waiting for before it can say ROOT.
+#[derive(Clone, Debug, Default)]
+pub(super) struct HomeWork {
+    /// Values that holders were asked for.
+    asked: BTreeSet<(DcId, Place)>,
+    /// Until when to wait for them.
+    patience: Option<Timestamp>,
+    reading_root: bool,
+    /// Segments of which something was said since they were last looked at.
+    touched: BTreeSet<u64>,
+}
+
+impl HomeWork {
+    /// A holder said something of a place.
+    pub(super) fn answered(&mut self, from: DcId, place: Place) {
+        self.asked.remove(&(from, place));
+        self.touched.insert(place.start() / SEGMENT_CHUNKS);
+    }
+}
+
+impl File {
+    /// A claim became known; it may name this datacenter.
+    pub(super) fn heard_of(&mut self, claim: Claim, me: DcId) {
+        if claim.home == me {
+            self.own_claim = self.own_claim.max(Some(claim.epoch));
+        }
+    }
+
+    /// The record is wanted here.
+    pub(super) fn want_record(&mut self, now: Timestamp) {
+        if self.record.is_none() && self.fetch.is_none() {
+            self.fetch = Some(Fetch { tries: 0, under_way: false, next: now });
+        }
+    }
+
+    pub(super) fn fetch_failed(&mut self, now: Timestamp, retry_ms: u64) {
+        if let Some(fetch) = &mut self.fetch {
+            fetch.under_way = false;
+            fetch.tries += 1;
+            fetch.next = now.plus(retry_ms);
+        }
+    }
+
+    /// Whether what is known of the file is remembered here: where its record is.
+    pub(super) fn is_worth_remembering(&self) -> bool {
+        self.record.is_some()
+    }
+
+    /// Takes what the store has.
+    pub(super) fn load(&mut self, config: &Config, floor: Generation, stored: &StoredFile, now: Timestamp) {
+        let me = config.me;
+        for fact in stored.memory.facts() {
+            let _ = self.ledger.take(fact);
+        }
+        self.own_claim = self.own_claim.max(stored.memory.own_claim());
+        if let Some(record) = stored.record {
+            self.record = Some(record);
+            self.fetch = None;
+            let unclaimed = Claim { epoch: HomeEpoch::new(0), home: me };
+            let claim = self.ledger.claim().max(stored.memory.claim()).unwrap_or(unclaimed);
+            if claim.home == me {
+                self.own_claim = self.own_claim.max(Some(claim.epoch));
+            }
+            let (size, tenant, digest) = (record.size, record.tenant, record.digest);
+            let _ = self.ledger.take(Fact::Meta { claim, size, tenant, digest });
+        } else if stored.chunks > 0 && self.ledger.state() == FileState::Unheard {
+            self.note_orphan(stored.tenant, config, now);
+        }
+        let generation = stored.generation.max(floor);
+        let _ = self.ledger.take(Fact::HaveNothing { holder: me, generation });
+        for &span in &stored.spans {
+            let _ = self.ledger.take(Fact::Have { holder: me, generation, span });
+        }
+        for tell in self.tell.keys().copied().collect::<Vec<_>>() {
+            self.restate_to(me, tell, now);
+        }
+        if let (Some(root), Some(size)) = (stored.published, self.ledger.file()) {
+            self.published = true;
+            let epoch = self.own_claim.unwrap_or_default();
+            let _ = self.ledger.take(Fact::Assembled { claim: Claim { epoch, home: me }, size, root });
+        }
+        self.last_progress = now;
+        if stored.spans.is_empty() {
+            self.tell_nothing(generation);
+        } else {
+            self.note_unsaid(now);
+        }
+    }
+
+    /// A page was read; a lost one means that everything in pages must be said again.
+    pub(super) fn page_loaded(&mut self, page: Option<&Page>) {
+        self.home.patience = None;
+        self.assembly.page_loaded();
+        match page {
+            Some(page) => self.ledger.page_in(page),
+            None => self.ledger.lose_pages(),
+        }
+    }
+}
+
+impl Aggregator {
+    /// Fetches the metadata record if it is needed here: by the home, by a holder, or by a client.
+    pub(super) fn advance_fetch(&mut self, id: FileId, now: Timestamp) {
+        let me = self.me();
+        let retry_ms = self.config.retry_ms;
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let (Some(claim), Some(digest)) = (file.ledger.claim(), file.ledger.record_digest()) else { return };
+        if file.record.is_some() || file.ledger.state() == FileState::Dropped {
+            file.fetch = None;
+            return;
+        }
+        if claim.home == me || file.ledger.chunks_held_by(me) > 0 {
+            file.want_record(now);
+        }
+        let Some(fetch) = &mut file.fetch else { return };
+        if fetch.under_way || now < fetch.next {
+            if !fetch.under_way {
+                let next = fetch.next;
+                file.wake_at(next);
+            }
+            return;
+        }
+        // The home first, unless that is here; then everyone in turn.
+        let home_first = [claim.home].into_iter().filter(|home| *home != me);
+        let everyone: Vec<DcId> = home_first.chain(self.config.peers.iter().copied()).collect();
+        let from = everyone.get(fetch.tries % everyone.len().max(1)).copied();
+        match from.filter(|from| self.peers.get(from).is_some_and(super::peer::Peer::is_up)) {
+            Some(from) => {
+                fetch.under_way = true;
+                self.effects.push(Effect::FetchRecord { file: id, from, digest });
+            }
+            None => {
+                fetch.tries += 1;
+                fetch.next = now.plus(retry_ms);
+                let next = fetch.next;
+                file.wake_at(next);
+            }
+        }
+    }
+
+    /// Looks whether a file whose home is here is whole.
+    pub(super) fn advance_home(&mut self, id: FileId, now: Timestamp) {
+        let me = self.me();
+        let retry_ms = self.config.retry_ms;
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let is_home = file.ledger.claim().is_some_and(|claim| claim.home == me);
+        if !is_home || file.record.is_none() || file.ledger.state() != FileState::Receiving {
+            return;
+        }
+        for segment in std::mem::take(&mut file.home.touched) {
+            if let Some(page) = file.ledger.page_out(segment) {
+                self.effects.push(Effect::StorePage(id, page));
+            }
+        }
+        if file.home.patience.is_some_and(|until| now < until) && !file.home.asked.is_empty() {
+            return;
+        }
+        match file.ledger.verdict() {
+            Verdict::Open => {}
+            Verdict::Whole(root) => self.found_root(id, root),
+            Verdict::Disagree(place) => {
+                self.found_conflict(id, Disagreement { place, found: None, home: me })
+            }
+            Verdict::OneChunk(_) => {
+                let here = file.ledger.chunks_held_by(me) > 0;
+                if here && !file.home.reading_root {
+                    file.home.reading_root = true;
+                    self.effects.push(Effect::ReadRoot(id));
+                }
+            }
+            Verdict::Unpage(segments) => {
+                let until = now.plus(retry_ms);
+                file.home.patience = Some(until);
+                file.wake_at(until);
+                // Something to wait for, so that the pages are not asked for again at once.
+                file.home.asked.extend(segments.iter().filter_map(|segment| {
+                    Place::new(segment * SEGMENT_CHUNKS, 0).ok().map(|place| (DcId::EVERY, place))
+                }));
+                for segment in segments {
+                    self.effects.push(Effect::LoadPage(id, segment));
+                }
+            }
+            Verdict::Compare(wanted) => {
+                let until = now.plus(retry_ms);
+                file.home.patience = Some(until);
+                file.home.asked = wanted.iter().copied().collect();
+                file.wake_at(until);
+                let shape = file.ledger.file();
+                for (holder, place) in wanted {
+                    let Some(family) = shape.and_then(|shape| place.family(shape)) else { continue };
+                    if holder == me {
+                        self.effects.push(Effect::Restate { file: id, to: me, place: family.parent });
+                    } else {
+                        self.say(holder, id, Statement::WantSpans { place: family.parent }, now);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The home knows the root.
+    fn found_root(&mut self, id: FileId, root: Root) {
+        let me = self.me();
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let (Some(record), Some(size)) = (file.record, file.ledger.file()) else { return };
+        if record.expected_root.is_some_and(|expected| expected != root)
+            && let Ok(place) = Place::new(0, 0)
+        {
+            self.found_conflict(id, Disagreement { place, found: Some(root), home: me });
+            return;
+        }
+        let _ = file.ledger.take(Fact::Root { size, root });
+        self.settled(id);
+    }
+
+    fn found_conflict(&mut self, id: FileId, found: Disagreement) {
+        if let Some(file) = self.files.get_mut(&id) {
+            let _ = file.ledger.take(Fact::Conflict(found));
+            self.settled(id);
+        }
+    }
+
+    /// A new fact of ours: remember it, then tell everyone.
+    pub(super) fn settled(&mut self, id: FileId) {
+        if let Some(file) = self.files.get(&id) {
+            self.effects.push(Effect::Persist(id, file.memory()));
+            self.effects.push(Effect::Changed(id));
+        }
+        self.tell_everyone(id);
+    }
+
+    pub(super) fn root_read(&mut self, id: FileId, root: Option<Root>, now: Timestamp) {
+        let retry_ms = self.config.retry_ms;
+        let Some(file) = self.files.get_mut(&id) else { return };
+        file.home.reading_root = false;
+        match root {
+            Some(root) if file.ledger.state() == FileState::Receiving => self.found_root(id, root),
+            Some(_) => {}
+            None => file.wake_at(now.plus(retry_ms)),
+        }
+    }
+
+    /// Becomes the home of a file whose home is lost. Needs the metadata record.
+    pub(super) fn take_over(&mut self, id: FileId) {
+        let me = self.me();
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let (Some(record), Some(claim)) = (file.record, file.ledger.claim()) else { return };
+        let open = matches!(file.ledger.state(), FileState::Receiving | FileState::Complete);
+        if claim.home == me || !open {
+            return;
+        }
+        let Some(epoch) = claim.epoch.next() else { return };
+        file.own_claim = Some(epoch);
+        let claim = Claim { epoch, home: me };
+        let (size, tenant, digest) = (record.size, record.tenant, record.digest);
+        let _ = file.ledger.take(Fact::Meta { claim, size, tenant, digest });
+        self.settled(id);
+    }
+
+    /// Expires a file whose home is here, and takes over one whose home has been silent for too long.
+    pub(super) fn advance_expiry(&mut self, id: FileId, now: Timestamp) {
+        let me = self.me();
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let (Some(claim), Some(record)) = (file.ledger.claim(), file.record) else { return };
+        if file.ledger.state() == FileState::Dropped {
+            return;
+        }
+        if claim.home == me {
+            let Some(expiry_ms) = record.expiry_ms else { return };
+            let at = file.last_progress.plus(expiry_ms);
+            if now < at {
+                file.wake_at(at);
+                return;
+            }
+            let (reason, tenant) = (DropReason::Expired, record.tenant);
+            let _ = file.ledger.take(Fact::Drop { reason, tenant });
+            self.drop_file(id, tenant);
+            self.tell_everyone(id);
+            return;
+        }
+        let (Some(takeover_ms), Some(home)) = (self.config.takeover_ms, self.peers.get(&claim.home)) else {
+            return;
+        };
+        if home.is_up() || !matches!(file.ledger.state(), FileState::Receiving | FileState::Complete) {
+            return;
+        }
+        // One after the other, so that usually only the first does.
+        let rank = self.config.peers.iter().filter(|peer| **peer < me && **peer != claim.home).count() as u64;
+        let at = home.down_since.plus(takeover_ms.saturating_mul(rank + 1));
+        if now < at {
+            file.wake_at(at);
+        } else {
+            self.take_over(id);
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! What an aggregator remembers across restarts: of a file, and of its datacenter.
+//!
+//! Everything else is rebuilt: what is held from the chunk store, what others know by asking them (G5). Layouts,
+//! integers big-endian:
+//!
+//! | bytes | of a file |
+//! | --- | --- |
+//! | 4 | `SLF` and version 1 |
+//! | 1 | flags: claim 1, own claim 2, root 4, conflict 8, unexpected root 16, drop 32 |
+//! | 1 + 2 | claim: epoch, home |
+//! | 1 | own claim: epoch |
+//! | 8 + 32 | root: size, root |
+//! | 8 + 1 + 2 + 32 | conflict: start, level, home, unexpected root |
+//! | 1 + 8 | drop: reason, tenant |
+//! | 1 + 3·n | datacenters that assembled the file: epoch, id |
+//!
+//! | bytes | of a datacenter |
+//! | --- | --- |
+//! | 4 | `SLN` and version 1 |
+//! | 4 | incarnation |
+//! | 1 + 6·n | peers: id, highest incarnation seen |
+
+use std::collections::BTreeMap;
+
+use crate::command::DropReason;
+use crate::geometry::Geometry;
+use crate::hash::Root;
+use crate::ids::{DcId, HomeEpoch, Incarnation, TenantId};
+use crate::ledger::{Claim, Disagreement, Fact, Ledger};
+use crate::span::Place;
+
+const FILE_MAGIC: [u8; 4] = *b"SLF\x01";
+const NODE_MAGIC: [u8; 4] = *b"SLN\x01";
+
+/// Why bytes are no memory.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+#[error("not the memory of {of}: {reason}")]
+pub struct MemoryError {
+    /// Of what.
+    pub of: &'static str,
+    /// What is wrong.
+    pub reason: &'static str,
+}
+
+/// What must be remembered of a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FileMemory {
+    claim: Option<Claim>,
+    own_claim: Option<HomeEpoch>,
+    root: Option<(Root, u64)>,
+    conflict: Option<Disagreement>,
+    drop: Option<(DropReason, TenantId)>,
+    assembled: Vec<Claim>,
+}
+
+impl FileMemory {
+    /// What to remember of a ledger.
+    pub(super) fn of(ledger: &Ledger, own_claim: Option<HomeEpoch>) -> Self {
+        Self {
+            claim: ledger.claim(),
+            own_claim,
+            root: ledger.root().zip(ledger.file()).map(|(root, file)| (root, file.size())),
+            conflict: ledger.disagreement(),
+            drop: ledger.dropped(),
+            assembled: ledger.copies().collect(),
+        }
+    }
+
+    /// The remembered home.
+    pub fn claim(&self) -> Option<Claim> {
+        self.claim
+    }
+
+    /// The highest epoch in which this datacenter claimed to be the home.
+    pub fn own_claim(&self) -> Option<HomeEpoch> {
+        self.own_claim
+    }
+
+    /// The remembered facts, to be taken by a fresh ledger.
+    pub fn facts(&self) -> Vec<Fact> {
+        let mut facts = Vec::new();
+        if let Some((reason, tenant)) = self.drop {
+            facts.push(Fact::Drop { reason, tenant });
+        }
+        if let Some((root, size)) = self.root
+            && let Ok(size) = Geometry::new(size)
+        {
+            facts.push(Fact::Root { size, root });
+            facts.extend(self.assembled.iter().map(|&claim| Fact::Assembled { claim, size, root }));
+        }
+        facts.extend(self.conflict.map(Fact::Conflict));
+        facts
+    }
+
+    /// The bytes to store.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = FILE_MAGIC.to_vec();
+        let found = self.conflict.and_then(|conflict| conflict.found);
+        let flags = [
+            self.claim.is_some(),
+            self.own_claim.is_some(),
+            self.root.is_some(),
+            self.conflict.is_some(),
+            found.is_some(),
+            self.drop.is_some(),
+        ];
+        out.push(flags.iter().enumerate().fold(0, |bits, (i, flag)| bits | u8::from(*flag) << i));
+        if let Some(claim) = self.claim {
+            push_claim(&mut out, claim);
+        }
+        out.extend(self.own_claim.map(HomeEpoch::number));
+        if let Some((root, size)) = self.root {
+            out.extend_from_slice(&size.to_be_bytes());
+            out.extend_from_slice(root.as_bytes());
+        }
+        if let Some(Disagreement { place, found, home }) = self.conflict {
+            out.extend_from_slice(&place.start().to_be_bytes());
+            out.push(place.level());
+            out.extend_from_slice(&home.number().to_be_bytes());
+            out.extend_from_slice(&found.map_or([0; 32], |root| *root.as_bytes()));
+        }
+        if let Some((reason, tenant)) = self.drop {
+            out.push(reason as u8);
+            out.extend_from_slice(&tenant.number().to_be_bytes());
+        }
+        out.push(self.assembled.len().min(255) as u8);
+        for claim in self.assembled.iter().take(255) {
+            push_claim(&mut out, *claim);
+        }
+        out
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote; nothing at all is an empty memory.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, MemoryError> {
+        if bytes.is_empty() {
+            return Ok(Self::default());
+        }
+        let mut rest = Reader { bytes, of: "a file" };
+        if rest.array::<4>()? != FILE_MAGIC {
+            return Err(rest.error("magic or version"));
+        }
+        let [flags] = rest.array()?;
+        let has = |i: u8| flags & 1 << i != 0;
+        if flags >= 64 {
+            return Err(rest.error("flags"));
+        }
+        let claim = if has(0) { Some(rest.claim()?) } else { None };
+        let own_claim = if has(1) { Some(HomeEpoch::new(rest.array::<1>()?[0])) } else { None };
+        let root = if has(2) {
+            let size = u64::from_be_bytes(rest.array()?);
+            Some((Root::from_bytes(rest.array()?), size))
+        } else {
+            None
+        };
+        let conflict = if has(3) {
+            let start = u64::from_be_bytes(rest.array()?);
+            let [level] = rest.array()?;
+            let place = Place::new(start, level).map_err(|_| rest.error("place"))?;
+            let home = DcId::new(u16::from_be_bytes(rest.array()?));
+            let root = Root::from_bytes(rest.array()?);
+            Some(Disagreement { place, found: has(4).then_some(root), home })
+        } else {
+            None
+        };
+        let drop = if has(5) {
+            let reason =
+                DropReason::from_byte(rest.array::<1>()?[0]).ok_or_else(|| rest.error("drop reason"))?;
+            Some((reason, TenantId::new(u64::from_be_bytes(rest.array()?))))
+        } else {
+            None
+        };
+        let [count] = rest.array()?;
+        let assembled = (0..count).map(|_| rest.claim()).collect::<Result<_, _>>()?;
+        if !rest.bytes.is_empty() {
+            return Err(rest.error("trailing bytes"));
+        }
+        Ok(Self { claim, own_claim, root, conflict, drop, assembled })
+    }
+}
+
+/// What must be remembered of a datacenter.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeMemory {
+    /// The last incarnation that may have spoken.
+    pub incarnation: Incarnation,
+    /// The highest incarnation seen of each peer.
+    pub seen: BTreeMap<DcId, Incarnation>,
+}
+
+impl NodeMemory {
+    /// The bytes to store.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let mut out = NODE_MAGIC.to_vec();
+        out.extend_from_slice(&self.incarnation.number().to_be_bytes());
+        out.push(self.seen.len().min(255) as u8);
+        for (dc, incarnation) in self.seen.iter().take(255) {
+            out.extend_from_slice(&dc.number().to_be_bytes());
+            out.extend_from_slice(&incarnation.number().to_be_bytes());
+        }
+        out
+    }
+
+    /// Reads what [`to_bytes`](Self::to_bytes) wrote; nothing at all is the memory of a new datacenter.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, MemoryError> {
+        if bytes.is_empty() {
+            return Ok(Self::default());
+        }
+        let mut rest = Reader { bytes, of: "a datacenter" };
+        if rest.array::<4>()? != NODE_MAGIC {
+            return Err(rest.error("magic or version"));
+        }
+        let incarnation = Incarnation::new(u32::from_be_bytes(rest.array()?));
+        let [count] = rest.array()?;
+        let mut seen = BTreeMap::new();
+        for _ in 0..count {
+            let dc = DcId::new(u16::from_be_bytes(rest.array()?));
+            seen.insert(dc, Incarnation::new(u32::from_be_bytes(rest.array()?)));
+        }
+        if !rest.bytes.is_empty() {
+            return Err(rest.error("trailing bytes"));
+        }
+        Ok(Self { incarnation, seen })
+    }
+}
+
+fn push_claim(out: &mut Vec<u8>, claim: Claim) {
+    out.push(claim.epoch.number());
+    out.extend_from_slice(&claim.home.number().to_be_bytes());
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    of: &'static str,
+}
+
+impl Reader<'_> {
+    fn error(&self, reason: &'static str) -> MemoryError {
+        MemoryError { of: self.of, reason }
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], MemoryError> {
+        let (head, rest) = self.bytes.split_first_chunk().ok_or_else(|| self.error("cut short"))?;
+        self.bytes = rest;
+        Ok(*head)
+    }
+
+    fn claim(&mut self) -> Result<Claim, MemoryError> {
+        let [epoch] = self.array()?;
+        Ok(Claim { epoch: HomeEpoch::new(epoch), home: DcId::new(u16::from_be_bytes(self.array()?)) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_memory_round_trips_with_golden_bytes() {
+        let claim = Claim { epoch: HomeEpoch::new(2), home: DcId::new(3) };
+        let memory = FileMemory {
+            claim: Some(claim),
+            own_claim: Some(HomeEpoch::new(1)),
+            root: Some((Root::empty(), 5)),
+            conflict: Some(Disagreement {
+                place: Place::new(8, 3).unwrap(),
+                found: Some(Root::empty()),
+                home: DcId::new(3),
+            }),
+            drop: Some((DropReason::Expired, TenantId::new(9))),
+            assembled: vec![claim],
+        };
+        let bytes = memory.to_bytes();
+        assert_eq!(blake3::hash(&bytes).to_hex().as_str(), "GOLDEN");
+        assert_eq!(FileMemory::from_bytes(&bytes), Ok(memory));
+        assert!(FileMemory::from_bytes(&bytes[..bytes.len() - 1]).is_err());
+        assert_eq!(FileMemory::from_bytes(&[]), Ok(FileMemory::default()));
+        assert_eq!(FileMemory::from_bytes(&FileMemory::default().to_bytes()), Ok(FileMemory::default()));
+    }
+
+    #[test]
+    fn node_memory_round_trips_with_golden_bytes() {
+        let memory = NodeMemory {
+            incarnation: Incarnation::new(7),
+            seen: [(DcId::new(2), Incarnation::new(4))].into(),
+        };
+        let bytes = memory.to_bytes();
+        assert_eq!(hex::encode(&bytes), "534c4e010000000701000200000004");
+        assert_eq!(NodeMemory::from_bytes(&bytes), Ok(memory));
+        assert!(NodeMemory::from_bytes(&bytes[..9]).is_err());
+    }
+}

@@ -1,0 +1,218 @@
+//! A peer: its link, what was said to it and not acknowledged yet, and the incarnations of both ends.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Aggregator, Effect};
+use crate::command::{Command, Statement, Verified};
+use crate::ids::{DcId, FileId, Generation, Incarnation, Sequence, Timestamp};
+
+/// How many files may wait for a peer to be reachable, or to have room. Past that, comparing finds them.
+const MAX_WAITING: usize = 1 << 16;
+
+/// How many files a peer may have asked for in vain and be remembered for.
+const MAX_ASKERS: usize = 1 << 12;
+
+/// How many echoes of comparisons are remembered.
+const MAX_ECHOES: usize = 1 << 12;
+
+/// What is kept of a peer.
+#[derive(Clone, Debug)]
+pub(super) struct Peer {
+    up: bool,
+    /// Since when it is down.
+    pub(super) down_since: Timestamp,
+    /// Whether this incarnation of ours has spoken to it.
+    greeted: bool,
+    /// Its highest incarnation seen.
+    seen: Incarnation,
+    /// What waits for an acknowledgement.
+    pub(super) flights: BTreeMap<Sequence, FileId>,
+    /// Files of which it must still be told something.
+    pub(super) waiting: BTreeSet<FileId>,
+    /// Files it asked for that were not known.
+    pub(super) asked_for: BTreeSet<FileId>,
+    pub(super) next_compare: Timestamp,
+    /// When a comparison of a range was last sent back.
+    echoes: BTreeMap<(u8, FileId), Timestamp>,
+}
+
+impl Peer {
+    pub(super) fn new(seen: Incarnation, now: Timestamp) -> Self {
+        Self {
+            up: false,
+            down_since: now,
+            greeted: false,
+            seen,
+            flights: BTreeMap::new(),
+            waiting: BTreeSet::new(),
+            asked_for: BTreeSet::new(),
+            next_compare: now,
+            echoes: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.up
+    }
+
+    pub(super) fn seen(&self) -> Incarnation {
+        self.seen
+    }
+
+    pub(super) fn next_compare(&self) -> Option<Timestamp> {
+        self.up.then_some(self.next_compare)
+    }
+
+    pub(super) fn wait_for(&mut self, id: FileId) {
+        if self.waiting.len() < MAX_WAITING {
+            self.waiting.insert(id);
+        }
+    }
+
+    pub(super) fn remember_asker(&mut self, id: FileId) {
+        if self.asked_for.len() < MAX_ASKERS {
+            self.asked_for.insert(id);
+        }
+    }
+
+    /// Whether a range may be sent back for comparison: once in `every_ms`, so that two sides that cannot agree do
+    /// not keep each other busy.
+    pub(super) fn may_echo(&mut self, bits: u8, prefix: FileId, now: Timestamp, every_ms: u64) -> bool {
+        if self.echoes.len() >= MAX_ECHOES {
+            self.echoes.retain(|_, at| now.since(*at) < every_ms);
+        }
+        let last = self.echoes.get(&(bits, prefix));
+        let may = self.echoes.len() < MAX_ECHOES && last.is_none_or(|at| now.since(*at) >= every_ms);
+        if may {
+            self.echoes.insert((bits, prefix), now);
+        }
+        may
+    }
+}
+
+impl Aggregator {
+    pub(super) fn link_up(
+        &mut self,
+        dc: DcId,
+        incarnation: Incarnation,
+        seen_of_me: Incarnation,
+        now: Timestamp,
+    ) {
+        let mine = self.incarnation;
+        let Some(peer) = self.peers.get_mut(&dc) else {
+            self.effects.push(Effect::CloseLink(dc));
+            return;
+        };
+        if incarnation < peer.seen {
+            self.effects.push(Effect::CloseLink(dc));
+            return;
+        }
+        let newer = incarnation > peer.seen;
+        peer.seen = incarnation;
+        // Somebody spoke in our name: this disk is an older copy, or it was copied.
+        let outdated = seen_of_me > mine || (seen_of_me == mine && !peer.greeted);
+        peer.up = true;
+        peer.greeted = true;
+        peer.next_compare = now;
+        let waiting = std::mem::take(&mut peer.waiting);
+        if outdated {
+            self.reincarnate(Incarnation::new(seen_of_me.number().saturating_add(1)), now);
+        } else if newer {
+            self.effects.push(Effect::PersistNode(self.node_memory()));
+        }
+        for id in waiting {
+            self.advance(id, now);
+        }
+        // Whatever waited for this peer (pulls, fetches, confirmations) has its own timer.
+    }
+
+    pub(super) fn link_down(&mut self, dc: DcId, now: Timestamp) {
+        let Some(peer) = self.peers.get_mut(&dc) else { return };
+        if !peer.up {
+            return;
+        }
+        peer.up = false;
+        peer.down_since = now;
+        let flights = std::mem::take(&mut peer.flights);
+        for id in flights.into_values() {
+            if let Some(file) = self.files.get_mut(&id) {
+                file.forget_flights(dc);
+            }
+            peer.wait_for(id);
+        }
+    }
+
+    /// Takes note of a peer's incarnation from what it says. Facts of an older one still count; whether a
+    /// confirmation does is for the caller, who is told if it is current.
+    pub(super) fn heard(&mut self, from: DcId, incarnation: Incarnation, _now: Timestamp) -> bool {
+        let Some(peer) = self.peers.get_mut(&from) else { return false };
+        if incarnation > peer.seen {
+            peer.seen = incarnation;
+            self.effects.push(Effect::PersistNode(self.node_memory()));
+        }
+        true
+    }
+
+    /// Becomes a new incarnation, in which everything held is said again under a new generation.
+    fn reincarnate(&mut self, incarnation: Incarnation, now: Timestamp) {
+        self.incarnation = incarnation;
+        self.spoken = 0;
+        self.generation_floor = Generation::floor_of(incarnation);
+        self.effects.push(Effect::PersistNode(self.node_memory()));
+        self.effects.push(Effect::RaiseGenerations(self.generation_floor));
+        for peer in self.peers.values_mut() {
+            peer.flights.clear();
+        }
+        let (me, floor) = (self.me(), self.generation_floor);
+        let ids: Vec<FileId> = self.files.keys().copied().collect();
+        for id in ids {
+            if let Some(file) = self.files.get_mut(&id) {
+                file.regenerate(me, floor, now);
+            }
+            self.advance(id, now);
+        }
+    }
+
+    /// Sends a statement; its sequence number tells it from every other.
+    pub(super) fn say(&mut self, to: DcId, file: FileId, statement: Statement, now: Timestamp) -> Sequence {
+        if self.spoken == u32::MAX {
+            self.incarnation = Incarnation::new(self.incarnation.number().saturating_add(1));
+            self.spoken = 0;
+            self.effects.push(Effect::PersistNode(self.node_memory()));
+        }
+        self.spoken += 1;
+        let sequence = Sequence::of(self.incarnation, self.spoken);
+        self.effects.push(Effect::Send(Command {
+            from: self.me(),
+            to,
+            sequence,
+            slot: file.slot(),
+            sent_at: now,
+            file,
+            statement,
+        }));
+        sequence
+    }
+
+    /// Acknowledges a fact.
+    pub(super) fn acknowledge(&mut self, verified: &Verified) {
+        let command = verified.command();
+        let statement = Statement::Ack { sequence: command.sequence, digest: *verified.digest() };
+        self.say(command.from, FileId::NIL, statement, command.sent_at);
+    }
+
+    /// A peer has taken what was said under this sequence number.
+    pub(super) fn acknowledged(&mut self, from: DcId, sequence: Sequence, now: Timestamp) {
+        let Some(peer) = self.peers.get_mut(&from) else { return };
+        let Some(id) = peer.flights.remove(&sequence) else { return };
+        let next =
+            if peer.flights.len() + 1 == self.config.max_flights { peer.waiting.pop_first() } else { None };
+        if let Some(file) = self.files.get_mut(&id) {
+            file.landed(from, sequence);
+        }
+        self.advance(id, now);
+        if let Some(next) = next {
+            self.advance(next, now);
+        }
+    }
+}

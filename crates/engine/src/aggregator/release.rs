@@ -1,0 +1,144 @@
+//! Freeing a copy: only when the home, asked with a fresh nonce, has checked its own again, and its claim is above
+//! the asker's. Of two datacenters that assembled a file, the one with the highest claim therefore keeps it.
+
+use super::{Aggregator, Effect};
+use crate::command::Statement;
+use crate::hash::Root;
+use crate::ids::{DcId, FileId, Generation, Nonce, Timestamp};
+use crate::ledger::{Claim, Fact, FileState};
+use crate::rules::Rule;
+
+/// A confirmation that was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Release {
+    nonce: Nonce,
+    to: DcId,
+    asked_at: Timestamp,
+    freeing: bool,
+}
+
+impl Aggregator {
+    /// Whose confirmation would let this datacenter free its copy.
+    fn keeper(&self, id: FileId) -> Option<Claim> {
+        let file = self.files.get(&id)?;
+        if file.ledger.state() != FileState::Assembled {
+            return None;
+        }
+        let copy = file.ledger.best_copy()?;
+        let above = file.own_claim.is_none_or(|epoch| copy > Claim { epoch, home: self.me() });
+        let above = above || !self.config.rules.holds(Rule::HigherClaim);
+        let keeper = if self.config.rules.holds(Rule::HigherClaim) {
+            copy
+        } else {
+            file.ledger.copies().find(|copy| copy.home != self.me())?
+        };
+        (above && keeper.home != self.me()).then_some(keeper)
+    }
+
+    pub(super) fn advance_release(&mut self, id: FileId, now: Timestamp) {
+        let me = self.me();
+        let wait_ms = self.config.retry_ms * 4;
+        let keeper = self.keeper(id);
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let holds = file.published || file.ledger.chunks_held_by(me) > 0;
+        let Some(keeper) = keeper.filter(|_| holds) else {
+            file.release = None;
+            return;
+        };
+        if !self.config.rules.holds(Rule::ConfirmBeforeFree) {
+            if !file.release.is_some_and(|release| release.freeing) {
+                file.release =
+                    Some(Release { nonce: Nonce::new(0), to: keeper.home, asked_at: now, freeing: true });
+                self.effects.push(Effect::Free(id));
+            }
+            return;
+        }
+        if let Some(release) = file.release.filter(|release| release.to == keeper.home) {
+            let again = release.asked_at.plus(wait_ms);
+            if release.freeing {
+                return;
+            }
+            if now < again {
+                file.wake_at(again);
+                return;
+            }
+        }
+        if !self.peers.get(&keeper.home).is_some_and(super::peer::Peer::is_up) {
+            file.wake_at(now.plus(wait_ms));
+            return;
+        }
+        // Unique for good, because the sequence it goes with is.
+        let nonce = Nonce::new(u64::from(self.incarnation.number()) << 32 | u64::from(self.spoken) + 1);
+        file.release = Some(Release { nonce, to: keeper.home, asked_at: now, freeing: false });
+        file.wake_at(now.plus(wait_ms));
+        self.say(keeper.home, id, Statement::Confirm { nonce }, now);
+    }
+
+    /// A peer wants to free its copy.
+    pub(super) fn asked_to_confirm(&mut self, id: FileId, from: DcId, nonce: Nonce) {
+        let good = |file: &super::File| file.published && file.ledger.state() == FileState::Assembled;
+        if self.files.get(&id).is_some_and(good) {
+            self.effects.push(Effect::Recheck { file: id, to: from, nonce });
+        }
+    }
+
+    /// The own copy was checked again.
+    pub(super) fn rechecked(
+        &mut self,
+        id: FileId,
+        to: DcId,
+        nonce: Nonce,
+        root: Option<Root>,
+        now: Timestamp,
+    ) {
+        let me = self.me();
+        let Some(file) = self.files.get(&id) else { return };
+        let good = file.published && root.is_some() && root == file.ledger.root();
+        // A copy that is itself about to go confirms nothing.
+        let leaving = file.release.is_some_and(|release| release.freeing);
+        if good
+            && !leaving
+            && let Some(statement) = file.ledger.assembled_statement(me, nonce)
+        {
+            self.say(to, id, statement, now);
+        }
+    }
+
+    /// A keeper answered.
+    pub(super) fn confirmed(&mut self, id: FileId, from: DcId, statement: &Statement, _now: Timestamp) {
+        let Statement::Assembled { epoch, home, nonce, root, .. } = *statement else { return };
+        let strict = self.config.rules.holds(Rule::HigherClaim);
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let above = file
+            .own_claim
+            .is_none_or(|own| Claim { epoch, home } > Claim { epoch: own, home: self.config.me });
+        let asked = file
+            .release
+            .is_some_and(|release| release.to == from && release.nonce == nonce && !release.freeing);
+        if asked
+            && (above || !strict)
+            && file.ledger.state() == FileState::Assembled
+            && file.ledger.root() == Some(root)
+        {
+            if let Some(release) = &mut file.release {
+                release.freeing = true;
+            }
+            self.effects.push(Effect::Free(id));
+        }
+    }
+
+    /// The chunks here are gone.
+    pub(super) fn freed(&mut self, id: FileId, generation: Generation) {
+        let me = self.me();
+        let retract = self.config.rules.holds(Rule::RetractFreed);
+        let Some(file) = self.files.get_mut(&id) else { return };
+        file.release = None;
+        file.published = false;
+        file.unsaid = None;
+        if retract {
+            let _ = file.ledger.take(Fact::HaveNothing { holder: me, generation });
+            file.tell_nothing(generation);
+        }
+        self.effects.push(Effect::Changed(id));
+    }
+}

@@ -1,0 +1,684 @@
+//! The ledger: what a datacenter's aggregator knows of one file.
+//!
+//! A ledger is a set of facts in normal form. Taking a fact is a join: it commutes with every other and doing it
+//! twice is doing it once, so equal sets of facts give equal ledgers whatever the order (G3). What is *derived* from
+//! the facts (state, coverage, agreement) is a pure function of them; what is *cached* to derive it (values of finer
+//! spans, which overlaps were compared) can be dropped and asked for again.
+//!
+//! | fact | join |
+//! | --- | --- |
+//! | metadata, sizes, roots | the two smallest different ones: one is the value, two are a conflict |
+//! | home claims | the highest (epoch, datacenter) |
+//! | spans by holder | the newest generation, and in it the union |
+//! | assembled | per datacenter, the highest claim it was said under |
+//! | conflict, drop | the smallest |
+
+mod agreement;
+mod page;
+
+pub use agreement::Verdict;
+pub use page::{Page, PageError};
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use crate::command::{DropReason, Statement};
+use crate::geometry::Geometry;
+use crate::hash::{ChainingValue, RecordDigest, Root};
+use crate::ids::{DcId, Generation, HomeEpoch, Nonce, TenantId};
+use crate::limits::{SEGMENT_CHUNKS, SEGMENT_LEVEL};
+use crate::ranges::Ranges;
+use crate::rules::Rules;
+use crate::span::{Place, PlaceError, Span};
+use crate::span_tree::{Insertion, SpanTree};
+
+/// A claim to be a file's home. The highest wins.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Claim {
+    /// Raised by a takeover.
+    pub epoch: HomeEpoch,
+    /// Who is the home.
+    pub home: DcId,
+}
+
+/// One thing that is known of a file. Every fact but the local expectation travels as a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// The file exists.
+    Meta {
+        /// Who is its home.
+        claim: Claim,
+        /// Its shape; `None` while the size is unknown.
+        size: Option<Geometry>,
+        /// Who owns it.
+        tenant: TenantId,
+        /// Names the metadata record.
+        digest: RecordDigest,
+    },
+    /// A holder has these chunks.
+    Have {
+        /// Who.
+        holder: DcId,
+        /// As of when.
+        generation: Generation,
+        /// Which.
+        span: Span,
+    },
+    /// A holder has nothing but what it says under this generation.
+    HaveNothing {
+        /// Who.
+        holder: DcId,
+        /// As of when.
+        generation: Generation,
+    },
+    /// The file is complete.
+    Root {
+        /// Its shape.
+        size: Geometry,
+        /// Its root.
+        root: Root,
+    },
+    /// A home has the whole file.
+    Assembled {
+        /// The claim under which it assembled it.
+        claim: Claim,
+        /// The file's shape.
+        size: Geometry,
+        /// Its root.
+        root: Root,
+    },
+    /// Holders disagree, or the root is not the expected one.
+    Conflict(Disagreement),
+    /// The file is gone.
+    Drop {
+        /// Why.
+        reason: DropReason,
+        /// Who owned it.
+        tenant: TenantId,
+    },
+}
+
+/// What a home found to contradict.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Disagreement {
+    /// Where holders disagree.
+    pub place: Place,
+    /// The root that came instead of the expected one.
+    pub found: Option<Root>,
+    /// Who found it.
+    pub home: DcId,
+}
+
+impl Fact {
+    /// The fact that a command states, if its kind states one; `Err` if the sender may not state it.
+    pub fn of(from: DcId, statement: &Statement) -> Result<Option<Self>, FactError> {
+        Ok(Some(match *statement {
+            Statement::Meta { epoch, home, size, tenant, digest } => {
+                Self::Meta { claim: Claim { epoch, home }, size, tenant, digest }
+            }
+            Statement::Have { generation, span } => Self::Have { holder: from, generation, span },
+            Statement::HaveNothing { generation } => Self::HaveNothing { holder: from, generation },
+            Statement::Root { size, root, .. } => Self::Root { size, root },
+            Statement::Assembled { epoch, home, size, root, .. } => {
+                if home != from {
+                    return Err(FactError::NotTheHolder { from, home });
+                }
+                Self::Assembled { claim: Claim { epoch, home }, size, root }
+            }
+            Statement::Drop { reason, tenant } => Self::Drop { reason, tenant },
+            Statement::Conflict { home, place, found } => Self::Conflict(Disagreement { place, found, home }),
+            Statement::MetaRequest
+            | Statement::Unknown
+            | Statement::WantSpans { .. }
+            | Statement::WantFiles { .. }
+            | Statement::Confirm { .. }
+            | Statement::Revoke { .. }
+            | Statement::Load { .. }
+            | Statement::Drain { .. }
+            | Statement::SessionMove { .. }
+            | Statement::Ack { .. } => return Ok(None),
+        }))
+    }
+}
+
+/// Why a fact is refused for good.
+#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
+pub enum FactError {
+    /// The span does not fit the file.
+    #[error(transparent)]
+    Place(#[from] PlaceError),
+    /// Only the holder says that it has assembled a file.
+    #[error("{from} says that {home} assembled the file; only the holder may")]
+    NotTheHolder {
+        /// Who spoke.
+        from: DcId,
+        /// Of whom.
+        home: DcId,
+    },
+}
+
+/// What taking a fact changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// The ledger knows more now.
+    New,
+    /// It was known, or made void by something newer.
+    Known,
+    /// The ledger cannot use it before it knows the file's shape: say it again later.
+    NotYet,
+}
+
+/// Where a file stands, as far as this ledger knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum FileState {
+    /// No metadata is known.
+    Unheard,
+    /// Chunks are missing, or not compared yet.
+    Receiving,
+    /// Every chunk is somewhere, and they merge to one root.
+    Complete,
+    /// A home has the whole file.
+    Assembled,
+    /// Contradicting facts exist.
+    Conflict,
+    /// Gone.
+    Dropped,
+}
+
+/// The two smallest different values of what should be one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Sole<T>(Vec<T>);
+
+impl<T: Ord + Copy> Sole<T> {
+    const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    fn join(&mut self, value: T) -> bool {
+        match self.0.binary_search(&value) {
+            Ok(_) => false,
+            Err(2..) => false,
+            Err(at) => {
+                self.0.insert(at, value);
+                self.0.truncate(2);
+                true
+            }
+        }
+    }
+
+    /// The smallest.
+    fn first(&self) -> Option<T> {
+        self.0.first().copied()
+    }
+
+    fn is_contradicted(&self) -> bool {
+        self.0.len() > 1
+    }
+}
+
+/// What one datacenter says it holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Holding {
+    generation: Generation,
+    tree: SpanTree,
+    /// Coverage fingerprint of what was moved to pages.
+    paged_hash: u64,
+    paged_chunks: u64,
+}
+
+/// What is known of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ledger {
+    metas: Sole<(RecordDigest, TenantId)>,
+    sizes: Sole<u64>,
+    claim: Option<Claim>,
+    roots: Sole<(Root, u64)>,
+    assembled: BTreeMap<DcId, Claim>,
+    conflict: Option<Disagreement>,
+    drop: Option<(DropReason, TenantId)>,
+    holders: BTreeMap<DcId, Holding>,
+    /// Everything that any holder has, merged across holders. Its values mean something once overlaps agree.
+    union: SpanTree,
+    /// Whether two holders ever overlapped since the union was last rebuilt.
+    overlaps: bool,
+    /// Segments whose spans were moved to pages.
+    paged: Ranges,
+    /// Paged segments of which more was said afterwards, so that the page must be compared with it.
+    contested: BTreeSet<u64>,
+    agreed: BTreeMap<(DcId, DcId), Ranges>,
+    details: BTreeMap<(DcId, Place), ChainingValue>,
+    rules: Rules,
+}
+
+impl Ledger {
+    /// A ledger without facts.
+    pub fn new(rules: Rules) -> Self {
+        Self {
+            metas: Sole::new(),
+            sizes: Sole::new(),
+            claim: None,
+            roots: Sole::new(),
+            assembled: BTreeMap::new(),
+            conflict: None,
+            drop: None,
+            holders: BTreeMap::new(),
+            union: SpanTree::new(Geometry::largest()),
+            overlaps: false,
+            paged: Ranges::new(),
+            contested: BTreeSet::new(),
+            agreed: BTreeMap::new(),
+            details: BTreeMap::new(),
+            rules,
+        }
+    }
+
+    /// Takes a fact.
+    pub fn take(&mut self, fact: Fact) -> Result<Taken, FactError> {
+        let new = match fact {
+            Fact::Meta { claim, size, tenant, digest } => {
+                let known = self.metas.join((digest, tenant));
+                let sized = size.is_some_and(|size| self.take_size(size));
+                let claimed = Some(claim) > self.claim;
+                if claimed {
+                    self.claim = Some(claim);
+                }
+                known | sized | claimed
+            }
+            Fact::Have { holder, generation, span } => return self.take_have(holder, generation, span),
+            Fact::HaveNothing { holder, generation } => {
+                if self.file().is_none() {
+                    return Ok(Taken::NotYet);
+                }
+                self.raise(holder, generation)
+            }
+            Fact::Root { size, root } => self.take_size(size) | self.roots.join((root, size.size())),
+            Fact::Assembled { claim, size, root } => {
+                let said = self.assembled.get(&claim.home).copied();
+                let raised = Some(claim) > said;
+                if raised {
+                    self.assembled.insert(claim.home, claim);
+                }
+                self.take_size(size) | self.roots.join((root, size.size())) | raised
+            }
+            Fact::Conflict(found) => {
+                let lower = self.conflict.is_none_or(|known| found < known);
+                if lower {
+                    self.conflict = Some(found);
+                }
+                lower
+            }
+            Fact::Drop { reason, tenant } => {
+                let lower = self.drop.is_none_or(|known| (reason, tenant) < known);
+                if lower {
+                    self.drop = Some((reason, tenant));
+                    self.forget_spans();
+                }
+                lower
+            }
+        };
+        Ok(if new { Taken::New } else { Taken::Known })
+    }
+
+    fn take_size(&mut self, size: Geometry) -> bool {
+        let before = self.file();
+        let new = self.sizes.join(size.size());
+        if self.file() != before {
+            self.forget_spans();
+        }
+        new
+    }
+
+    fn forget_spans(&mut self) {
+        self.holders.clear();
+        self.union = SpanTree::new(self.file().unwrap_or(Geometry::largest()));
+        self.overlaps = false;
+        self.paged = Ranges::new();
+        self.contested.clear();
+        self.agreed.clear();
+        self.details.clear();
+    }
+
+    fn take_have(&mut self, holder: DcId, generation: Generation, span: Span) -> Result<Taken, FactError> {
+        let Some(file) = self.file() else { return Ok(Taken::NotYet) };
+        span.place.check(file)?;
+        if self.drop.is_some() {
+            return Ok(Taken::Known);
+        }
+        let raised = self.raise(holder, generation);
+        let Some(holding) = self.holders.get_mut(&holder) else { return Ok(Taken::Known) };
+        if self.rules.generations() && generation < holding.generation {
+            return Ok(Taken::Known);
+        }
+        let grown = match holding.tree.insert(span) {
+            Ok(Insertion::Grown(_)) => {
+                self.overlaps |= !self.union.overlapping(span.place).is_empty();
+                // What the union keeps where holders overlap does not matter: it is used once they agree.
+                let _ = self.union.insert(span);
+                if !self.paged.is_empty() && self.roots.first().is_none() {
+                    let range = span.place.range(file);
+                    let segments = range.start / SEGMENT_CHUNKS..range.end.div_ceil(SEGMENT_CHUNKS);
+                    self.contested
+                        .extend(segments.filter(|segment| self.paged.covers(*segment..segment + 1)));
+                }
+                true
+            }
+            Ok(Insertion::Known) => false,
+            Ok(Insertion::Covered(_)) => self.details.insert((holder, span.place), span.value).is_none(),
+            // A holder never says two things in one generation, unless it lies: the first stands, and whoever pulls
+            // the bytes finds out.
+            Err(_) => false,
+        };
+        Ok(if raised | grown { Taken::New } else { Taken::Known })
+    }
+
+    /// Moves a holder to a newer generation, in which it holds nothing yet.
+    fn raise(&mut self, holder: DcId, generation: Generation) -> bool {
+        let Some(file) = self.file() else { return false };
+        let fresh =
+            |generation| Holding { generation, tree: SpanTree::new(file), paged_hash: 0, paged_chunks: 0 };
+        let Some(holding) = self.holders.get_mut(&holder) else {
+            self.holders.insert(holder, fresh(generation));
+            return true;
+        };
+        if generation <= holding.generation {
+            return false;
+        }
+        let old = std::mem::replace(holding, fresh(generation));
+        if !self.rules.generations() {
+            holding.tree = old.tree;
+            return true;
+        }
+        self.agreed.retain(|(a, b), _| *a != holder && *b != holder);
+        self.details.retain(|(dc, _), _| *dc != holder);
+        if old.paged_chunks > 0 {
+            // Pages that named this holder are void, and which ones is not kept: all go, and are asked for again.
+            self.paged = Ranges::new();
+            self.contested.clear();
+            for holding in self.holders.values_mut() {
+                (holding.paged_hash, holding.paged_chunks) = (0, 0);
+            }
+        }
+        self.rebuild_union();
+        true
+    }
+
+    fn rebuild_union(&mut self) {
+        let Some(file) = self.file() else { return };
+        let mut union = SpanTree::new(file);
+        self.overlaps = false;
+        for segment in self.paged.iter().flatten() {
+            let place = Place::clipped(segment << SEGMENT_LEVEL, SEGMENT_LEVEL, file);
+            if let Some(value) = self.union.covering(place).filter(|span| span.place == place) {
+                // Never contradicts: the tree was empty there.
+                let _ = union.insert(value);
+            }
+        }
+        for holding in self.holders.values() {
+            for span in holding.tree.iter() {
+                let alone = union.overlapping(span.place).is_empty();
+                let grown = matches!(union.insert(span), Ok(Insertion::Grown(_)));
+                self.overlaps |= !(alone && grown);
+            }
+        }
+        self.union = union;
+    }
+
+    /// Removes what a holder says of a place, because its bytes turned out not to be what it says. It is believed
+    /// again when it restates under a newer generation.
+    pub fn reject(&mut self, holder: DcId, place: Place) {
+        if let Some(holding) = self.holders.get_mut(&holder) {
+            if let Some(span) = holding.tree.covering(place) {
+                holding.tree.cut(span.place);
+            }
+            holding.tree.cut(place);
+        }
+    }
+
+    /// The file's shape; `None` while no size is known.
+    pub fn file(&self) -> Option<Geometry> {
+        self.sizes.first().and_then(|size| Geometry::new(size).ok())
+    }
+
+    /// Where the file stands.
+    pub fn state(&self) -> FileState {
+        let contradicted =
+            self.metas.is_contradicted() || self.sizes.is_contradicted() || self.roots.is_contradicted();
+        if self.drop.is_some() {
+            FileState::Dropped
+        } else if contradicted {
+            FileState::Conflict
+        } else if self.roots.first().is_some() {
+            if self.assembled.is_empty() { FileState::Complete } else { FileState::Assembled }
+        } else if self.conflict.is_some() {
+            FileState::Conflict
+        } else if self.metas.first().is_some() {
+            FileState::Receiving
+        } else {
+            FileState::Unheard
+        }
+    }
+
+    /// What contradicts what, for a person; `None` unless the state is `conflict`.
+    pub fn conflict_reason(&self) -> Option<String> {
+        if self.state() != FileState::Conflict {
+            return None;
+        }
+        Some(if self.metas.is_contradicted() {
+            "two different metadata records were sent".into()
+        } else if self.sizes.is_contradicted() {
+            "two different sizes were sent".into()
+        } else if self.roots.is_contradicted() {
+            "two different roots were found".into()
+        } else {
+            match self.conflict {
+                Some(Disagreement { found: Some(root), .. }) => {
+                    format!("the bytes hash to {root}, which is not the expected root")
+                }
+                Some(Disagreement { place, .. }) => {
+                    format!("different bytes were sent for chunks {place} in different datacenters")
+                }
+                None => "contradicting facts".into(),
+            }
+        })
+    }
+
+    /// The home, and the epoch of its claim.
+    pub fn claim(&self) -> Option<Claim> {
+        self.claim
+    }
+
+    /// Names the metadata record (the smaller, should two contradict).
+    pub fn record_digest(&self) -> Option<RecordDigest> {
+        self.metas.first().map(|(digest, _)| digest)
+    }
+
+    /// Who owns the file.
+    pub fn tenant(&self) -> Option<TenantId> {
+        self.metas.first().map(|(_, tenant)| tenant).or(self.drop.map(|(_, tenant)| tenant))
+    }
+
+    /// The root, if exactly one is known.
+    pub fn root(&self) -> Option<Root> {
+        if self.roots.is_contradicted() { None } else { self.roots.first().map(|(root, _)| root) }
+    }
+
+    /// The claim under which a datacenter said that it assembled the file.
+    pub fn assembled_by(&self, dc: DcId) -> Option<Claim> {
+        self.assembled.get(&dc).copied()
+    }
+
+    /// Who assembled the file under the highest claim.
+    pub fn best_copy(&self) -> Option<Claim> {
+        self.assembled.values().max().copied()
+    }
+
+    /// Every claim under which a datacenter said that it assembled the file.
+    pub fn copies(&self) -> impl Iterator<Item = Claim> + '_ {
+        self.assembled.values().copied()
+    }
+
+    /// What a home found to contradict.
+    pub fn disagreement(&self) -> Option<Disagreement> {
+        self.conflict
+    }
+
+    /// Why the file was dropped.
+    pub fn dropped(&self) -> Option<(DropReason, TenantId)> {
+        self.drop
+    }
+
+    /// Who holds anything in memory, with its generation.
+    pub fn holders(&self) -> impl Iterator<Item = (DcId, Generation, &SpanTree)> {
+        self.holders.iter().map(|(dc, holding)| (*dc, holding.generation, &holding.tree))
+    }
+
+    /// What a datacenter says it holds, without what is in pages.
+    pub fn held_by(&self, dc: DcId) -> Option<(Generation, &SpanTree)> {
+        self.holders.get(&dc).map(|holding| (holding.generation, &holding.tree))
+    }
+
+    /// Number of chunks a datacenter says it holds, pages included.
+    pub fn chunks_held_by(&self, dc: DcId) -> u64 {
+        self.holders.get(&dc).map_or(0, |holding| holding.tree.covered() + holding.paged_chunks)
+    }
+
+    /// What any holder has, merged.
+    pub fn union(&self) -> &SpanTree {
+        &self.union
+    }
+
+    /// Segments whose spans are in pages.
+    pub fn paged(&self) -> impl Iterator<Item = u64> + '_ {
+        self.paged.iter().flatten()
+    }
+
+    /// Whether the spans of this segment are in a page.
+    pub fn is_paged(&self, segment: u64) -> bool {
+        self.paged.covers(segment..segment + 1)
+    }
+
+    /// Number of spans in memory: what the ledger's size is proportional to.
+    pub fn spans(&self) -> usize {
+        self.union.len() + self.holders.values().map(|holding| holding.tree.len()).sum::<usize>()
+    }
+
+    /// The statements that give another ledger what this one knows, apart from spans.
+    pub fn statements(&self) -> Vec<Statement> {
+        let mut out = Vec::new();
+        if let Some((reason, tenant)) = self.drop {
+            // Absorbing: nothing else matters any more.
+            out.push(Statement::Drop { reason, tenant });
+            return out;
+        }
+        let (Some(claim), Some(file)) = (self.claim, self.file()) else { return out };
+        for &(digest, tenant) in &self.metas.0 {
+            for &size in self.sizes.0.iter() {
+                let size = Geometry::new(size).ok();
+                out.push(Statement::Meta { epoch: claim.epoch, home: claim.home, size, tenant, digest });
+            }
+        }
+        for &(root, size) in &self.roots.0 {
+            let size = Geometry::new(size).unwrap_or(file);
+            out.push(Statement::Root { epoch: claim.epoch, home: claim.home, size, root });
+        }
+        if let Some(Disagreement { place, found, home }) = self.conflict {
+            out.push(Statement::Conflict { home, place, found });
+        }
+        out
+    }
+
+    /// The statement by which `me` says that it has assembled the file.
+    pub fn assembled_statement(&self, me: DcId, nonce: Nonce) -> Option<Statement> {
+        let claim = self.assembled_by(me)?;
+        let (size, root) = (self.file()?, self.root()?);
+        Some(Statement::Assembled { epoch: claim.epoch, home: claim.home, size, nonce, root })
+    }
+
+    /// Digest of what two datacenters should both know of this file: everything but spans, and the coverage of each
+    /// of the two where the other is the home. `None` if there is nothing to compare.
+    pub fn digest_between(&self, a: DcId, b: DcId) -> Option<[u8; 32]> {
+        if self.state() == FileState::Unheard {
+            return None;
+        }
+        let mut hash = blake3::Hasher::new();
+        if let Some((reason, tenant)) = self.drop {
+            hash.update(b"drop").update(&[reason as u8]).update(&tenant.number().to_be_bytes());
+            return Some(*hash.finalize().as_bytes());
+        }
+        for (digest, tenant) in &self.metas.0 {
+            hash.update(b"meta").update(digest.as_bytes()).update(&tenant.number().to_be_bytes());
+        }
+        for size in &self.sizes.0 {
+            hash.update(b"size").update(&size.to_be_bytes());
+        }
+        let claim = self.claim.unwrap_or(Claim { epoch: HomeEpoch::new(0), home: DcId::EVERY });
+        hash.update(&[claim.epoch.number()]).update(&claim.home.number().to_be_bytes());
+        for (root, size) in &self.roots.0 {
+            hash.update(b"root").update(root.as_bytes()).update(&size.to_be_bytes());
+        }
+        for dc in [a.min(b), a.max(b)] {
+            if let Some(claim) = self.assembled_by(dc) {
+                hash.update(b"assembled").update(&dc.number().to_be_bytes()).update(&[claim.epoch.number()]);
+            }
+            // What a holder says of nothing is not compared: a generation without spans has no weight.
+            let other = if dc == a { b } else { a };
+            if claim.home == other && self.chunks_held_by(dc) > 0 {
+                let (generation, coverage) = self.coverage(dc);
+                hash.update(b"have")
+                    .update(&generation.number().to_be_bytes())
+                    .update(&coverage.to_be_bytes());
+            }
+        }
+        if let Some(found) = self.conflict {
+            hash.update(b"conflict")
+                .update(&found.place.start().to_be_bytes())
+                .update(&[found.place.level()]);
+            hash.update(&found.found.map_or([0; 32], |root| *root.as_bytes()));
+            hash.update(&found.home.number().to_be_bytes());
+        }
+        Some(*hash.finalize().as_bytes())
+    }
+
+    /// A fingerprint of which chunks a holder has, the same however they are merged or paged.
+    fn coverage(&self, dc: DcId) -> (Generation, u64) {
+        let Some(holding) = self.holders.get(&dc) else { return (Generation::new(0), 0) };
+        let file = holding.tree.file();
+        let hash =
+            holding.tree.iter().fold(holding.paged_hash, |hash, span| hash ^ coverage_hash(span.place, file));
+        (holding.generation, hash)
+    }
+
+    /// The chunks of `range` that nobody has, as at most `limit` ranges, pages included.
+    pub fn missing(&self, range: Range<u64>, limit: usize) -> Vec<Range<u64>> {
+        match self.file() {
+            Some(_) => self.union.gaps(range, limit),
+            None => Vec::new(),
+        }
+    }
+}
+
+/// The fingerprint of a place, as the exclusive or of the fingerprints of its segments.
+fn coverage_hash(place: Place, file: Geometry) -> u64 {
+    let range = place.range(file);
+    if place.level() <= SEGMENT_LEVEL {
+        return mix(range.start, range.end);
+    }
+    let mut hash = 0;
+    let mut at = range.start;
+    while at < range.end {
+        let end = (at + SEGMENT_CHUNKS).min(range.end);
+        hash ^= mix(at, end);
+        at = end;
+    }
+    hash
+}
+
+/// A well-spread hash of two numbers (the finaliser of SplitMix64, twice).
+fn mix(a: u64, b: u64) -> u64 {
+    let step = |mut z: u64| {
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    };
+    step(step(a.wrapping_add(0x9E37_79B9_7F4A_7C15)).wrapping_add(b))
+}
