@@ -1,1 +1,206 @@
-//! The workers of Sluice.
+//! The workers: chunks in, verified bytes out.
+//!
+//! A [`Worker`] is owned by the composition of one datacenter. It keeps no state: what it needs to know it asks the
+//! chunk store and the owner of the file's slot, so any worker can take any chunk of any file. Its work runs in the
+//! caller's task and ends with it; only a stream on its way out has a task of its own, on the datacenter's
+//! [`Shutdown`], which ends with the stream. Dropping a call loses nothing that was acknowledged.
+//!
+//! Contract:
+//! 1. Every call verifies its session context and scope first (G4), before a byte of a body is read.
+//! 2. `put_chunks` answers after the run is durable and registered (G1). A body that ends early, late or never is
+//!    refused, and never taken for a chunk.
+//! 3. `read` gives out only bytes that hash to the values under the file's root (G2).
+//! 4. Memory is bounded: a body on its way in costs what the caller buffers, a stream on its way out a few chunks out
+//!    of a [`MemoryBudget`].
+
+mod body;
+mod read;
+mod refusal;
+
+use std::future::Future;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sluice_engine::context::{Scope, SignedContext};
+use sluice_engine::geometry::Run;
+use sluice_engine::ids::{ClientFileId, FileId};
+use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::span::Place;
+use sluice_node::access::ContextVerifier;
+use sluice_node::budget::MemoryBudget;
+use sluice_node::metrics::Metrics;
+use sluice_node::shutdown::Shutdown;
+use sluice_proto::calls::{
+    Admission, ByteStream, ListQuery, NewFile, Opened, PutChunks, Slots, Wait, Workers,
+};
+use sluice_proto::http::{About, ChunkReceipt, FilePage, FileStatus, TreeNode};
+use sluice_proto::problem::{Problem, Refusal};
+use sluice_store::ChunkStore;
+
+pub use body::Pace;
+
+/// What a worker spends.
+#[derive(Clone, Debug)]
+pub struct WorkerSettings {
+    /// How fast a body must arrive.
+    pub pace: Pace,
+    /// How long the owner of a slot, another writer of the same chunk, or another datacenter may take.
+    pub patience: Duration,
+    /// Chunks that are read ahead of a stream on its way out: 2 to 4 keep a link busy.
+    pub prefetch: usize,
+}
+
+impl Default for WorkerSettings {
+    fn default() -> Self {
+        Self { pace: Pace::default(), patience: Duration::from_secs(30), prefetch: 3 }
+    }
+}
+
+/// What a worker works with.
+#[derive(Clone)]
+pub struct WorkerParts {
+    /// Name of the datacenter, for receipts.
+    pub dc: String,
+    /// The chunk store.
+    pub store: Arc<dyn ChunkStore>,
+    /// The owners of the slots.
+    pub slots: Arc<dyn Slots>,
+    /// Verifies session contexts.
+    pub access: Arc<ContextVerifier>,
+    /// Pays for chunks that are read ahead.
+    pub memory: MemoryBudget,
+    /// Counts damage.
+    pub metrics: Arc<Metrics>,
+    /// Owns the tasks behind streams on their way out.
+    pub tasks: Shutdown,
+}
+
+/// A worker of one datacenter. Cheap to share: it keeps nothing.
+pub struct Worker {
+    parts: WorkerParts,
+    settings: WorkerSettings,
+}
+
+impl Worker {
+    /// A worker with these parts.
+    pub fn new(parts: WorkerParts, settings: WorkerSettings) -> Self {
+        Self { parts, settings }
+    }
+
+    /// Awaits an answer from the owner of a slot, or refuses when it takes too long.
+    async fn ask<T>(&self, answer: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+        within(self.settings.patience, "the owner of the file's slot", answer).await
+    }
+}
+
+/// Awaits `answer` for at most `patience`.
+async fn within<T>(
+    patience: Duration,
+    whom: &str,
+    answer: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| {
+        Err(Refusal::new(Problem::Unavailable, format!("{whom} did not answer in {} s", patience.as_secs())))
+    })
+}
+
+#[async_trait]
+impl Workers for Worker {
+    async fn create(&self, context: &SignedContext, new: NewFile) -> Result<(bool, FileStatus), Refusal> {
+        let session = self.parts.access.require(context, Scope::Write)?;
+        let record = MetadataRecord::new(session.tenant, new.id, new.fields)
+            .map_err(|error| refusal::of_metadata(&error))?;
+        self.ask(self.parts.slots.create(context, record, new.home)).await
+    }
+
+    async fn put_chunks(&self, context: &SignedContext, put: PutChunks) -> Result<ChunkReceipt, Refusal> {
+        let session = self.parts.access.require(context, Scope::Write)?;
+        let file = FileId::derive(session.tenant, put.id);
+        let PutChunks { start, len, expected, body, .. } = put;
+        let run = match self.ask(self.parts.slots.admit(context, file)).await? {
+            Admission::Known(shape) => shape.run(start, len),
+            Admission::Provisional => Run::from_len(start, len),
+        }
+        .map_err(|error| refusal::of_geometry(&error))?;
+        if let Some(values) = &expected
+            && values.len() as u64 != run.count()
+        {
+            return Err(Refusal::new(
+                Problem::InvalidParameter,
+                format!("{} chunk values came for {} chunks", values.len(), run.count()),
+            )
+            .hint("send one value per chunk, or none"));
+        }
+
+        let begin = async {
+            let writer = self.parts.store.begin_run(file, session.tenant, run, len).await;
+            writer.map_err(|error| refusal::of_store(&error))
+        };
+        let mut writer = within(self.settings.patience, "another writer of the same chunk", begin).await?;
+        body::copy(body, len, &self.settings.pace, &mut *writer).await?;
+        let receipt = writer.finish(expected.as_deref()).await.map_err(|error| refusal::of_store(&error))?;
+        let provisional = self.ask(self.parts.slots.register(context, file, run, &receipt.values)).await?;
+        Ok(ChunkReceipt {
+            dc: self.parts.dc.clone(),
+            start: start.number(),
+            values: receipt.values.iter().map(ToString::to_string).collect(),
+            new_chunks: receipt.new_chunks,
+            provisional,
+        })
+    }
+
+    async fn status(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        wait: Option<Wait>,
+    ) -> Result<FileStatus, Refusal> {
+        self.parts.access.require(context, Scope::Read)?;
+        let patience = self.settings.patience + wait.map_or(Duration::ZERO, |wait| wait.timeout);
+        let status = self.parts.slots.status(context, id, wait);
+        within(patience, "the owner of the file's slot", status).await
+    }
+
+    async fn list(&self, context: &SignedContext, query: ListQuery) -> Result<FilePage, Refusal> {
+        self.parts.access.require(context, Scope::Read)?;
+        self.ask(self.parts.slots.list(context, query)).await
+    }
+
+    async fn open(&self, context: &SignedContext, id: ClientFileId) -> Result<Opened, Refusal> {
+        self.parts.access.require(context, Scope::Read)?;
+        self.ask(self.parts.slots.open(context, id)).await
+    }
+
+    async fn read(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        range: Range<u64>,
+    ) -> Result<ByteStream, Refusal> {
+        let session = self.parts.access.require(context, Scope::Read)?;
+        let file = FileId::derive(session.tenant, id);
+        read::stream(self.parts.clone(), self.settings.clone(), context.clone(), id, file, range).await
+    }
+
+    async fn tree(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        place: Place,
+    ) -> Result<TreeNode, Refusal> {
+        self.parts.access.require(context, Scope::Read)?;
+        self.ask(self.parts.slots.tree(context, id, place)).await
+    }
+
+    async fn remove(&self, context: &SignedContext, id: ClientFileId) -> Result<(), Refusal> {
+        self.parts.access.require(context, Scope::Delete)?;
+        self.ask(self.parts.slots.remove(context, id)).await
+    }
+
+    async fn about(&self, context: &SignedContext) -> Result<About, Refusal> {
+        self.parts.access.verify(context)?;
+        self.ask(self.parts.slots.about(context)).await
+    }
+}
