@@ -166,9 +166,10 @@ impl StoreError {
             | Self::Missing { .. }
             | Self::WrongRoot { .. }
             | Self::TooLarge { .. } => Advice::Fix,
-            Self::Corrupt { .. } | Self::InUse { .. } | Self::NewerVersion { .. } | Self::Unreadable { .. } => {
-                Advice::Stop
-            }
+            Self::Corrupt { .. }
+            | Self::InUse { .. }
+            | Self::NewerVersion { .. }
+            | Self::Unreadable { .. } => Advice::Stop,
         }
     }
 }

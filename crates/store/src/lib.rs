@@ -11,8 +11,10 @@
 //! 7. Memory is bounded: a writer holds tens of KiB, an index entry of an idle file is evicted.
 
 mod error;
+pub mod fs;
 
 pub use error::{Advice, StoreError};
+pub use fs::{FsMetrics, FsOptions, FsStore};
 
 use std::ops::Range;
 
@@ -109,7 +111,8 @@ pub trait ChunkStore: Send + Sync + 'static {
     ) -> Result<Box<dyn RunWriter>, StoreError>;
 
     /// The recorded value of each chunk in `range`, `None` where there is none. At most 65,536 chunks.
-    async fn values(&self, file: FileId, range: Range<u64>) -> Result<Vec<Option<ChainingValue>>, StoreError>;
+    async fn values(&self, file: FileId, range: Range<u64>)
+    -> Result<Vec<Option<ChainingValue>>, StoreError>;
 
     /// The bytes of one chunk, verified. [`StoreError::Missing`] if it has no record, [`StoreError::Corrupt`] if
     /// they do not hash to its value.

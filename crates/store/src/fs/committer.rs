@@ -1,0 +1,443 @@
+//! The committer: the one thread that decides changes and makes them durable.
+//!
+//! It takes everything that waits, syncs each data file once, appends all records in one batch, syncs the journal
+//! once, applies the changes in memory and answers all. Changes of one file that do not commute wait for the next
+//! batch, so every decision is made against what is durable.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use sluice_engine::geometry::ChunkIndex;
+use sluice_engine::ids::{FileId, Generation, TenantId};
+use sluice_engine::metadata::MetadataRecord;
+use tokio::sync::{mpsc, oneshot};
+
+use super::change::{Change, Chunk, Published, Record, VolumeChange};
+use super::checkpointer::Checkpointer;
+use super::claims::ClaimId;
+use super::disk::DiskFile;
+use super::entry::{Entry, Name};
+use super::janitor::Chore;
+use super::journal::Journal;
+use super::lock;
+use super::plan::{Plan, plan};
+use super::shared::{Counters, Shared};
+use crate::{RecordOutcome, StoreError};
+
+/// The most bytes of records in one batch, so that a batch fits what is reserved behind the checkpoint's mark.
+pub(crate) const MAX_BATCH: usize = 1 << 20;
+
+/// The most data files that are synced at a time.
+const SYNC_THREADS: usize = 4;
+
+/// What is asked of a file.
+#[derive(Debug)]
+pub(crate) enum Request {
+    Metadata(Box<MetadataRecord>),
+    Run { claim: ClaimId, tenant: TenantId, chunks: Vec<Chunk>, data: Arc<dyn DiskFile>, segment: u64 },
+    Facts(Vec<u8>),
+    Lose(Vec<ChunkIndex>),
+    Publish { published: Published, losses: u64 },
+    Free,
+    Drop { tenant: TenantId, facts: Vec<u8> },
+    Discard,
+}
+
+/// What is answered.
+#[derive(Clone, Debug)]
+pub(crate) enum Answer {
+    Done,
+    Record(RecordOutcome),
+    Generation(Generation),
+    Discarded(bool),
+}
+
+/// What waits for the committer.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// A change of a file.
+    Change { entry: Arc<Entry>, request: Request, answer: oneshot::Sender<Result<Answer, StoreError>> },
+    /// A change of the volume.
+    Volume { change: VolumeChange, answer: oneshot::Sender<Result<(), StoreError>> },
+    /// Write a checkpoint.
+    Checkpoint { answer: oneshot::Sender<Result<(), StoreError>> },
+}
+
+/// The state of the committer.
+#[derive(Debug)]
+pub(crate) struct Committer {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) journal: Journal,
+    pub(crate) checkpointer: Checkpointer,
+}
+
+/// A change that is on its way into the journal.
+struct Staged {
+    entry: Arc<Entry>,
+    change: Change,
+    claim: Option<ClaimId>,
+    /// The name that the change relies on.
+    name: Option<Name>,
+    epoch: u64,
+    reply: Answer,
+    answer: oneshot::Sender<Result<Answer, StoreError>>,
+}
+
+/// Everything that goes into one batch.
+#[derive(Default)]
+struct Group {
+    files: Vec<Staged>,
+    volume: Vec<(VolumeChange, oneshot::Sender<Result<(), StoreError>>)>,
+    checkpoints: Vec<oneshot::Sender<Result<(), StoreError>>>,
+    payload: Vec<u8>,
+    records: u32,
+    data: Vec<Arc<dyn DiskFile>>,
+    dirs: BTreeSet<PathBuf>,
+    /// Files in this batch, and whether their changes commute with others like them.
+    touched: HashMap<FileId, bool>,
+    /// Files with a change that waits for the next batch: their later ones wait behind it.
+    waiting: BTreeSet<FileId>,
+}
+
+impl Committer {
+    /// Runs until every sender is gone or the disk is shut.
+    pub(crate) fn run(mut self, mut tasks: mpsc::Receiver<Task>) {
+        let mut queue = VecDeque::new();
+        loop {
+            if queue.is_empty() {
+                match tasks.blocking_recv() {
+                    Some(task) => queue.push_back(task),
+                    None => return,
+                }
+            }
+            // The channel's bound is this queue's bound too.
+            while queue.len() < tasks.max_capacity() {
+                match tasks.try_recv() {
+                    Ok(task) => queue.push_back(task),
+                    Err(_) => break,
+                }
+            }
+            let mut group = self.stage(&mut queue);
+            let checkpoints = std::mem::take(&mut group.checkpoints);
+            self.commit(group);
+            self.checkpoint_if_due();
+            if !checkpoints.is_empty() {
+                let result = self.checkpoint_now();
+                for answer in checkpoints {
+                    let _ = answer.send(result.clone());
+                }
+            }
+        }
+    }
+
+    /// Decides what waits, as far as it fits one batch; the rest stays in the queue, in order.
+    fn stage(&self, queue: &mut VecDeque<Task>) -> Group {
+        let mut group = Group::default();
+        let mut floor = self.shared.floor();
+        let mut rest = VecDeque::new();
+        while let Some(task) = queue.pop_front() {
+            if group.payload.len() >= MAX_BATCH {
+                rest.push_back(task);
+                continue;
+            }
+            match task {
+                Task::Change { entry, request, answer } => {
+                    let commutes = request.commutes();
+                    let file = entry.file;
+                    let blocked = group.waiting.contains(&file)
+                        || group.touched.get(&file).is_some_and(|others| !(commutes && *others));
+                    if blocked {
+                        group.waiting.insert(file);
+                        rest.push_back(Task::Change { entry, request, answer });
+                    } else {
+                        self.stage_change(&mut group, floor, entry, request, answer);
+                    }
+                }
+                Task::Volume { change, answer } => {
+                    let change = match change {
+                        VolumeChange::Floor(raised) => {
+                            floor = floor.max(raised);
+                            VolumeChange::Floor(floor)
+                        }
+                        VolumeChange::State(state) => VolumeChange::State(state),
+                    };
+                    let record = Record::Volume(change.clone());
+                    record.encode(&mut group.payload);
+                    group.records += 1;
+                    group.volume.push((change, answer));
+                }
+                Task::Checkpoint { answer } => group.checkpoints.push(answer),
+            }
+        }
+        *queue = rest;
+        group
+    }
+
+    fn stage_change(
+        &self,
+        group: &mut Group,
+        floor: Generation,
+        entry: Arc<Entry>,
+        request: Request,
+        answer: oneshot::Sender<Result<Answer, StoreError>>,
+    ) {
+        let (planned, epoch, name) = {
+            let live = lock(&entry.live);
+            let planned = match self.shared.failure.get() {
+                Some(reason) => Err(StoreError::ReadOnly { reason: reason.clone() }),
+                None => plan(entry.file, &live, floor, &request),
+            };
+            let name = request.name().filter(|name| !live.synced.contains(name));
+            (planned, live.epoch, name)
+        };
+        let claim = request.claim();
+        match planned {
+            Ok(Plan::Write(change, reply)) => {
+                let file = entry.file;
+                group.touched.insert(file, request.commutes());
+                if let Some(data) = request.into_data()
+                    && !group.data.iter().any(|other| Arc::ptr_eq(other, &data))
+                {
+                    group.data.push(data);
+                }
+                if name.is_some() {
+                    group.dirs.extend(self.shared.dirs_of_chunks(file));
+                }
+                let record = Record::File(file, change);
+                record.encode(&mut group.payload);
+                group.records += 1;
+                if let Record::File(_, change) = record {
+                    group.files.push(Staged { entry, change, claim, name, epoch, reply, answer });
+                }
+            }
+            Ok(Plan::Known(reply)) => {
+                let _ = answer.send(Ok(reply));
+            }
+            Err(error) => {
+                if let Some(claim) = claim {
+                    entry.release(claim);
+                }
+                let _ = answer.send(Err(error));
+            }
+        }
+    }
+
+    /// Makes a batch durable, applies it, and answers.
+    fn commit(&mut self, group: Group) {
+        if group.records == 0 {
+            return;
+        }
+        match self.make_durable(&group) {
+            Ok(seq) => self.apply(seq, group),
+            Err(error) => {
+                for staged in group.files {
+                    if let Some(claim) = staged.claim {
+                        staged.entry.release(claim);
+                    }
+                    let _ = staged.answer.send(Err(error.clone()));
+                }
+                for (_, answer) in group.volume {
+                    let _ = answer.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// Bytes first, then the names they are found by, then the records.
+    fn make_durable(&mut self, group: &Group) -> Result<u64, StoreError> {
+        let shared = self.shared.clone();
+        // A file whose sync failed is never synced again and believed.
+        if let Some(reason) = shared.failure.get() {
+            return Err(StoreError::ReadOnly { reason: reason.clone() });
+        }
+        if let Err(error) = shared.counters.sync(|| sync_all(&group.data)) {
+            let failed = shared.fail("syncing data", &error);
+            self.doubt(group);
+            return Err(failed);
+        }
+        for dir in &group.dirs {
+            shared
+                .counters
+                .sync(|| shared.disk.sync_dir(dir))
+                .map_err(|error| shared.fail("syncing a directory", &error))?;
+        }
+        self.make_room(group.payload.len())?;
+        let seq = shared
+            .counters
+            .sync(|| self.journal.append(group.records, &group.payload))
+            .map_err(|error| shared.fail("writing the journal", &error))?;
+        Counters::add(&shared.counters.batches, 1);
+        Counters::add(&shared.counters.records, u64::from(group.records));
+        shared.counters.journal_bytes.store(self.journal.end, Ordering::Relaxed);
+        Ok(seq)
+    }
+
+    /// Has what was recorded in segments whose sync failed read again from the device.
+    fn doubt(&self, group: &Group) {
+        let mut doubted: BTreeMap<(FileId, u64), Arc<Entry>> = BTreeMap::new();
+        for staged in &group.files {
+            if let Change::Run { chunks, .. } = &staged.change {
+                for chunk in chunks {
+                    let segment = chunk.index.number() / sluice_engine::limits::SEGMENT_CHUNKS;
+                    doubted.insert((staged.entry.file, segment), staged.entry.clone());
+                }
+            }
+        }
+        for ((_, segment), entry) in doubted {
+            self.shared.chore(Chore::Verify { entry, segment });
+        }
+    }
+
+    fn apply(&mut self, seq: u64, group: Group) {
+        for staged in &group.files {
+            if let Some(name) = staged.name {
+                let mut live = lock(&staged.entry.live);
+                if live.epoch == staged.epoch {
+                    live.synced.insert(name);
+                }
+            }
+            self.shared.table.mark_dirty(staged.entry.file);
+            if staged.change.removes_chunks() {
+                // Nobody flushes or opens names of the old life between its end on disk and in memory.
+                let _names = lock(&staged.entry.names);
+                self.shared.to_trash(staged.entry.file);
+                staged.entry.apply(seq, &staged.change, staged.claim);
+            } else {
+                staged.entry.apply(seq, &staged.change, staged.claim);
+            }
+        }
+        for dir in &group.dirs {
+            if dir.parent().is_some_and(|parent| parent == self.shared.layout.dir("chunks")) {
+                self.shared.note_durable(dir.clone());
+            }
+        }
+        for (change, answer) in group.volume {
+            {
+                let mut volume = lock(&self.shared.volume);
+                match change {
+                    VolumeChange::Floor(floor) => volume.floor = floor,
+                    VolumeChange::State(state) => volume.state = state,
+                }
+            }
+            let _ = answer.send(Ok(()));
+        }
+        for staged in group.files {
+            let _ = staged.answer.send(Ok(staged.reply));
+        }
+    }
+
+    /// Turns to the other journal if this one is long and the other is done with.
+    fn checkpoint_if_due(&mut self) {
+        if self.journal.end >= self.shared.options.journal_len
+            && self.shared.failure.get().is_none()
+            && self.checkpointer.is_idle()
+        {
+            self.turn();
+        }
+    }
+
+    /// Makes sure that a batch fits the room that is reserved.
+    fn make_room(&mut self, payload: usize) -> Result<(), StoreError> {
+        if !self.journal.fits(payload) {
+            // The checkpoint of the other journal is behind: writers wait for it.
+            self.checkpointer.wait()?;
+            self.turn();
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self) {
+        let done = self.journal.number;
+        self.journal.turn();
+        self.shared.counters.journal_bytes.store(0, Ordering::Relaxed);
+        self.checkpointer.begin(done, self.journal.next_seq);
+    }
+
+    fn checkpoint_now(&mut self) -> Result<(), StoreError> {
+        if let Some(reason) = self.shared.failure.get() {
+            return Err(StoreError::ReadOnly { reason: reason.clone() });
+        }
+        self.checkpointer.wait()?;
+        if self.journal.end > 0 {
+            self.turn();
+            self.checkpointer.wait()?;
+        }
+        Ok(())
+    }
+}
+
+impl Request {
+    /// Whether the request may share a batch with others of the same file that may.
+    fn commutes(&self) -> bool {
+        match self {
+            // Claims keep runs apart.
+            Self::Run { .. } | Self::Facts(_) => true,
+            Self::Metadata(_)
+            | Self::Lose(_)
+            | Self::Publish { .. }
+            | Self::Free
+            | Self::Drop { .. }
+            | Self::Discard => false,
+        }
+    }
+
+    fn claim(&self) -> Option<ClaimId> {
+        match self {
+            Self::Run { claim, .. } => Some(*claim),
+            Self::Metadata(_)
+            | Self::Facts(_)
+            | Self::Lose(_)
+            | Self::Publish { .. }
+            | Self::Free
+            | Self::Drop { .. }
+            | Self::Discard => None,
+        }
+    }
+
+    fn name(&self) -> Option<Name> {
+        match self {
+            Self::Run { segment, .. } => Some(Name::Data(*segment)),
+            Self::Metadata(_)
+            | Self::Facts(_)
+            | Self::Lose(_)
+            | Self::Publish { .. }
+            | Self::Free
+            | Self::Drop { .. }
+            | Self::Discard => None,
+        }
+    }
+
+    fn into_data(self) -> Option<Arc<dyn DiskFile>> {
+        match self {
+            Self::Run { data, .. } => Some(data),
+            Self::Metadata(_)
+            | Self::Facts(_)
+            | Self::Lose(_)
+            | Self::Publish { .. }
+            | Self::Free
+            | Self::Drop { .. }
+            | Self::Discard => None,
+        }
+    }
+}
+
+/// Syncs files, a few at a time: a filesystem commits concurrent syncs together.
+fn sync_all(files: &[Arc<dyn DiskFile>]) -> io::Result<()> {
+    match files {
+        [] => Ok(()),
+        [file] => file.sync_data(),
+        files => std::thread::scope(|scope| {
+            let share = files.len().div_ceil(SYNC_THREADS);
+            let threads: Vec<_> = files
+                .chunks(share)
+                .map(|share| scope.spawn(move || share.iter().try_for_each(|file| file.sync_data())))
+                .collect();
+            threads.into_iter().try_for_each(|thread| {
+                thread.join().unwrap_or_else(|_| Err(io::Error::other("a sync thread panicked")))
+            })
+        }),
+    }
+}

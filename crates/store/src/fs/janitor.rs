@@ -1,0 +1,139 @@
+//! The janitor: removes what nobody refers to, and reads again what a failed sync put in doubt. Nothing waits for
+//! it, and what it leaves undone at a stop is found again when the volume is opened.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
+
+use sluice_engine::geometry::ChunkIndex;
+use sluice_engine::ids::FileId;
+use sluice_engine::limits::SEGMENT_CHUNKS;
+
+use super::entry::Entry;
+use super::lock;
+use super::shared::{Counters, Shared};
+use crate::StoreError;
+
+/// Something to do when there is time.
+#[derive(Debug)]
+pub(crate) enum Chore {
+    /// Remove a directory of the trash.
+    Remove(PathBuf),
+    /// A run of a file without any record was given up.
+    Sweep(FileId),
+    /// Read the recorded chunks of a segment again from the device.
+    Verify { entry: Arc<Entry>, segment: u64 },
+}
+
+/// Runs until the sender is gone or the disk is shut.
+pub(crate) fn run(shared: &Arc<Shared>, chores: &Receiver<Chore>) {
+    if let Err(error) = shared.sweep_all()
+        && !super::gate::is_shut(&error)
+    {
+        tracing::warn!(%error, "cannot sweep the volume");
+    }
+    for chore in chores {
+        if shared.disk.is_shut() {
+            return;
+        }
+        match chore {
+            Chore::Remove(path) => {
+                if let Err(error) = shared.remove(&path)
+                    && !super::gate::is_shut(&error)
+                {
+                    tracing::warn!(path = %path.display(), %error, "cannot remove");
+                }
+            }
+            Chore::Sweep(file) => shared.sweep(file),
+            Chore::Verify { entry, segment } => shared.verify(&entry, segment),
+        }
+    }
+}
+
+impl Shared {
+    /// Empties the trash and finds chunks of files that never got a record (a crash came first).
+    fn sweep_all(&self) -> io::Result<()> {
+        let trash = self.layout.dir("trash");
+        for name in self.disk.list(&trash)? {
+            self.remove(&trash.join(name))?;
+        }
+        for shard in self.disk.list(&self.layout.dir("chunks"))? {
+            let indexed: BTreeSet<String> = match self.disk.list(&self.layout.dir("index").join(&shard)) {
+                Ok(names) => names.into_iter().collect(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeSet::new(),
+                Err(error) => return Err(error),
+            };
+            for name in self.disk.list(&self.layout.dir("chunks").join(&shard))? {
+                if let Ok(file) = name.parse()
+                    && !indexed.contains(&name)
+                {
+                    self.sweep(file);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the chunks of a file of which nothing is known and that nobody writes.
+    fn sweep(&self, file: FileId) {
+        let Ok(entry) = self.load(file) else { return };
+        let _names = lock(&entry.names);
+        {
+            let mut live = lock(&entry.live);
+            if live.state.is_known() || !live.claims.is_empty() {
+                return;
+            }
+            live.begin_life();
+        }
+        self.to_trash(file);
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        let names = match self.disk.list(path) {
+            Ok(names) => names,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        for name in names {
+            self.disk.remove_file(&path.join(name))?;
+        }
+        self.disk.remove_dir(path)?;
+        lock(&self.space).asked = None;
+        Ok(())
+    }
+
+    /// Marks the chunks of a segment that the device does not give back.
+    fn verify(&self, entry: &Entry, segment: u64) {
+        let (chunks, epoch) = {
+            let live = lock(&entry.live);
+            let first = segment * SEGMENT_CHUNKS;
+            let mut chunks = Vec::new();
+            for range in live.state.held.iter() {
+                chunks.extend(range.start.max(first)..range.end.min(first + SEGMENT_CHUNKS));
+            }
+            (chunks, live.epoch)
+        };
+        let name = super::entry::Name::Data(segment);
+        match self.handle(entry.file, epoch, name, super::disk::Open::Existing) {
+            Ok(handle) => {
+                if let Err(error) = handle.forget_cache() {
+                    tracing::warn!(file = %entry.file, %error, "cannot drop cached pages");
+                }
+            }
+            Err(error) => tracing::warn!(file = %entry.file, %error, "cannot open a segment"),
+        }
+        for chunk in chunks {
+            let Ok(index) = ChunkIndex::new(chunk) else { continue };
+            match self.read_chunk(entry, index) {
+                Ok(_) | Err(StoreError::Missing { .. } | StoreError::Closing) => {}
+                Err(error) => {
+                    tracing::error!(file = %entry.file, chunk, %error, "a chunk is lost");
+                    Counters::add(&self.counters.integrity_failures, 1);
+                    lock(&entry.live).damaged.insert(chunk);
+                }
+            }
+        }
+    }
+}

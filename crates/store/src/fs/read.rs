@@ -1,0 +1,217 @@
+//! Reading: values, chunks, whole files. What is returned was verified against its record.
+//!
+//! Nothing is locked while the disk is asked. If chunks went meanwhile the answer is sought again, so that a file
+//! that is freed under a reader is missing, never damaged.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use sluice_engine::geometry::{ChunkIndex, Geometry};
+use sluice_engine::hash::{ChainingValue, Root};
+use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS, SEGMENT_LEVEL};
+use sluice_engine::span::{Place, Span};
+use sluice_engine::span_tree::{SpanTree, merge_chunks};
+
+use super::change::{Chunk, Published};
+use super::disk::Open;
+use super::entry::{Entry, Name};
+use super::shared::{Counters, Shared};
+use super::{lock, values};
+use crate::StoreError;
+
+/// How often an answer is sought while chunks of the file come and go.
+const ATTEMPTS: usize = 4;
+
+impl Shared {
+    /// The records of the chunks in `range`. Blocks.
+    pub(crate) fn chunks(&self, entry: &Entry, range: Range<u64>) -> Result<Vec<Option<Chunk>>, StoreError> {
+        self.steadily(entry, || self.chunks_once(entry, range.clone()))
+    }
+
+    /// The bytes of a chunk. Blocks.
+    pub(crate) fn read_chunk(&self, entry: &Entry, index: ChunkIndex) -> Result<Bytes, StoreError> {
+        self.steadily(entry, || self.read_once(entry, index))
+    }
+
+    /// Runs a read again if it failed while recorded chunks went.
+    fn steadily<T>(
+        &self,
+        entry: &Entry,
+        mut read: impl FnMut() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let losses = || lock(&entry.live).losses;
+        for _ in 1..ATTEMPTS {
+            let before = losses();
+            match read() {
+                Err(StoreError::Corrupt { .. } | StoreError::Io { .. }) if losses() != before => {}
+                result => return self.counted(result),
+            }
+        }
+        self.counted(read())
+    }
+
+    fn counted<T>(&self, result: Result<T, StoreError>) -> Result<T, StoreError> {
+        if let Err(StoreError::Corrupt { file, index }) = &result {
+            Counters::add(&self.counters.integrity_failures, 1);
+            tracing::error!(%file, %index, "a chunk does not hash to its value");
+        }
+        result
+    }
+
+    fn chunks_once(&self, entry: &Entry, range: Range<u64>) -> Result<Vec<Option<Chunk>>, StoreError> {
+        let mut found = Vec::with_capacity((range.end - range.start) as usize);
+        let mut wanted: Vec<ChunkIndex> = Vec::new();
+        let epoch = {
+            let live = lock(&entry.live);
+            let state = &live.state;
+            if state.dropped {
+                return Err(StoreError::Dropped(entry.file));
+            }
+            if !state.is_known() {
+                return Err(StoreError::NoFile(entry.file));
+            }
+            for chunk in range.clone() {
+                let held = state.has(chunk);
+                let fresh = state.fresh.get(&chunk).copied();
+                found.push(fresh.filter(|_| held));
+                if held && fresh.is_none() {
+                    wanted.push(ChunkIndex::new(chunk)?);
+                }
+            }
+            live.epoch
+        };
+        let segment_of = |index: &ChunkIndex| index.number() / SEGMENT_CHUNKS;
+        for indices in wanted.chunk_by(|a, b| segment_of(a) == segment_of(b)) {
+            let (first, last) = (indices[0], indices[indices.len() - 1]);
+            let corrupt = |index| StoreError::Corrupt { file: entry.file, index };
+            let name = Name::Values(segment_of(&first));
+            let slots = match self.handle(entry.file, epoch, name, Open::Existing) {
+                Ok(handle) => {
+                    let len = (last.number() - first.number() + 1) as usize * values::SLOT_LEN;
+                    handle
+                        .read_at(values::offset(first), len)
+                        .map_err(|error| self.error("reading values", &error))?
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(corrupt(first)),
+                Err(error) => return Err(self.error("opening values", &error)),
+            };
+            for index in indices {
+                let at = (index.number() - first.number()) as usize * values::SLOT_LEN;
+                let slot = slots.get(at..at + values::SLOT_LEN).ok_or_else(|| corrupt(*index))?;
+                let chunk = values::decode(entry.file, *index, slot).map_err(|_| corrupt(*index))?;
+                found[(index.number() - range.start) as usize] = Some(chunk);
+            }
+        }
+        Ok(found)
+    }
+
+    fn read_once(&self, entry: &Entry, index: ChunkIndex) -> Result<Bytes, StoreError> {
+        let corrupt = || StoreError::Corrupt { file: entry.file, index };
+        let number = index.number();
+        let found = self.chunks_once(entry, number..number + 1)?;
+        let chunk = found.into_iter().next().flatten().ok_or(StoreError::Missing { index })?;
+        let epoch = {
+            let live = lock(&entry.live);
+            if live.damaged.contains(&number) {
+                return Err(corrupt());
+            }
+            live.epoch
+        };
+        let segment = number / SEGMENT_CHUNKS;
+        let offset = (number % SEGMENT_CHUNKS) * CHUNK_LEN;
+        let bytes = match self.handle(entry.file, epoch, Name::Data(segment), Open::Existing) {
+            Ok(handle) => handle.read_at(offset, chunk.len as usize),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(corrupt()),
+            Err(error) => Err(error),
+        };
+        let bytes = bytes.map_err(|error| self.error("reading a chunk", &error))?;
+        if bytes.len() != chunk.len as usize || ChainingValue::of_chunk(index, &bytes) != Some(chunk.value) {
+            return Err(corrupt());
+        }
+        Ok(Bytes::from(bytes))
+    }
+
+    /// What the recorded chunks are as a whole: their shape and root. [`StoreError::WrongRoot`] names `expected` if
+    /// they are no whole. Blocks; holds the values of one segment at a time.
+    pub(crate) fn whole(&self, entry: &Entry, expected: Root) -> Result<Published, StoreError> {
+        let missing = || StoreError::WrongRoot { expected, got: None };
+        let geometry = {
+            let live = lock(&entry.live);
+            let known = live.state.geometry();
+            live.state.shape_of_held().filter(|shape| known.is_none_or(|known| known == *shape))
+        };
+        let geometry = geometry.ok_or_else(missing)?;
+        let root = self.root(entry, geometry)?.ok_or_else(missing)?;
+        if root != expected {
+            return Err(StoreError::WrongRoot { expected, got: Some(root) });
+        }
+        Ok(Published { geometry, root })
+    }
+
+    /// The root of the recorded chunks; `None` if one is missing.
+    pub(crate) fn root(&self, entry: &Entry, geometry: Geometry) -> Result<Option<Root>, StoreError> {
+        if geometry.chunks() == 1 {
+            let index = ChunkIndex::new(0)?;
+            return match self.read_chunk(entry, index) {
+                Ok(bytes) => Ok(Some(Root::of_bytes(&bytes))),
+                Err(StoreError::Missing { .. }) => Ok(None),
+                Err(error) => Err(error),
+            };
+        }
+        let mut tree = SpanTree::new(geometry);
+        let mut start = 0;
+        while start < geometry.chunks() {
+            let end = (start + SEGMENT_CHUNKS).min(geometry.chunks());
+            let found: Option<Vec<Chunk>> = self.chunks(entry, start..end)?.into_iter().collect();
+            let Some(found) = found else { return Ok(None) };
+            let values: Vec<ChainingValue> = found.iter().map(|chunk| chunk.value).collect();
+            for place in Place::tile(start..end, SEGMENT_LEVEL, geometry) {
+                let range = place.range(geometry);
+                let part = &values[(range.start - start) as usize..(range.end - start) as usize];
+                let Some(value) = merge_chunks(geometry, place, part) else { return Ok(None) };
+                // The tree is new and the places do not overlap, so nothing can contradict.
+                let _ = tree.insert(Span::new(place, value));
+            }
+            start = end;
+        }
+        Ok(tree.root())
+    }
+
+    /// Checks that a published file is what it was when it was published. Blocks.
+    pub(crate) fn recheck(&self, entry: &Entry) -> Result<Root, StoreError> {
+        if let Some(reason) = self.failure.get() {
+            return Err(StoreError::ReadOnly { reason: reason.clone() });
+        }
+        let (published, epoch, dropped) = {
+            let live = lock(&entry.live);
+            (live.state.published, live.epoch, live.state.dropped)
+        };
+        let Published { geometry, root } = match published {
+            Some(published) => published,
+            None if dropped => return Err(StoreError::Dropped(entry.file)),
+            None => return Err(StoreError::NoFile(entry.file)),
+        };
+        // The values are asked of the disk, not of memory.
+        self.flush_values(entry)?;
+        let mut start = 0;
+        while start < geometry.chunks() {
+            let segment = start / SEGMENT_CHUNKS;
+            let end = (start + SEGMENT_CHUNKS).min(geometry.chunks());
+            let len = match self.handle(entry.file, epoch, Name::Data(segment), Open::Existing) {
+                Ok(handle) => handle.length().map_err(|error| self.error("asking a length", &error))?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
+                Err(error) => return Err(self.error("opening a segment", &error)),
+            };
+            if len < geometry.range_len(start, end) {
+                let held = (start + len / CHUNK_LEN).min(end - 1);
+                let index = ChunkIndex::new(held)?;
+                return self.counted(Err(StoreError::Corrupt { file: entry.file, index }));
+            }
+            start = end;
+        }
+        match self.root(entry, geometry)? {
+            Some(got) if got == root => Ok(root),
+            got => Err(StoreError::WrongRoot { expected: root, got }),
+        }
+    }
+}

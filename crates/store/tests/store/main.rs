@@ -1,0 +1,8 @@
+//! Tests of the chunk store: the contract of every backend, and what the filesystem backend survives.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+#![allow(clippy::single_range_in_vec_init, reason = "a file often holds exactly one range")]
+
+mod contract;
+mod fs;
+mod material;
