@@ -152,7 +152,7 @@ impl Client {
             if Instant::now() >= deadline {
                 return Err(gave_up(begun.elapsed(), last));
             }
-            self.doors().wait(deadline).await;
+            self.doors().wait(deadline, &[]).await;
         }
     }
 

@@ -84,10 +84,6 @@ impl Door {
         self.dc.get().cloned().unwrap_or_else(|| self.base.as_str().trim_end_matches('/').to_owned())
     }
 
-    pub(crate) fn dc(&self) -> Option<&str> {
-        self.dc.get().map(String::as_str)
-    }
-
     pub(crate) async fn about(&self) -> Result<About, ClientError> {
         let request = self.request(Method::GET, "v1", Operation::About)?;
         Ok(self.json(Operation::About, request, Duration::ZERO).await?.1)

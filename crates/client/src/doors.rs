@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 use tokio::time::{Instant, timeout_at};
 
 use crate::config::RetryPolicy;
@@ -135,10 +136,6 @@ impl Doors {
         self.doors.len()
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &Arc<Door>> {
-        self.doors.iter()
-    }
-
     pub(crate) fn policy(&self) -> &RetryPolicy {
         &self.policy
     }
@@ -149,6 +146,11 @@ impl Doors {
         let health = self.health();
         let usable = health.iter().enumerate().filter(|(_, health)| health.is_usable(now));
         usable.map(|(url, health)| (url, health.in_flight)).collect()
+    }
+
+    /// Rings when a request that is in flight now, of any call, has ended.
+    pub(crate) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
     /// When the next URL has rested enough; `None` if none rests.
@@ -163,10 +165,10 @@ impl Doors {
         Ticket { doors: self, url, begun: Instant::now() }
     }
 
-    /// Waits until some URL may be worth asking, or `deadline`.
-    pub(crate) async fn wait(&self, deadline: Instant) {
+    /// Waits until some URL that is not set aside may be worth asking, or `deadline`.
+    pub(crate) async fn wait(&self, deadline: Instant, aside: &[usize]) {
         let notified = self.changed.notified();
-        if !self.usable().is_empty() {
+        if self.usable().iter().any(|(url, _)| !aside.contains(url)) {
             return;
         }
         // Either the time has come, or a place was given back: both mean "look again".
@@ -174,7 +176,7 @@ impl Doors {
     }
 
     /// Makes `call` at one URL after another until one answers. A refusal that time does not heal ends it at once,
-    /// but for `not-found`: another datacenter may know the file.
+    /// but for `not-found` and for damage: another datacenter may know the file, or have it whole.
     pub(crate) async fn anywhere<T, C>(
         &self,
         first: First,
@@ -186,25 +188,25 @@ impl Doors {
     {
         let begun = Instant::now();
         let deadline = begun + self.policy.retry_for;
-        let mut unknown_at: Vec<usize> = Vec::new();
-        let mut not_found = None;
+        let mut aside: Vec<usize> = Vec::new();
+        let mut verdict: Option<ClientError> = None;
         let mut last = None;
         loop {
             let mut usable = self.usable();
-            usable.retain(|(url, _)| !unknown_at.contains(url));
+            usable.retain(|(url, _)| !aside.contains(url));
             match first {
                 First::Configured => {}
                 First::Idlest => usable.sort_by_key(|(_, in_flight)| *in_flight),
                 First::Url(wanted) => usable.sort_by_key(|(url, _)| *url != wanted),
             }
             let Some((url, _)) = usable.first().copied() else {
-                if let Some(error) = not_found {
-                    return Err(error);
+                // Whoever does not answer may yet know better than damage, but is not waited for to deny a file.
+                let late = aside.len() == self.len() || Instant::now() >= deadline;
+                match verdict {
+                    Some(error) if late || error.is_not_found() => return Err(error),
+                    None if late => return Err(gave_up(begun.elapsed(), last)),
+                    Some(_) | None => self.wait(deadline, &aside).await,
                 }
-                if Instant::now() >= deadline {
-                    return Err(gave_up(begun.elapsed(), last));
-                }
-                self.wait(deadline).await;
                 continue;
             };
             let ticket = self.enter(url);
@@ -215,8 +217,14 @@ impl Doors {
                 }
                 Err(error) if error.is_not_found() => {
                     ticket.succeeded(observer);
-                    unknown_at.push(url);
-                    not_found = Some(error);
+                    aside.push(url);
+                    verdict = verdict.or(Some(error));
+                }
+                Err(error) if error.is_damage() => {
+                    ticket.succeeded(observer);
+                    observer.observe(&Event::Damaged { url, error: &error });
+                    aside.push(url);
+                    verdict = Some(error);
                 }
                 Err(error) if error.is_transient() => {
                     ticket.failed(&error, observer);

@@ -534,6 +534,11 @@ impl ClientError {
         matches!(self, Self::Refused(refused) if refused.problem == Some(Problem::NotFound))
     }
 
+    /// Whether what a datacenter sent does not hash to what it must.
+    pub(crate) fn is_damage(&self) -> bool {
+        matches!(self, Self::Content { .. } | Self::Proof { .. })
+    }
+
     /// How long the server asks to be left alone.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {

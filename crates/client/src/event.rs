@@ -78,6 +78,13 @@ pub enum Event<'a> {
         /// The URL.
         url: usize,
     },
+    /// A URL sent what does not hash to what it must; another one is asked.
+    Damaged {
+        /// The URL.
+        url: usize,
+        /// What does not fit.
+        error: &'a ClientError,
+    },
     /// Chunks that were acknowledged are missing and are sent again.
     Resending {
         /// Number of chunks.

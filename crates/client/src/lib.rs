@@ -11,11 +11,11 @@
 //! 5. A call that is dropped stops; tasks do not outlive it.
 //!
 //! ```no_run
-//! # async fn example() -> Result<(), sluice_client::ClientError> {
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use sluice_client::{Client, ClientConfig, Source, Token, UploadOptions, unobserved};
 //!
 //! let urls = vec!["https://127.0.0.1:41311".into(), "https://127.0.0.1:41312".into()];
-//! let client = Client::new(ClientConfig::new(urls, Token::new("…"), b"…".to_vec()))?;
+//! let client = Client::new(ClientConfig::new(urls, Token::new("…"), std::fs::read("ca.pem")?))?;
 //! let source = Source::open("disk.img")?;
 //! let uploaded = client.upload(&source, &UploadOptions::default(), unobserved()).await?;
 //! println!("{} {}", uploaded.id, uploaded.root);
@@ -28,18 +28,23 @@ mod client;
 mod config;
 mod door;
 mod doors;
+mod download;
 mod error;
 mod event;
+mod part;
 mod plan;
 mod settle;
 mod source;
+mod unfinished;
 mod upload;
 
 pub use client::Client;
 pub use config::{ClientConfig, ConfigError, MAX_JOBS, RetryPolicy, Timeouts, Token};
 pub use door::ListFilter;
+pub use download::{ByteRange, DownloadOptions, Downloaded, Target};
 pub use error::{Advice, ClientError, ExitClass, Operation, Refused};
 pub use event::{Event, Observer, SharedObserver, unobserved};
 pub use plan::Order;
 pub use source::{FileStamp, Source};
+pub use unfinished::{Unfinished, UnfinishedUploads};
 pub use upload::{UploadOptions, Uploaded, WaitFor};

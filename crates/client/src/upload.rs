@@ -20,7 +20,7 @@ use sluice_engine::span_tree::SpanTree;
 use sluice_proto::http::{ChunkReceipt, CreateFile, FileStatus, State};
 use tokio::sync::Notify;
 use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until};
 use uuid::Uuid;
 
 use crate::Client;
@@ -262,6 +262,7 @@ impl Upload {
     async fn work(&self) -> Result<(), ClientError> {
         loop {
             let changed = self.changed.notified();
+            let doors_changed = self.client.doors().changed();
             let (next, ticket) = {
                 let mut progress = self.progress();
                 let next = progress.plan.next(&self.client.doors().usable());
@@ -280,7 +281,11 @@ impl Upload {
                     let until = self.deadline()?;
                     let awake = self.client.doors().next_awake();
                     // Either something changed or it is time: both mean "look again".
-                    let _ = timeout_at(awake.map_or(until, |at| at.min(until)), changed).await;
+                    tokio::select! {
+                        () = changed => {}
+                        () = doors_changed => {}
+                        () = sleep_until(awake.map_or(until, |at| at.min(until))) => {}
+                    }
                 }
                 Next::Job { job, .. } => {
                     let piece = self.read(&job).await?;

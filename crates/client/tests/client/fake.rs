@@ -1,0 +1,600 @@
+//! A small stand-in for a cluster: the HTTP door `/v1` over TLS, all state in memory, and faults on demand.
+//!
+//! Every datacenter sees at once what the others took. `kill` ends a datacenter's connections in the middle of what
+//! they do; `forget` makes the cluster lose what it held.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response};
+use hyper_util::rt::TokioIo;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use sluice_client::{Client, ClientConfig, RetryPolicy, Timeouts, Token};
+use sluice_engine::geometry::{ChunkIndex, Geometry};
+use sluice_engine::hash::{ChainingValue, Root};
+use sluice_engine::limits::CHUNK_LEN;
+use sluice_engine::span::{Place, Span};
+use sluice_engine::span_tree::{SpanTree, merge_chunks, proof_places};
+use sluice_proto::http::{
+    About, ChunkReceipt, CreateFile, DcInfo, FileEntry, FilePage, FileStatus, Holder, ProblemDetails,
+    ProofNode, State, TreeNode,
+};
+use sluice_proto::problem::{Problem, Refusal};
+use tokio::net::TcpListener;
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use uuid::Uuid;
+
+pub(crate) const TOKEN: &str = "token-of-tests";
+
+/// What goes wrong with one request.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    /// It is refused.
+    Refuse(Refusal),
+    /// The connection breaks before anything happens.
+    Break,
+    /// It is done, and the connection breaks before the answer.
+    DropAnswer,
+    /// It is never answered.
+    Stall,
+    /// One byte of the answer's body is another.
+    Corrupt,
+}
+
+type Faults = Box<dyn FnMut(&Seen) -> Option<Fault> + Send>;
+
+/// A request, as faults see it.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    /// How many requests of this datacenter came before.
+    pub(crate) nth: u64,
+}
+
+impl Seen {
+    pub(crate) fn is_chunk(&self) -> bool {
+        self.method == Method::PUT
+    }
+}
+
+pub(crate) struct FakeCluster {
+    pub(crate) ca_pem: String,
+    pub(crate) dcs: Vec<Arc<FakeDc>>,
+    pub(crate) files: Arc<Files>,
+}
+
+#[derive(Default)]
+pub(crate) struct Files {
+    files: Mutex<BTreeMap<Uuid, FakeFile>>,
+    changed: Notify,
+    /// Whether whole files become `assembled` rather than `complete`.
+    pub(crate) assembles: Mutex<bool>,
+}
+
+struct FakeFile {
+    create: CreateFile,
+    home: String,
+    chunks: BTreeMap<u64, (Bytes, ChainingValue)>,
+    held: BTreeMap<String, BTreeSet<u64>>,
+    dropped: bool,
+}
+
+pub(crate) struct FakeDc {
+    pub(crate) name: String,
+    pub(crate) addr: SocketAddr,
+    acceptor: TlsAcceptor,
+    files: Arc<Files>,
+    faults: Mutex<Faults>,
+    pub(crate) requests: AtomicU64,
+    /// Chunk requests that were answered with success.
+    pub(crate) chunk_requests: AtomicU64,
+    names: Vec<String>,
+    server: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl FakeCluster {
+    /// Datacenters `dc-a`, `dc-b`, …, up and without faults.
+    pub(crate) async fn start(count: usize) -> Self {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let ca_key = KeyPair::generate().unwrap();
+        let mut ca_params = CertificateParams::new(Vec::new()).unwrap();
+        ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca = ca_params.self_signed(&ca_key).unwrap();
+        let key = KeyPair::generate().unwrap();
+        let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "edge.test.sluice".to_owned()];
+        let params = CertificateParams::new(names).unwrap();
+        let issuer = Issuer::new(ca_params, &ca_key);
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        let tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                rustls::pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(tls));
+        let files = Arc::new(Files::default());
+        let names: Vec<String> = (0..count).map(|i| format!("dc-{}", (b'a' + i as u8) as char)).collect();
+        let mut dcs = Vec::new();
+        for name in &names {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let dc = Arc::new(FakeDc {
+                name: name.clone(),
+                addr: listener.local_addr().unwrap(),
+                acceptor: acceptor.clone(),
+                files: files.clone(),
+                faults: Mutex::new(Box::new(|_| None)),
+                requests: AtomicU64::new(0),
+                chunk_requests: AtomicU64::new(0),
+                names: names.clone(),
+                server: Mutex::new(None),
+            });
+            dc.serve(listener);
+            dcs.push(dc);
+        }
+        Self { ca_pem: ca.pem(), dcs, files }
+    }
+
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.dcs.iter().map(|dc| format!("https://{}", dc.addr)).collect()
+    }
+
+    /// Impatient, so that tests of failures are quick.
+    pub(crate) fn config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new(self.urls(), Token::new(TOKEN), self.ca_pem.clone().into_bytes());
+        config.retry = RetryPolicy {
+            retry_for: Duration::from_secs(20),
+            first_pause: Duration::from_millis(10),
+            longest_pause: Duration::from_millis(100),
+            tries_per_url: 2,
+        };
+        config.timeouts = Timeouts {
+            connect: Duration::from_secs(2),
+            answer: Duration::from_secs(5),
+            stall: Duration::from_millis(700),
+        };
+        config
+    }
+
+    pub(crate) fn client(&self) -> Client {
+        Client::new(self.config()).unwrap()
+    }
+
+    /// What is stored of a file, in order; panics if it is not whole.
+    pub(crate) fn bytes(&self, id: Uuid) -> Vec<u8> {
+        let files = self.files.files.lock().unwrap();
+        let file = &files[&id];
+        assert_eq!(file.chunks.len() as u64, file.geometry().chunks(), "the file is whole");
+        file.chunks.values().flat_map(|(bytes, _)| bytes.to_vec()).collect()
+    }
+
+    /// How many chunks this datacenter holds of a file.
+    pub(crate) fn held(&self, dc: usize, id: Uuid) -> usize {
+        let files = self.files.files.lock().unwrap();
+        files[&id].held.get(&self.dcs[dc].name).map_or(0, BTreeSet::len)
+    }
+
+    /// Loses, for good, what this datacenter alone held.
+    pub(crate) fn forget(&self, dc: usize) {
+        let mut files = self.files.files.lock().unwrap();
+        for file in files.values_mut() {
+            let gone = file.held.remove(&self.dcs[dc].name).unwrap_or_default();
+            for chunk in gone {
+                if !file.held.values().any(|held| held.contains(&chunk)) {
+                    file.chunks.remove(&chunk);
+                }
+            }
+        }
+        drop(files);
+        self.files.changed.notify_waiters();
+    }
+}
+
+impl FakeFile {
+    fn geometry(&self) -> Geometry {
+        Geometry::new(self.create.size).unwrap()
+    }
+
+    fn root(&self) -> Option<Root> {
+        let geometry = self.geometry();
+        if geometry.chunks() == 1 {
+            return self.chunks.get(&0).map(|(bytes, _)| Root::of_bytes(bytes));
+        }
+        let mut tree = SpanTree::new(geometry);
+        for (index, (_, value)) in &self.chunks {
+            let place = Place::of_chunk(ChunkIndex::new(*index).unwrap());
+            tree.insert(Span::new(place, *value)).unwrap();
+        }
+        tree.root()
+    }
+
+    fn status(&self, id: Uuid, dc: &str, assembles: bool) -> FileStatus {
+        let geometry = self.geometry();
+        let whole = self.chunks.len() as u64 == geometry.chunks();
+        let missing: Vec<u64> = (0..geometry.chunks()).filter(|i| !self.chunks.contains_key(i)).collect();
+        FileStatus {
+            id,
+            size: self.create.size,
+            chunks: geometry.chunks(),
+            name: self.create.name.clone(),
+            content_type: self.create.content_type.clone(),
+            metadata: self.create.metadata.clone(),
+            expires_in: None,
+            expected_root: self.create.expected_root.clone(),
+            state: match (self.dropped, whole, assembles) {
+                (true, ..) => State::Dropped,
+                (_, true, true) => State::Assembled,
+                (_, true, false) => State::Complete,
+                (_, false, _) => State::Receiving,
+            },
+            conflict: None,
+            home: self.home.clone(),
+            home_epoch: 0,
+            root: if whole { self.root().map(|root| root.to_string()) } else { None },
+            dc: dc.to_owned(),
+            home_answered: true,
+            missing_chunks: missing.len() as u64,
+            missing: pairs(missing.iter().copied()),
+            holders: self
+                .held
+                .iter()
+                .map(|(dc, held)| Holder {
+                    dc: dc.clone(),
+                    chunks: held.len() as u64,
+                    ranges: pairs(held.iter().copied()),
+                })
+                .collect(),
+        }
+    }
+}
+
+fn pairs(chunks: impl Iterator<Item = u64>) -> Vec<[u64; 2]> {
+    let mut pairs: Vec<[u64; 2]> = Vec::new();
+    for chunk in chunks {
+        match pairs.last_mut() {
+            Some(last) if last[1] == chunk => last[1] += 1,
+            _ => pairs.push([chunk, chunk + 1]),
+        }
+    }
+    pairs.truncate(1000);
+    pairs
+}
+
+impl FakeDc {
+    /// From now on requests fail as `faults` says.
+    pub(crate) fn fail(&self, faults: impl FnMut(&Seen) -> Option<Fault> + Send + 'static) {
+        *self.faults.lock().unwrap() = Box::new(faults);
+    }
+
+    /// Ends every connection at once, and takes no more.
+    pub(crate) fn kill(&self) {
+        if let Some(server) = self.server.lock().unwrap().take() {
+            server.abort();
+        }
+    }
+
+    /// Comes back at the same address.
+    pub(crate) async fn restart(self: &Arc<Self>) {
+        loop {
+            // The port is free as soon as the aborted server's task is dropped.
+            match TcpListener::bind(self.addr).await {
+                Ok(listener) => return self.serve(listener),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    fn serve(self: &Arc<Self>, listener: TcpListener) {
+        let dc = self.clone();
+        let server = tokio::spawn(async move {
+            // Connections end with this set, and it with the task.
+            let mut connections = tokio::task::JoinSet::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                let dc = dc.clone();
+                connections.spawn(async move {
+                    let Ok(stream) = dc.acceptor.clone().accept(stream).await else { return };
+                    let service = service_fn(move |request| dc.clone().answer(request));
+                    let http = hyper::server::conn::http1::Builder::new();
+                    // A client that goes away is no concern of ours.
+                    let _ = http.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        *self.server.lock().unwrap() = Some(server);
+    }
+
+    async fn answer(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, &'static str> {
+        let nth = self.requests.fetch_add(1, Ordering::Relaxed);
+        let seen = Seen { method: request.method().clone(), path: request.uri().path().to_owned(), nth };
+        let fault = (self.faults.lock().unwrap())(&seen);
+        match fault {
+            Some(Fault::Refuse(refusal)) => {
+                let _ = request.into_body().collect().await;
+                return Ok(self.refuse(refusal));
+            }
+            Some(Fault::Break) => return Err("broken by a test"),
+            Some(Fault::Stall) => std::future::pending().await,
+            Some(Fault::DropAnswer | Fault::Corrupt) | None => {}
+        }
+        let mut response = match self.route(request).await {
+            Ok(response) => response,
+            Err(refusal) => self.refuse(refusal),
+        };
+        match fault {
+            Some(Fault::DropAnswer) => return Err("the answer was dropped by a test"),
+            Some(Fault::Corrupt) => {
+                let (parts, body) = response.into_parts();
+                let Ok(bytes) = body.collect().await.map_err(|error: Infallible| match error {});
+                let mut bytes = bytes.to_bytes().to_vec();
+                let middle = bytes.len() / 2;
+                bytes[middle] ^= 1;
+                response = Response::from_parts(parts, Full::from(bytes));
+            }
+            Some(Fault::Refuse(_) | Fault::Break | Fault::Stall) | None => {}
+        }
+        if seen.is_chunk() && response.status().is_success() {
+            self.chunk_requests.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(response)
+    }
+
+    fn refuse(&self, refusal: Refusal) -> Response<Full<Bytes>> {
+        let problem = refusal.problem;
+        let details = ProblemDetails {
+            kind: format!("/problems/{problem}"),
+            title: problem.title().into(),
+            status: problem.status(),
+            detail: refusal.detail,
+            hint: refusal.hint,
+            dc: self.name.clone(),
+            trace: "0123456789abcdef0123456789abcdef".into(),
+        };
+        let mut response = self.json(problem.status(), &details);
+        if let Some(after) = refusal.retry_after {
+            response.headers_mut().insert("retry-after", after.as_secs().to_string().parse().unwrap());
+        }
+        response
+    }
+
+    fn json(&self, status: u16, body: &impl serde::Serialize) -> Response<Full<Bytes>> {
+        Response::builder()
+            .status(status)
+            .header("sluice-dc", &self.name)
+            .header("trace-id", "0123456789abcdef0123456789abcdef")
+            .body(Full::from(serde_json::to_vec(body).unwrap()))
+            .unwrap()
+    }
+
+    async fn route(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
+        let authorized = request
+            .headers()
+            .get("authorization")
+            .is_some_and(|v| v.as_bytes() == format!("Bearer {TOKEN}").as_bytes());
+        if !authorized {
+            return Err(Refusal::new(Problem::InvalidToken, "the token is not one of this cluster"));
+        }
+        let path = request.uri().path().to_owned();
+        let query: BTreeMap<String, String> = request
+            .uri()
+            .query()
+            .unwrap_or_default()
+            .split('&')
+            .filter_map(|pair| pair.split_once('='))
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect();
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let id = |text: &str| {
+            text.parse::<Uuid>().map_err(|_| Refusal::new(Problem::InvalidId, format!("{text:?} is no UUID")))
+        };
+        match (request.method().clone(), parts.as_slice()) {
+            (Method::GET, ["v1"]) => Ok(self.about()),
+            (Method::POST, ["v1", "files"]) => self.create(request).await,
+            (Method::GET, ["v1", "files"]) => Ok(self.list(&query)),
+            (Method::GET, ["v1", "files", file]) => self.status(id(file)?, &query).await,
+            (Method::DELETE, ["v1", "files", file]) => self.remove(id(file)?),
+            (Method::PUT, ["v1", "files", file, "chunks", index]) => {
+                self.put(id(file)?, index.parse().unwrap(), request).await
+            }
+            (Method::GET, ["v1", "files", file, "content"]) => self.content(id(file)?, &request),
+            (Method::GET, ["v1", "files", file, "tree"]) => self.tree(id(file)?, &query),
+            _ => Err(Refusal::new(Problem::NoRoute, path.clone())),
+        }
+    }
+
+    fn about(&self) -> Response<Full<Bytes>> {
+        let dcs = self.names.iter().map(|name| DcInfo { name: name.clone(), url: None, reachable: true });
+        let about =
+            About { cluster: "test".into(), dc: self.name.clone(), dcs: dcs.collect(), version: "0".into() };
+        self.json(200, &about)
+    }
+
+    async fn create(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let create: CreateFile = serde_json::from_slice(&body)
+            .map_err(|error| Refusal::new(Problem::InvalidMetadata, error.to_string()))?;
+        let id = create.id.unwrap();
+        let assembles = *self.files.assembles.lock().unwrap();
+        let mut files = self.files.files.lock().unwrap();
+        let new = !files.contains_key(&id);
+        let file = files.entry(id).or_insert_with(|| FakeFile {
+            home: create.home.clone().unwrap_or_else(|| self.name.clone()),
+            create: create.clone(),
+            chunks: BTreeMap::new(),
+            held: BTreeMap::new(),
+            dropped: false,
+        });
+        if file.create != create {
+            return Err(Refusal::new(Problem::MetadataConflict, "the file has other metadata"));
+        }
+        Ok(self.json(if new { 201 } else { 200 }, &file.status(id, &self.name, assembles)))
+    }
+
+    fn list(&self, query: &BTreeMap<String, String>) -> Response<Full<Bytes>> {
+        let limit = query.get("limit").map_or(100, |text| text.parse().unwrap());
+        let after: Uuid = query.get("after").map_or(Uuid::nil(), |text| text.parse().unwrap());
+        let assembles = *self.files.assembles.lock().unwrap();
+        let files = self.files.files.lock().unwrap();
+        let mut entries: Vec<FileEntry> = files
+            .iter()
+            .filter(|(id, _)| **id > after)
+            .map(|(id, file)| file.status(*id, &self.name, assembles))
+            .filter(|status| query.get("state").is_none_or(|state| status.state.name() == state))
+            .map(|status| FileEntry {
+                id: status.id,
+                size: status.size,
+                name: status.name,
+                state: status.state,
+                home: status.home,
+                root: status.root,
+            })
+            .collect();
+        let more = entries.len() > limit;
+        entries.truncate(limit);
+        let next = entries.last().filter(|_| more).map(|entry| entry.id);
+        self.json(200, &FilePage { files: entries, next })
+    }
+
+    async fn status(
+        &self,
+        id: Uuid,
+        query: &BTreeMap<String, String>,
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let wanted = query.get("wait").map(|name| State::from_name(name).unwrap());
+        let longest = Duration::from_secs(query.get("timeout").map_or(0, |text| text.parse().unwrap()));
+        let deadline = tokio::time::Instant::now() + longest;
+        loop {
+            let changed = self.files.changed.notified();
+            let status = {
+                let assembles = *self.files.assembles.lock().unwrap();
+                let files = self.files.files.lock().unwrap();
+                files.get(&id).ok_or_else(Refusal::not_found)?.status(id, &self.name, assembles)
+            };
+            if status.state == State::Dropped {
+                return Err(Refusal::new(Problem::Dropped, "it was deleted"));
+            }
+            let reached = wanted.is_none_or(|wanted| status.state >= wanted);
+            if reached || tokio::time::timeout_at(deadline, changed).await.is_err() {
+                return Ok(self.json(200, &status));
+            }
+        }
+    }
+
+    fn remove(&self, id: Uuid) -> Result<Response<Full<Bytes>>, Refusal> {
+        let mut files = self.files.files.lock().unwrap();
+        files.get_mut(&id).ok_or_else(Refusal::not_found)?.dropped = true;
+        Ok(self.json(204, &()))
+    }
+
+    async fn put(
+        &self,
+        id: Uuid,
+        start: u64,
+        request: Request<Incoming>,
+    ) -> Result<Response<Full<Bytes>>, Refusal> {
+        let length: u64 = request.headers()["content-length"].to_str().unwrap().parse().unwrap();
+        let announced = request.headers()["chunk-value"].to_str().unwrap().to_owned();
+        let body = request.into_body().collect().await;
+        let body = body.map_err(|_| Refusal::new(Problem::Truncated, "the body ended early"))?.to_bytes();
+        assert_eq!(body.len() as u64, length);
+        let mut files = self.files.files.lock().unwrap();
+        let file = files.get_mut(&id).ok_or_else(Refusal::not_found)?;
+        let index = ChunkIndex::new(start).unwrap();
+        file.geometry()
+            .run(index, length)
+            .map_err(|error| Refusal::new(Problem::ChunkLength, error.to_string()))?;
+        let mut values = Vec::new();
+        let mut new_chunks = 0;
+        for (chunk, part) in (start..).zip(body.chunks(CHUNK_LEN as usize)) {
+            let value = ChainingValue::of_chunk(ChunkIndex::new(chunk).unwrap(), part).unwrap();
+            if let Some((_, held)) = file.chunks.get(&chunk)
+                && *held != value
+            {
+                let detail = format!("chunk {chunk} is stored with other bytes");
+                return Err(Refusal::new(Problem::ChunkConflict, detail));
+            }
+            file.chunks.insert(chunk, (Bytes::copy_from_slice(part), value));
+            new_chunks += u64::from(file.held.entry(self.name.clone()).or_default().insert(chunk));
+            values.push(value.to_string());
+        }
+        assert_eq!(announced, values.join(","), "the client announces what it sends");
+        drop(files);
+        self.files.changed.notify_waiters();
+        let receipt = ChunkReceipt { dc: self.name.clone(), start, values, new_chunks, provisional: false };
+        Ok(self.json(200, &receipt))
+    }
+
+    fn content(&self, id: Uuid, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
+        let files = self.files.files.lock().unwrap();
+        let file = files.get(&id).ok_or_else(Refusal::not_found)?;
+        let range = request.headers()["range"].to_str().unwrap().strip_prefix("bytes=").unwrap();
+        let (first, last) = range.split_once('-').unwrap();
+        let range: Range<u64> = first.parse().unwrap()..last.parse::<u64>().unwrap() + 1;
+        let mut bytes = Vec::new();
+        for (index, (chunk, _)) in &file.chunks {
+            let offset = index * CHUNK_LEN;
+            let from = range.start.clamp(offset, offset + chunk.len() as u64) - offset;
+            let to = range.end.clamp(offset, offset + chunk.len() as u64) - offset;
+            bytes.extend_from_slice(&chunk[from as usize..to as usize]);
+        }
+        Ok(Response::builder()
+            .status(206)
+            .header("sluice-dc", &self.name)
+            .header("trace-id", "0123456789abcdef0123456789abcdef")
+            .body(Full::from(bytes))
+            .unwrap())
+    }
+
+    fn tree(&self, id: Uuid, query: &BTreeMap<String, String>) -> Result<Response<Full<Bytes>>, Refusal> {
+        let files = self.files.files.lock().unwrap();
+        let file = files.get(&id).ok_or_else(Refusal::not_found)?;
+        let geometry = file.geometry();
+        let place = Place::new(query["start"].parse().unwrap(), query["level"].parse().unwrap()).unwrap();
+        place.check(geometry).map_err(|error| Refusal::new(Problem::InvalidParameter, error.to_string()))?;
+        let values: Vec<ChainingValue> = file.chunks.values().map(|(_, value)| *value).collect();
+        let of = |place: Place| {
+            let range = place.range(geometry);
+            merge_chunks(geometry, place, &values[range.start as usize..range.end as usize]).unwrap()
+        };
+        let proof = proof_places(geometry, place).into_iter().map(|sibling| ProofNode {
+            start: sibling.start(),
+            level: sibling.level(),
+            value: of(sibling).to_string(),
+        });
+        let range = place.range(geometry);
+        let node = TreeNode {
+            start: place.start(),
+            level: place.level(),
+            value: Some(of(place).to_string()),
+            chunk_values: values[range.start as usize..range.end as usize]
+                .iter()
+                .map(|value| Some(value.to_string()))
+                .collect(),
+            proof: proof.collect(),
+            root: file.root().map(|root| root.to_string()),
+        };
+        Ok(self.json(200, &node))
+    }
+}
+
+/// Bytes that look random and are the same for the same seed.
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    blake3::Hasher::new().update(&seed.to_be_bytes()).finalize_xof().fill(&mut bytes);
+    bytes
+}

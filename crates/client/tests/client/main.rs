@@ -1,0 +1,7 @@
+//! The client library against a stand-in for a cluster that breaks in every way it should survive.
+
+#[allow(dead_code, reason = "the command line's tests use more of it")]
+mod fake;
+
+mod download;
+mod upload;
