@@ -50,11 +50,18 @@ pub struct WorkerSettings {
     pub patience: Duration,
     /// Chunks that are read ahead of a stream on its way out: 2 to 4 keep a link busy.
     pub prefetch: usize,
+    /// How long a reader may take for one chunk before its stream is broken off.
+    pub stall: Duration,
 }
 
 impl Default for WorkerSettings {
     fn default() -> Self {
-        Self { pace: Pace::default(), patience: Duration::from_secs(30), prefetch: 3 }
+        Self {
+            pace: Pace::default(),
+            patience: Duration::from_secs(30),
+            prefetch: 3,
+            stall: Duration::from_secs(60),
+        }
     }
 }
 

@@ -2,11 +2,12 @@
 //!
 //! A few chunks are fetched ahead, each paid for out of the memory budget until its last byte has left the process.
 //! They are fetched by a task, so that a slow reader does not make a fetch from another datacenter run out of time.
-//! The task ends with the range, at the first error, when the stream is dropped, or with its datacenter.
+//! The task ends with the range, at the first error, when the stream is dropped or stalls, or with its datacenter.
 
 use std::ops::Range;
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
@@ -84,20 +85,21 @@ pub(crate) async fn stream(
         }
     });
     let len = reader.range.end - reader.range.start;
-    let tasks = reader.parts.tasks.clone();
+    let (tasks, stall) = (reader.parts.tasks.clone(), reader.settings.stall);
     let pieces = started
         .chain(rest.try_flatten())
         .map_ok(move |(source, index)| reader.clone().piece(index, source))
         .try_buffered(prefetch);
     // Room for one: the next piece is there when this one has gone, and what lies beyond is in `try_buffered`.
     let (sender, receiver) = mpsc::channel(1);
-    tasks.spawn(send(stream::once(async { Ok(first) }).chain(pieces), sender));
+    tasks.spawn(send(stream::once(async { Ok(first) }).chain(pieces), sender, stall));
     Ok(receive(receiver, len))
 }
 
 async fn send(
     pieces: impl Stream<Item = Result<Bytes, Refusal>>,
     sender: mpsc::Sender<Result<Bytes, Refusal>>,
+    stall: Duration,
 ) {
     let mut pieces = pin!(pieces);
     loop {
@@ -107,7 +109,9 @@ async fn send(
         };
         let Some(piece) = piece else { return };
         let failed = piece.is_err();
-        if sender.send(piece).await.is_err() || failed {
+        // A reader that stalls gives its memory back; it finds the stream broken off.
+        let sent = tokio::time::timeout(stall, sender.send(piece)).await;
+        if failed || !matches!(sent, Ok(Ok(()))) {
             return;
         }
     }
@@ -126,7 +130,10 @@ fn receive(receiver: mpsc::Receiver<Result<Bytes, Refusal>>, len: u64) -> ByteSt
             }
             Some(Err(refusal)) => Some((Err(refusal), (receiver, 0))),
             None => {
-                let stopping = Refusal::new(Problem::Stopping, "the datacenter stopped while it was sending");
+                let stopping = Refusal::new(
+                    Problem::Stopping,
+                    "the stream stalled, or the datacenter stopped, before its end",
+                );
                 Some((Err(stopping), (receiver, 0)))
             }
         }

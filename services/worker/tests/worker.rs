@@ -76,7 +76,8 @@ fn setup_with(memory: MemoryBudget, patience: Duration) -> Setup {
         tasks: tasks.clone(),
     };
     let pace = Pace { idle: Duration::from_secs(2), grace: Duration::from_secs(5), rate: 1 << 20 };
-    let worker = Worker::new(parts, WorkerSettings { pace, patience, prefetch: 3 });
+    let worker =
+        Worker::new(parts, WorkerSettings { pace, patience, prefetch: 3, ..WorkerSettings::default() });
     let context = sign(&material, TENANT, &Scope::ALL);
     Setup { worker, slots, store, memory, tasks, material, context }
 }

@@ -1,0 +1,293 @@
+//! Connections: accepted, secured, served, and cut when they cost too much or say nothing.
+//!
+//! One task accepts, and each connection has its own, all on the datacenter's [`Shutdown`]. TLS says which protocol
+//! is spoken (ALPN), so there is no guessing and no wait for a first byte.
+
+use std::future::Future;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use http::Request;
+use hyper::body::Incoming;
+use hyper::rt::Executor;
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulConnection;
+use rustls::ServerConfig;
+use sluice_node::budget::Concurrency;
+use sluice_node::shutdown::Shutdown;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+
+use crate::App;
+use crate::body::RequestBody;
+use crate::routes;
+
+/// The most an HTTP/1.1 connection buffers: what a request with a body pays for. Buffers grow only while a client
+/// fills them, so an idle connection holds some 8 KiB.
+pub(crate) const READ_BUFFER: usize = 256 << 10;
+
+/// Head of a request, in bytes and in fields, for both protocols. A token is at most 4 KiB of it.
+const MAX_HEAD_LEN: u32 = 16 << 10;
+const MAX_HEADERS: usize = 100;
+
+/// Requests at once on one HTTP/2 connection.
+const STREAMS: u32 = 64;
+
+/// Bytes that may arrive unread: on one HTTP/2 stream, and on all streams of a connection.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+
+/// Streams that a client may reset before they are taken up, and may make us reset, before it is sent away
+/// (CVE-2023-44487, CVE-2025-8671).
+const MAX_RESETS: usize = 20;
+const MAX_LOCAL_RESETS: usize = 64;
+
+/// HTTP/2 pings, to notice peers that are gone.
+const PING: Duration = Duration::from_secs(20);
+const PONG: Duration = Duration::from_secs(10);
+
+/// How long a connection that was told goodbye has to go.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+/// Accepts until the datacenter drains.
+pub(crate) async fn run(listener: TcpListener, tls: Arc<ServerConfig>, app: Arc<App>) {
+    let acceptor = TlsAcceptor::from(tls);
+    let router = routes::router(app.clone());
+    let connections = Concurrency::new("connections", app.settings.connections);
+    let stopped = async {
+        app.tasks.draining().await;
+        app.parts.health.set_serving(false);
+        sleep(app.settings.notice).await;
+    };
+    let mut stopped = pin!(stopped);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut stopped => return,
+            accepted = listener.accept() => accepted,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                // Out of file descriptors, most likely: let others give some back.
+                sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let Ok(permit) = connections.try_take() else {
+            app.parts.metrics.count_shed("connections");
+            continue;
+        };
+        let (acceptor, app, router) = (acceptor.clone(), app.clone(), router.clone());
+        app.tasks.clone().spawn(async move {
+            app.parts.metrics.connections.inc();
+            let _counted = Counted(app.clone());
+            serve(stream, acceptor, app, router).await;
+            drop(permit);
+        });
+    }
+}
+
+/// Counts a connection down however its task ends.
+struct Counted(Arc<App>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.parts.metrics.connections.dec();
+    }
+}
+
+async fn serve(stream: TcpStream, acceptor: TlsAcceptor, app: Arc<App>, router: Router) {
+    // An answer is one write, and waits for no other.
+    let _ = stream.set_nodelay(true);
+    let stream = match timeout(app.settings.handshake, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a TLS handshake failed");
+            return;
+        }
+        Err(_) => {
+            app.parts.metrics.count_shed("handshake");
+            return;
+        }
+    };
+    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let activity = Arc::new(Activity::default());
+    let service = {
+        let (app, activity) = (app.clone(), activity.clone());
+        service_fn(move |request: Request<Incoming>| {
+            let begun = activity.begin();
+            let (head, incoming) = request.into_parts();
+            let body = RequestBody::new(incoming, &head, &app, activity.clone());
+            let answer =
+                routes::answer(router.clone(), Request::from_parts(head, Body::new(body)), app.clone());
+            async move { Ok::<_, std::convert::Infallible>(answer.await.map(|body| begun.until_end(body))) }
+        })
+    };
+    let io = TokioIo::new(stream);
+    if is_h2 {
+        let mut builder = http2::Builder::new(Tasks(app.tasks.clone()));
+        builder
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(READ_BUFFER)
+            .max_header_list_size(MAX_HEAD_LEN)
+            .max_pending_accept_reset_streams(MAX_RESETS)
+            .max_local_error_reset_streams(MAX_LOCAL_RESETS)
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PONG);
+        drive(builder.serve_connection(io, service), &app, &activity).await;
+    } else {
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(app.settings.head)
+            .max_headers(MAX_HEADERS)
+            .max_header_size(MAX_HEAD_LEN as usize)
+            .max_buf_size(READ_BUFFER);
+        drive(builder.serve_connection(io, service), &app, &activity).await;
+    }
+}
+
+/// Serves a connection to its end: its own, the datacenter's, or that of our patience.
+async fn drive<C: GracefulConnection>(connection: C, app: &App, activity: &Activity)
+where
+    C::Error: std::fmt::Display,
+{
+    let mut connection = pin!(connection);
+    let mut goodbye = false;
+    loop {
+        let patience = if goodbye && !activity.is_busy() { GOODBYE } else { activity.left(&app.settings) };
+        tokio::select! {
+            result = connection.as_mut() => {
+                if let Err(error) = result {
+                    tracing::debug!(%error, "a connection broke");
+                }
+                return;
+            }
+            () = app.tasks.draining(), if !goodbye => {
+                connection.as_mut().graceful_shutdown();
+                goodbye = true;
+            }
+            () = sleep(patience) => {
+                if goodbye && !activity.is_busy() {
+                    return;
+                }
+                if activity.left(&app.settings).is_zero() {
+                    if activity.is_busy() {
+                        app.parts.metrics.count_shed("stalled");
+                        return;
+                    }
+                    connection.as_mut().graceful_shutdown();
+                    goodbye = true;
+                }
+            }
+        }
+    }
+}
+
+/// Spawns the tasks of an HTTP/2 connection's streams where a kill finds them.
+#[derive(Clone)]
+struct Tasks(Shutdown);
+
+impl<F> Executor<F> for Tasks
+where
+    F: Future + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(async move {
+            task.await;
+        });
+    }
+}
+
+/// What a connection does: how many requests it has, and when something last moved.
+#[derive(Debug)]
+pub(crate) struct Activity {
+    began: Instant,
+    requests: AtomicUsize,
+    moved_ms: AtomicU64,
+}
+
+impl Default for Activity {
+    fn default() -> Self {
+        Self { began: Instant::now(), requests: AtomicUsize::new(0), moved_ms: AtomicU64::new(0) }
+    }
+}
+
+impl Activity {
+    /// Something moved.
+    pub(crate) fn touch(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.moved_ms.store(now, Ordering::Relaxed);
+    }
+
+    fn begin(self: &Arc<Self>) -> Begun {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+        self.touch();
+        Begun(self.clone())
+    }
+
+    fn is_busy(&self) -> bool {
+        self.requests.load(Ordering::Relaxed) > 0
+    }
+
+    /// How long the connection may go on as it does.
+    fn left(&self, settings: &crate::EdgeSettings) -> Duration {
+        let allowed = if self.is_busy() { settings.stall } else { settings.idle };
+        let moved = self.began + Duration::from_millis(self.moved_ms.load(Ordering::Relaxed));
+        (moved + allowed).saturating_duration_since(Instant::now())
+    }
+}
+
+/// A request that is being served, until the last byte of its answer has gone.
+struct Begun(Arc<Activity>);
+
+impl Begun {
+    fn until_end(self, body: Body) -> AnswerBody {
+        AnswerBody { body, begun: self }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.0.requests.fetch_sub(1, Ordering::Relaxed);
+        self.0.touch();
+    }
+}
+
+/// The body of an answer, whose progress is seen.
+struct AnswerBody {
+    body: Body,
+    begun: Begun,
+}
+
+impl http_body::Body for AnswerBody {
+    type Data = bytes::Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Self::Data>, Self::Error>>> {
+        self.begun.0.touch();
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
+    }
+}

@@ -1,0 +1,230 @@
+//! Everything about a file but its bytes: create, list, status, tree, delete; and where the caller is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, Request, State};
+use axum::response::Response;
+use bytes::Bytes;
+use http::{HeaderValue, StatusCode, header};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::Deserialize;
+use sluice_engine::hash::{BadHash, Root};
+use sluice_engine::ids::ClientFileId;
+use sluice_engine::metadata::MetadataFields;
+use sluice_engine::span::Place;
+use sluice_node::clock;
+use sluice_proto::calls::{ListQuery, NewFile, Wait};
+use sluice_proto::http::{CreateFile, State as FileState};
+use sluice_proto::problem::{Problem, Refusal};
+
+use crate::App;
+use crate::answer::{Answer, Refused, invalid, json};
+use crate::routes::{Caller, file_id};
+
+/// The longest body of JSON, in bytes: four times the longest metadata record.
+const MAX_JSON_LEN: usize = 64 << 10;
+
+/// Files in a page, unless the client says how many, and at most.
+const PAGE: usize = 100;
+const MAX_PAGE: usize = 1000;
+
+/// How long a client that names no time waits for a state, and how long at most, in seconds.
+const WAIT_SECS: u64 = 30;
+const MAX_WAIT_SECS: u64 = 60;
+
+/// Parameters of the path, or a problem with them.
+pub(crate) type PathOf<T> = Result<Path<T>, PathRejection>;
+
+/// The parameters of a path.
+pub(crate) fn path<T>(path: PathOf<T>) -> Result<T, Refusal> {
+    path.map(|Path(parameters)| parameters).map_err(|error| invalid(error.body_text()))
+}
+
+fn query<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, Refusal> {
+    query.map(|Query(parameters)| parameters).map_err(|error| invalid(error.body_text()))
+}
+
+/// `GET /v1`
+pub(crate) async fn about(State(app): State<Arc<App>>, Caller(context): Caller) -> Answer {
+    json(StatusCode::OK, &app.parts.workers.about(&context).await?)
+}
+
+/// `POST /v1/files`
+pub(crate) async fn create(State(app): State<Arc<App>>, Caller(context): Caller, request: Request) -> Answer {
+    let body = json_body(&app, request).await?;
+    let new = new_file(&body)?;
+    let id = new.id;
+    let (is_new, status) = app.parts.workers.create(&context, new).await?;
+    let code = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    let mut response = json(code, &status)?;
+    if let Ok(location) = HeaderValue::try_from(format!("/v1/files/{id}")) {
+        response.headers_mut().insert(header::LOCATION, location);
+    }
+    Ok(response)
+}
+
+async fn json_body(app: &App, request: Request) -> Result<Bytes, Refusal> {
+    let too_large = || {
+        Refusal::new(Problem::TooLarge, format!("the body is longer than {MAX_JSON_LEN} bytes"))
+            .hint("metadata goes here; send the file's bytes with PUT /v1/files/{id}/chunks/{index}")
+    };
+    let declared = request.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    if declared
+        .and_then(|length| length.parse::<u64>().ok())
+        .is_some_and(|length| length > MAX_JSON_LEN as u64)
+    {
+        return Err(too_large());
+    }
+    let body = Limited::new(request.into_body(), MAX_JSON_LEN).collect();
+    match tokio::time::timeout(app.settings.json, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+        Ok(Err(_)) => Err(Refusal::new(Problem::Truncated, "the body ended early")),
+        Err(_) => {
+            app.parts.metrics.count_shed("slow-body");
+            Err(Refusal::new(Problem::Timeout, "the body took too long to arrive"))
+        }
+    }
+}
+
+fn new_file(body: &[u8]) -> Result<NewFile, Refusal> {
+    let invalid = |detail: String| Refusal::new(Problem::InvalidMetadata, detail);
+    let text = std::str::from_utf8(body)
+        .map_err(|error| invalid(format!("the body is not UTF-8 from byte {} on", error.valid_up_to())))?;
+    let file: CreateFile = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
+    let expected_root = match file.expected_root.as_deref().map(str::parse::<Root>).transpose() {
+        Ok(root) => root,
+        Err(error @ BadHash { .. }) => return Err(invalid(format!("expected_root: {error}"))),
+    };
+    Ok(NewFile {
+        id: file.id.map_or_else(clock::new_file_id, ClientFileId::new),
+        fields: MetadataFields {
+            size: Some(file.size),
+            expiry_secs: file.expires_in,
+            expected_root,
+            name: file.name,
+            content_type: file.content_type,
+            user: file.metadata,
+        },
+        home: file.home,
+    })
+}
+
+/// Parameters of `GET /v1/files`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ListParameters {
+    state: Option<String>,
+    limit: Option<usize>,
+    after: Option<String>,
+}
+
+/// `GET /v1/files`
+pub(crate) async fn list(
+    State(app): State<Arc<App>>,
+    Caller(context): Caller,
+    parameters: Result<Query<ListParameters>, QueryRejection>,
+) -> Answer {
+    let ListParameters { state, limit, after } = query(parameters)?;
+    let state = state.as_deref().map(state_named).transpose()?;
+    let after = after.as_deref().map(file_id).transpose()?;
+    let limit = limit.unwrap_or(PAGE);
+    if !(1..=MAX_PAGE).contains(&limit) {
+        return Err(invalid(format!("limit is {limit}, expected 1 to {MAX_PAGE}")).into());
+    }
+    json(StatusCode::OK, &app.parts.workers.list(&context, ListQuery { state, after, limit }).await?)
+}
+
+fn state_named(name: &str) -> Result<FileState, Refusal> {
+    FileState::from_name(name).ok_or_else(|| {
+        let name: String = name.chars().take(40).collect();
+        let states = FileState::ALL.map(FileState::name).join(", ");
+        invalid(format!("there is no state {name:?}, expected one of {states}"))
+    })
+}
+
+/// Parameters of `GET /v1/files/{id}`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StatusParameters {
+    wait: Option<String>,
+    timeout: Option<u64>,
+}
+
+/// `GET /v1/files/{id}`
+pub(crate) async fn status(
+    State(app): State<Arc<App>>,
+    Caller(context): Caller,
+    id: PathOf<String>,
+    parameters: Result<Query<StatusParameters>, QueryRejection>,
+) -> Answer {
+    let id = file_id(&path(id)?)?;
+    let wait = wait(query(parameters)?)?;
+    json(StatusCode::OK, &app.parts.workers.status(&context, id, wait).await?)
+}
+
+fn wait(StatusParameters { wait, timeout }: StatusParameters) -> Result<Option<Wait>, Refusal> {
+    let secs = timeout.unwrap_or(WAIT_SECS);
+    if secs > MAX_WAIT_SECS {
+        return Err(invalid(format!("timeout is {secs} s, at most {MAX_WAIT_SECS} s can be waited for")));
+    }
+    let Some(name) = wait else { return Ok(None) };
+    match state_named(&name)? {
+        state @ (FileState::Complete | FileState::Assembled) => {
+            Ok(Some(Wait { state, timeout: Duration::from_secs(secs) }))
+        }
+        FileState::Receiving | FileState::Conflict | FileState::Dropped => {
+            Err(invalid(format!("{name} cannot be waited for, expected complete or assembled")))
+        }
+    }
+}
+
+/// Parameters of `GET /v1/files/{id}/tree`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TreeParameters {
+    #[serde(default)]
+    start: u64,
+    #[serde(default)]
+    level: u8,
+}
+
+/// `GET /v1/files/{id}/tree`
+pub(crate) async fn tree(
+    State(app): State<Arc<App>>,
+    Caller(context): Caller,
+    id: PathOf<String>,
+    parameters: Result<Query<TreeParameters>, QueryRejection>,
+) -> Answer {
+    let id = file_id(&path(id)?)?;
+    let TreeParameters { start, level } = query(parameters)?;
+    if level > sluice_engine::limits::UNIT_LEVEL {
+        let limit = sluice_engine::limits::UNIT_LEVEL;
+        return Err(invalid(format!("level is {level}, values are listed up to level {limit}")).into());
+    }
+    let place = Place::new(start, level).map_err(|error| invalid(error.to_string()))?;
+    json(StatusCode::OK, &app.parts.workers.tree(&context, id, place).await?)
+}
+
+/// `DELETE /v1/files/{id}`
+pub(crate) async fn remove(
+    State(app): State<Arc<App>>,
+    Caller(context): Caller,
+    id: PathOf<String>,
+) -> Answer {
+    let id = file_id(&path(id)?)?;
+    match app.parts.workers.remove(&context, id).await {
+        Ok(()) => Ok(no_content()),
+        // Deleting again is as good as deleting once.
+        Err(refusal) if refusal.problem == Problem::Dropped => Ok(no_content()),
+        Err(refusal) => Err(Refused::from(refusal)),
+    }
+}
+
+fn no_content() -> Response {
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
