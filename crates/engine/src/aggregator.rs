@@ -28,6 +28,7 @@ use crate::geometry::Geometry;
 use crate::hash::{RecordDigest, Root};
 use crate::ids::{DcId, FileId, Generation, HomeEpoch, Incarnation, Nonce, TenantId, Timestamp};
 use crate::ledger::{Claim, Fact, FileState, Ledger, Page, Taken};
+use crate::resolve::Resolution;
 use crate::rules::Rules;
 use crate::span::{Place, Span};
 
@@ -50,6 +51,8 @@ pub struct Config {
     pub ask_ms: u64,
     /// How long every datacenter must say UNKNOWN before an orphan goes.
     pub orphan_grace_ms: u64,
+    /// After how long what only a silent holder has counts as missing.
+    pub absent_ms: u64,
     /// After how long a silent home is taken over; `None`: only when told to.
     pub takeover_ms: Option<u64>,
     /// How long after an attempt (a pull, a fetch, a confirmation) failed it is tried again.
@@ -74,6 +77,7 @@ impl Config {
             compare_ms: 30_000,
             ask_ms: 2_000,
             orphan_grace_ms: 3_600_000,
+            absent_ms: 60_000,
             takeover_ms: None,
             retry_ms: 500,
             max_pulls: 4,
@@ -200,6 +204,11 @@ pub enum Event {
         /// Whether the file is assembled now.
         ok: bool,
     },
+    /// An [`Effect::Resolve`] ended; `None` if nothing gives the root.
+    Resolved {
+        /// What contradicted the root, and was removed.
+        resolution: Option<Resolution>,
+    },
     /// The copy here was checked again; `None` if it is not good.
     Rechecked {
         /// Who asked.
@@ -302,6 +311,16 @@ pub enum Effect {
     },
     /// Free the chunks here; the file is confirmed elsewhere: [`Event::Freed`].
     Free(FileId),
+    /// Every chunk is here, and they do not merge to the root: find out with [`resolve`](crate::resolve::resolve) which
+    /// of them contradict it, remove those, and say [`Event::Resolved`], then [`Event::Loaded`].
+    Resolve {
+        /// The file.
+        file: FileId,
+        /// The root that stands.
+        root: Root,
+        /// What every other holder says.
+        others: BTreeMap<DcId, Vec<Span>>,
+    },
     /// Remember the drop, durably, before any later effect; then remove the chunks.
     Drop(FileId, TenantId, FileMemory),
     /// Remove an orphan: every datacenter has said for long enough that it does not know it.
@@ -337,7 +356,10 @@ pub struct File {
     assembly: assemble::Assembly,
     release: Option<release::Release>,
     last_progress: Timestamp,
+    /// When it wants to be looked at.
     wake: Option<Timestamp>,
+    /// Under which time it stands in the table of what is due.
+    queued: Option<Timestamp>,
 }
 
 impl File {
@@ -356,6 +378,7 @@ impl File {
             release: None,
             last_progress: now,
             wake: None,
+            queued: None,
         }
     }
 
@@ -457,6 +480,7 @@ impl Aggregator {
             self.due.pop_first();
             if let Some(file) = self.files.get_mut(&id) {
                 file.wake = None;
+                file.queued = None;
             }
             self.advance(id, now);
         }
@@ -566,6 +590,7 @@ impl Aggregator {
             Event::Pulled { place, outcome } => file.pulled(place, outcome, now, self.config.retry_ms),
             Event::RootRead { root } => self.root_read(id, root, now),
             Event::Published { ok } => self.published(id, ok, now),
+            Event::Resolved { resolution } => file.resolved(me, resolution.as_ref(), now, self.config.retry_ms),
             Event::Rechecked { to, nonce, root } => self.rechecked(id, to, nonce, root, now),
             Event::Freed { generation } => self.freed(id, generation.max(floor)),
         }
@@ -700,22 +725,23 @@ impl Aggregator {
 
     /// Derives from what is known of a file what must be done next.
     fn advance(&mut self, id: FileId, now: Timestamp) {
-        let before = self.files.get(&id).and_then(|file| file.wake);
         self.advance_orphan(id, now);
         self.advance_fetch(id, now);
+        self.advance_absence(id, now);
         self.advance_home(id, now);
         self.advance_assembly(id, now);
         self.advance_release(id, now);
         self.advance_expiry(id, now);
         self.advance_telling(id, now);
-        let after = self.files.get(&id).and_then(|file| file.wake);
-        if before != after {
-            if let Some(at) = before {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        if file.queued != file.wake {
+            if let Some(at) = file.queued {
                 self.due.remove(&(at, id));
             }
-            if let Some(at) = after {
+            if let Some(at) = file.wake {
                 self.due.insert((at, id));
             }
+            file.queued = file.wake;
         }
     }
 }

@@ -245,6 +245,8 @@ pub struct Ledger {
     paged: Ranges,
     /// Paged segments of which more was said afterwards, so that the page must be compared with it.
     contested: BTreeSet<u64>,
+    /// Holders that cannot be reached, and so long that what only they have counts as missing. Not a fact: a view.
+    absent: BTreeSet<DcId>,
     agreed: BTreeMap<(DcId, DcId), Ranges>,
     details: BTreeMap<(DcId, Place), ChainingValue>,
     rules: Rules,
@@ -266,6 +268,7 @@ impl Ledger {
             overlaps: false,
             paged: Ranges::new(),
             contested: BTreeSet::new(),
+            absent: BTreeSet::new(),
             agreed: BTreeMap::new(),
             details: BTreeMap::new(),
             rules,
@@ -351,9 +354,11 @@ impl Ledger {
         }
         let grown = match holding.tree.insert(span) {
             Ok(Insertion::Grown(_)) => {
-                self.overlaps |= !self.union.overlapping(span.place).is_empty();
-                // What the union keeps where holders overlap does not matter: it is used once they agree.
-                let _ = self.union.insert(span);
+                if !self.absent.contains(&holder) {
+                    self.overlaps |= !self.union.overlapping(span.place).is_empty();
+                    // What the union keeps where holders overlap does not matter: it is used once they agree.
+                    let _ = self.union.insert(span);
+                }
                 if !self.paged.is_empty() && self.roots.first().is_none() {
                     let range = span.place.range(file);
                     let segments = range.start / SEGMENT_CHUNKS..range.end.div_ceil(SEGMENT_CHUNKS);
@@ -413,7 +418,7 @@ impl Ledger {
                 let _ = union.insert(value);
             }
         }
-        for holding in self.holders.values() {
+        for holding in self.holders.iter().filter(|(dc, _)| !self.absent.contains(dc)).map(|(_, holding)| holding) {
             for span in holding.tree.iter() {
                 let alone = union.overlapping(span.place).is_empty();
                 let grown = matches!(union.insert(span), Ok(Insertion::Grown(_)));
@@ -421,6 +426,20 @@ impl Ledger {
             }
         }
         self.union = union;
+    }
+
+    /// Stops (or begins again) to count on a holder that cannot be reached. Pages in which it stands are void: their
+    /// segments are said again when the holders are compared with.
+    pub fn set_absent(&mut self, holder: DcId, is_absent: bool) {
+        let changed = if is_absent { self.absent.insert(holder) } else { self.absent.remove(&holder) };
+        if !changed {
+            return;
+        }
+        if self.holders.get(&holder).is_some_and(|holding| holding.paged_chunks > 0) {
+            self.lose_pages();
+        } else {
+            self.rebuild_union();
+        }
     }
 
     /// Removes what a holder says of a place, because its bytes turned out not to be what it says. It is believed
@@ -431,6 +450,7 @@ impl Ledger {
                 holding.tree.cut(span.place);
             }
             holding.tree.cut(place);
+            self.rebuild_union();
         }
     }
 

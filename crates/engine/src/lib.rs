@@ -22,6 +22,7 @@ pub mod limits;
 pub mod metadata;
 pub mod placement;
 pub mod ranges;
+pub mod resolve;
 pub mod rules;
 pub mod span;
 pub mod span_tree;

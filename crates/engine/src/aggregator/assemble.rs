@@ -11,6 +11,7 @@ use crate::geometry::Geometry;
 use crate::ids::{DcId, FileId, Timestamp};
 use crate::ledger::{Claim, Fact, FileState, Ledger};
 use crate::limits::{SEGMENT_CHUNKS, UNIT_LEVEL};
+use crate::resolve::Resolution;
 use crate::span::{Place, Span};
 
 /// How many gaps are looked at in one go.
@@ -23,6 +24,8 @@ pub(super) struct Assembly {
     /// Holders that could not be reached, and until when they are not asked.
     shunned: BTreeMap<DcId, Timestamp>,
     publishing: bool,
+    /// The store refused to publish: what is here may not be what the root says.
+    refused: bool,
     loading_page: bool,
     retry_at: Option<Timestamp>,
 }
@@ -30,6 +33,11 @@ pub(super) struct Assembly {
 impl Assembly {
     pub(super) fn page_loaded(&mut self) {
         self.loading_page = false;
+    }
+
+    /// The store was read again, after chunks were lost on purpose or not.
+    pub(super) fn reloaded(&mut self) {
+        self.refused = false;
     }
 }
 
@@ -47,6 +55,31 @@ impl File {
             PullOutcome::StoreFailed => self.assembly.retry_at = Some(later),
         }
         self.last_progress = now;
+    }
+}
+
+impl File {
+    /// What contradicted the root was removed, if it could be told; whoever said the same is not believed either.
+    pub(super) fn resolved(&mut self, me: DcId, found: Option<&Resolution>, now: Timestamp, retry_ms: u64) {
+        self.assembly.publishing = false;
+        self.assembly.refused = false;
+        let (Some(found), Some(shape)) = (found, self.ledger.file()) else {
+            // Perhaps it was no contradiction but the disk: try again, ever more slowly.
+            self.assembly.retry_at = Some(now.plus(retry_ms * 16));
+            self.wake_at(now.plus(retry_ms * 16));
+            return;
+        };
+        let liars: Vec<DcId> = self
+            .ledger
+            .holders()
+            .map(|(dc, ..)| dc)
+            .filter(|dc| *dc != me && !found.trusted.contains(dc))
+            .collect();
+        for range in &found.lost {
+            for place in Place::tile(range.clone(), UNIT_LEVEL, shape) {
+                liars.iter().for_each(|liar| self.ledger.reject(*liar, place));
+            }
+        }
     }
 }
 
@@ -82,19 +115,15 @@ impl Aggregator {
         if file.ledger.chunks_held_by(me) == shape.chunks() {
             if let (true, Some(root)) = (complete, root) {
                 file.assembly.publishing = true;
-                self.effects.push(Effect::Publish(id, root));
+                if file.assembly.refused {
+                    let others = file.ledger.holders().filter(|(dc, ..)| *dc != me);
+                    let others = others.map(|(dc, _, tree)| (dc, tree.iter().collect())).collect();
+                    self.effects.push(Effect::Resolve { file: id, root, others });
+                } else {
+                    self.effects.push(Effect::Publish(id, root));
+                }
             }
             return;
-        }
-        if complete
-            && file.ledger.union().is_whole()
-            && file.ledger.union().root().is_some_and(|merged| Some(merged) != root)
-            && let Some(liar) = file.ledger.contradictor().filter(|liar| *liar != me)
-            && let Some((left, right)) = Place::top_children(shape)
-        {
-            // The root stands; who contradicts it is not believed (design, step 6).
-            file.ledger.reject(liar, left);
-            file.ledger.reject(liar, right);
         }
         file.assembly.shunned.retain(|_, until| now < *until);
         let room = self.config.max_pulls.saturating_sub(file.assembly.pulling.len());
@@ -120,6 +149,7 @@ impl Aggregator {
         if !ok {
             let at = now.plus(retry_ms);
             file.assembly.retry_at = Some(at);
+            file.assembly.refused = true;
             file.wake_at(at);
             return;
         }

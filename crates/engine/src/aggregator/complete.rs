@@ -20,6 +20,13 @@ pub(super) struct Fetch {
     next: Timestamp,
 }
 
+impl Fetch {
+    /// How long to wait after a failure: doubling, up to 32 times the first.
+    fn pause(&self, retry_ms: u64) -> u64 {
+        retry_ms << self.tries.min(5)
+    }
+}
+
 /// What the home is waiting for before it can say ROOT.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HomeWork {
@@ -59,7 +66,19 @@ impl File {
         if let Some(fetch) = &mut self.fetch {
             fetch.under_way = false;
             fetch.tries += 1;
-            fetch.next = now.plus(retry_ms);
+            fetch.next = now.plus(fetch.pause(retry_ms));
+        }
+    }
+
+    /// Whether another home could do anything for the file: it is not assembled, or chunks of it are still here.
+    fn may_change_home(&self, me: DcId) -> bool {
+        match self.ledger.state() {
+            FileState::Receiving | FileState::Complete => true,
+            FileState::Assembled => {
+                let empty = self.ledger.file().is_some_and(|file| file.chunks() == 0);
+                !self.published && (empty || self.ledger.chunks_held_by(me) > 0)
+            }
+            FileState::Unheard | FileState::Conflict | FileState::Dropped => false,
         }
     }
 
@@ -102,6 +121,7 @@ impl File {
             let _ = self.ledger.take(Fact::Assembled { claim: Claim { epoch, home: me }, size, root });
         }
         self.last_progress = now;
+        self.assembly.reloaded();
         if stored.spans.is_empty() {
             self.tell_nothing(generation);
         } else {
@@ -153,9 +173,28 @@ impl Aggregator {
             }
             None => {
                 fetch.tries += 1;
-                fetch.next = now.plus(retry_ms);
+                fetch.next = now.plus(fetch.pause(retry_ms));
                 let next = fetch.next;
                 file.wake_at(next);
+            }
+        }
+    }
+
+    /// The home stops counting on holders that have been silent for too long.
+    pub(super) fn advance_absence(&mut self, id: FileId, now: Timestamp) {
+        let me = self.me();
+        let Some(file) = self.files.get_mut(&id) else { return };
+        if file.published || !file.ledger.claim().is_some_and(|claim| claim.home == me) {
+            return;
+        }
+        for (dc, peer) in &self.peers {
+            if file.ledger.chunks_held_by(*dc) == 0 {
+                continue;
+            }
+            let until = peer.down_since.plus(self.config.absent_ms);
+            file.ledger.set_absent(*dc, !peer.is_up() && now >= until);
+            if !peer.is_up() && now < until {
+                file.wake_at(until);
             }
         }
     }
@@ -174,7 +213,8 @@ impl Aggregator {
                 self.effects.push(Effect::StorePage(id, page));
             }
         }
-        if file.home.patience.is_some_and(|until| now < until) && !file.home.asked.is_empty() {
+        if let Some(until) = file.home.patience.filter(|until| now < *until && !file.home.asked.is_empty()) {
+            file.wake_at(until);
             return;
         }
         match file.ledger.verdict() {
@@ -267,8 +307,7 @@ impl Aggregator {
         let me = self.me();
         let Some(file) = self.files.get_mut(&id) else { return };
         let (Some(record), Some(claim)) = (file.record, file.ledger.claim()) else { return };
-        let open = matches!(file.ledger.state(), FileState::Receiving | FileState::Complete);
-        if claim.home == me || !open {
+        if claim.home == me || !file.may_change_home(me) {
             return;
         }
         let Some(epoch) = claim.epoch.next() else { return };
@@ -303,7 +342,7 @@ impl Aggregator {
         let (Some(takeover_ms), Some(home)) = (self.config.takeover_ms, self.peers.get(&claim.home)) else {
             return;
         };
-        if home.is_up() || !matches!(file.ledger.state(), FileState::Receiving | FileState::Complete) {
+        if home.is_up() || !file.may_change_home(me) {
             return;
         }
         // One after the other, so that usually only the first does.

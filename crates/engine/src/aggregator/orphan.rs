@@ -74,7 +74,7 @@ impl Aggregator {
         if given_up && now.since(orphan.since) >= grace {
             self.effects.push(Effect::DiscardOrphan(id));
             self.effects.push(Effect::Changed(id));
-            if let Some(at) = file.wake {
+            if let Some(at) = file.queued {
                 self.due.remove(&(at, id));
             }
             self.files.remove(&id);

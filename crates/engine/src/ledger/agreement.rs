@@ -7,7 +7,6 @@ use super::Ledger;
 use crate::geometry::Geometry;
 use crate::hash::{ChainingValue, Root};
 use crate::ids::DcId;
-use crate::limits::SEGMENT_LEVEL;
 use crate::rules::Rule;
 use crate::span::{Place, Span};
 use crate::span_tree::SpanTree;
@@ -76,7 +75,7 @@ impl Ledger {
 
     /// Compares every overlap (of one place, or of the file) that was not compared before.
     fn compare(&mut self, only: Option<Place>) -> Comparison {
-        let holders: Vec<DcId> = self.holders.keys().copied().collect();
+        let holders: Vec<DcId> = self.holders.keys().filter(|dc| !self.absent.contains(dc)).copied().collect();
         let mut wanted = Vec::new();
         for (i, &a) in holders.iter().enumerate() {
             for &b in &holders[i + 1..] {
@@ -142,26 +141,5 @@ impl Ledger {
         let (left, right) = place.children(file)?;
         let left = self.details.get(&(holder, left))?;
         Some(ChainingValue::merge(left, self.details.get(&(holder, right))?))
-    }
-
-    /// With a root known, which holder's bytes contradict it: the one without whose spans the rest is whole and
-    /// merges to the root.
-    pub fn contradictor(&self) -> Option<DcId> {
-        let (root, file) = (self.root()?, self.file()?);
-        self.holders.keys().copied().find(|suspect| {
-            let mut rest = SpanTree::new(file);
-            for segment in self.paged() {
-                let place = Place::clipped(segment << SEGMENT_LEVEL, SEGMENT_LEVEL, file);
-                if let Some(span) = self.union.covering(place) {
-                    let _ = rest.insert(span);
-                }
-            }
-            for (_, holding) in self.holders.iter().filter(|(dc, _)| *dc != suspect) {
-                for span in holding.tree.iter() {
-                    let _ = rest.insert(span);
-                }
-            }
-            rest.root() == Some(root)
-        })
     }
 }

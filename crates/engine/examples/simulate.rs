@@ -1,0 +1,60 @@
+//! Runs any number of simulated worlds and ends with one line of figures.
+//!
+//! `cargo run --release -p sluice-engine --example simulate -- --seeds 1000 [--from 0] [--trace]`
+//!
+//! With `--trace` and one seed, prints the trace for a person to read. A violated rule prints the seed and ends with
+//! exit code 1.
+
+#[path = "../simulation/mod.rs"]
+mod simulation;
+
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use simulation::{Figures, Scenario, run};
+use sluice_engine::rules::Rules;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let (mut seeds, mut from, mut trace) = (200u64, 0u64, false);
+    let mut args = args.iter();
+    while let Some(arg) = args.next() {
+        let mut number = || args.next().and_then(|text| u64::from_str(text).ok());
+        let understood = match arg.as_str() {
+            "--seeds" => number().map(|n| seeds = n),
+            "--from" => number().map(|n| from = n),
+            "--trace" => {
+                trace = true;
+                Some(())
+            }
+            _ => None,
+        };
+        if understood.is_none() {
+            eprintln!("usage: simulate [--seeds N] [--from SEED] [--trace]");
+            return ExitCode::from(2);
+        }
+    }
+    let mut total = Figures::default();
+    let mut broken = 0;
+    for seed in from..from.saturating_add(seeds) {
+        let outcome = run(Scenario { seed, rules: Rules::all(), trace });
+        if trace {
+            print!("{}", outcome.trace);
+        }
+        if let Some(violation) = outcome.violation {
+            println!("seed {seed}: {violation}");
+            broken += 1;
+        }
+        total.add(&outcome.figures);
+    }
+    let Figures { steps, commands, lost, doubled, crashes, disks_lost, restores, homes_lost, .. } = total;
+    let Figures { takeovers, files, assembled, conflicts, dropped, freed, virtual_ms, .. } = total;
+    println!(
+        "{seeds} seeds from {from}: {broken} violations; {} h simulated in {steps} steps; {commands} commands \
+         ({lost} lost, {doubled} doubled); {crashes} crashes, {disks_lost} disks lost, {restores} restored, \
+         {homes_lost} datacenters lost for good; {files} files: {assembled} assembled, {conflicts} conflicts, \
+         {dropped} dropped, {takeovers} taken over, {freed} copies freed",
+        virtual_ms / 3_600_000
+    );
+    if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,110 @@
+//! Which of a home's own chunks contradict a root that is already known.
+//!
+//! A home can end up with other bytes for a chunk than the root was made of: its disk was lost after ROOT, and a
+//! client sent it something else; or it took the file over. The root stands (design, step 6), so somebody's bytes are
+//! not part of the file. With the values of all its own chunks and what the other holders say, the home can find out
+//! whose: it is believed whose spans, put over its own, give the root.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+
+use crate::geometry::Geometry;
+use crate::hash::{ChainingValue, Root};
+use crate::ids::DcId;
+use crate::span::{Place, Span};
+
+/// Past so many other holders no combination is tried: the home waits for a person.
+const MAX_HOLDERS: usize = 8;
+
+/// What contradicts the root.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolution {
+    /// Own chunks that are not part of the file.
+    pub lost: Vec<Range<u64>>,
+    /// Holders whose spans are.
+    pub trusted: BTreeSet<DcId>,
+}
+
+/// Finds the holders whose spans, put over the own chunks, give the root. `own` are the values of all chunks of the
+/// file, in order; `others` the spans of every other holder.
+pub fn resolve(
+    file: Geometry,
+    root: Root,
+    own: &[ChainingValue],
+    others: &BTreeMap<DcId, Vec<Span>>,
+) -> Option<Resolution> {
+    let holders: Vec<DcId> = others.keys().copied().collect();
+    if holders.len() > MAX_HOLDERS || own.len() as u64 != file.chunks() {
+        return None;
+    }
+    for subset in 1u32..1 << holders.len() {
+        let trusted: BTreeSet<DcId> =
+            holders.iter().enumerate().filter(|(i, _)| subset & 1 << i != 0).map(|(_, dc)| *dc).collect();
+        let over: BTreeMap<Place, ChainingValue> = trusted
+            .iter()
+            .filter_map(|dc| others.get(dc))
+            .flatten()
+            .map(|span| (span.place, span.value))
+            .collect();
+        let Some((left, right)) = Place::top_children(file) else { return None };
+        let (left, right) = (value(file, left, own, &over)?, value(file, right, own, &over)?);
+        if Root::merge(&left, &right) == root {
+            let none = BTreeMap::new();
+            let lost = over
+                .iter()
+                .filter(|(place, theirs)| value(file, **place, own, &none).as_ref() != Some(theirs))
+                .map(|(place, _)| place.range(file))
+                .collect();
+            return Some(Resolution { lost, trusted });
+        }
+    }
+    None
+}
+
+fn value(
+    file: Geometry,
+    place: Place,
+    own: &[ChainingValue],
+    over: &BTreeMap<Place, ChainingValue>,
+) -> Option<ChainingValue> {
+    if let Some(value) = over.get(&place) {
+        return Some(*value);
+    }
+    match place.children(file) {
+        None => own.get(place.start() as usize).copied(),
+        Some((left, right)) => {
+            Some(ChainingValue::merge(&value(file, left, own, over)?, &value(file, right, own, over)?))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::span_tree::merge_chunks;
+
+    #[test]
+    fn the_holder_of_the_right_bytes_is_found() {
+        let file = Geometry::new(11 << 20).unwrap();
+        let cv = |n: u64| ChainingValue::from_bytes(*blake3::hash(&n.to_be_bytes()).as_bytes());
+        let right: Vec<_> = (0..11).map(cv).collect();
+        let (a, b) = Place::top_children(file).unwrap();
+        let part = |place: Place, all: &[ChainingValue]| {
+            let range = place.range(file);
+            merge_chunks(file, place, &all[range.start as usize..range.end as usize]).unwrap()
+        };
+        let root = Root::merge(&part(a, &right), &part(b, &right));
+        let mut own = right.clone();
+        own[5] = cv(99);
+        let good = Place::new(4, 2).unwrap();
+        let bad = Place::new(8, 0).unwrap();
+        let others = BTreeMap::from([
+            (DcId::new(2), vec![Span::new(bad, cv(77))]),
+            (DcId::new(3), vec![Span::new(good, part(good, &right))]),
+        ]);
+        let found = resolve(file, root, &own, &others).unwrap();
+        assert_eq!(found.lost, [4..8, 0..0].into_iter().filter(|r| !r.is_empty()).collect::<Vec<_>>());
+        assert_eq!(found.trusted, [DcId::new(3)].into());
+        assert_eq!(resolve(file, Root::empty(), &own, &others), None);
+    }
+}
