@@ -108,7 +108,8 @@ impl Client {
                 result => result,
             }
         };
-        Ok(self.doors().anywhere(First::Configured, &unobserved(), ask).await?.1)
+        self.doors().anywhere(First::Configured, &unobserved(), ask).await?;
+        Ok(())
     }
 
     /// What every URL that answers says of a file, by URL; those that do not know it say nothing. Goes on trying

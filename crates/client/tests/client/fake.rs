@@ -187,6 +187,18 @@ impl FakeCluster {
         files[&id].held.get(&self.dcs[dc].name).map_or(0, BTreeSet::len)
     }
 
+    /// Waits until the cluster has at least this many chunks, of all files.
+    pub(crate) async fn until_taken(&self, chunks: usize) {
+        loop {
+            let changed = self.files.changed.notified();
+            let taken: usize = self.files.files.lock().unwrap().values().map(|file| file.chunks.len()).sum();
+            if taken >= chunks {
+                return;
+            }
+            changed.await;
+        }
+    }
+
     /// Loses, for good, what this datacenter alone held.
     pub(crate) fn forget(&self, dc: usize) {
         let mut files = self.files.files.lock().unwrap();

@@ -1,0 +1,117 @@
+//! The subcommands, and what happens around each: settings, Ctrl-C, errors, exit codes.
+//!
+//! To add one: a module with `Args` (clap) and `run`, a variant of [`Verb`], and an arm in [`dispatch`].
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+
+use crate::context::Context;
+use crate::failure::{Failure, report};
+use crate::settings::Flags;
+use crate::{command, config, get, ls, put, rm, status};
+
+/// How long tasks may take to end after the result is known.
+const SHUTDOWN: Duration = Duration::from_secs(2);
+
+const EXAMPLES: &str = "\
+Examples:
+  export SLUICE_URL=https://dc-a.example:8443,https://dc-b.example:8443
+  export SLUICE_TOKEN_FILE=~/.sluice/token SLUICE_CA=~/.sluice/ca.pem
+  id=$(sluice put disk.img)       send a file, print its id
+  sluice status $id               where it stands, and who holds what
+  sluice get $id -o copy.img      read it back, verified
+  sluice ls --state receiving     what is not finished
+
+Exit codes:
+  0 done    1 unexpected    2 usage    3 not found    4 not allowed
+  5 integrity or conflict   6 try again later         130 interrupted";
+
+/// Send files to a Sluice cluster over any of its datacenters, and read them back verified.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, after_help = EXAMPLES, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    /// Print one JSON object on standard output.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) flags: Flags,
+
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Send a file; running it again carries on.
+    Put(put::Args),
+    /// Read a file back, verified; running it again carries on.
+    Get(get::Args),
+    /// Where a file stands, or without an id where the cluster does.
+    Status(status::Args),
+    /// List files.
+    Ls(ls::Args),
+    /// Remove a file for good.
+    Rm(rm::Args),
+    /// Commands between datacenters.
+    #[command(subcommand)]
+    Command(command::Action),
+    /// Settings: where they come from, and whether a file of them is sound.
+    #[command(subcommand)]
+    Config(config::Action),
+}
+
+async fn dispatch(verb: Verb, context: &Context) -> anyhow::Result<()> {
+    match verb {
+        Verb::Put(args) => put::run(args, context).await,
+        Verb::Get(args) => get::run(args, context).await,
+        Verb::Status(args) => status::run(args, context).await,
+        Verb::Ls(args) => ls::run(args, context).await,
+        Verb::Rm(args) => rm::run(args, context).await,
+        Verb::Command(action) => command::run(action, context),
+        Verb::Config(action) => config::run(action, context),
+    }
+}
+
+/// Runs the command line to its end.
+pub(crate) fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let context = Context::new(cli.json, cli.flags);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&error.into(), &context),
+    };
+    let result = runtime.block_on(async {
+        tokio::select! {
+            result = dispatch(cli.verb, &context) => result,
+            () = interrupted() => Err(Failure::Interrupted.into()),
+        }
+    });
+    // A read that blocks on a pipe must not keep an interrupted process.
+    runtime.shutdown_timeout(SHUTDOWN);
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => report(&error, &context),
+    }
+}
+
+async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        // Without the handler, the signal itself ends the process.
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,21 @@
+//! `sluice`: the command line.
+//!
+//! Arguments become one [`app::Cli`]; each subcommand is a module with its `Args` and its `run`. What fails ends in
+//! [`failure`], which alone writes errors and chooses the exit code.
+
+mod app;
+mod command;
+mod config;
+mod context;
+mod failure;
+mod get;
+mod ls;
+mod progress;
+mod put;
+mod rm;
+mod settings;
+mod status;
+
+fn main() -> std::process::ExitCode {
+    app::main()
+}

@@ -1,0 +1,132 @@
+//! How far it is, on standard error: a bar on a terminal, otherwise a line every 10 seconds.
+//!
+//! The ticker that prints the lines is a task of its own; it ends when the [`Progress`] is dropped.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use sluice_client::{Event, Observer, SharedObserver};
+use tokio::task::JoinHandle;
+
+const LINE_EVERY: Duration = Duration::from_secs(10);
+
+/// The progress of one transfer.
+pub(crate) struct Progress {
+    shown: Arc<Shown>,
+    ticker: Option<JoinHandle<()>>,
+}
+
+struct Shown {
+    verb: &'static str,
+    bar: Option<ProgressBar>,
+    begun: Instant,
+    bytes: AtomicU64,
+    done: AtomicU64,
+    /// Bytes that really travelled: what was there already says nothing of the rate.
+    moved: AtomicU64,
+}
+
+impl Progress {
+    /// Begins to show progress; `verb` is `sent` or `read`.
+    pub(crate) fn start(verb: &'static str) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+            let style = ProgressStyle::with_template(
+                "{wide_bar} {percent:>3} %  {bytes} of {total_bytes}  {binary_bytes_per_sec}  {eta}  {msg}",
+            );
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+            bar
+        });
+        let shown = Arc::new(Shown {
+            verb,
+            bar,
+            begun: Instant::now(),
+            bytes: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
+        });
+        let ticker = shown.bar.is_none().then(|| {
+            let shown = shown.clone();
+            tokio::spawn(async move {
+                loop {
+                    tokio::time::sleep(LINE_EVERY).await;
+                    shown.say(&shown.line());
+                }
+            })
+        });
+        Self { shown, ticker }
+    }
+
+    /// What a transfer is to be watched by.
+    pub(crate) fn observer(&self) -> SharedObserver {
+        self.shown.clone()
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(ticker) = &self.ticker {
+            ticker.abort();
+        }
+        if let Some(bar) = &self.shown.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Observer for Shown {
+    fn observe(&self, event: &Event<'_>) {
+        match event {
+            Event::Planned { bytes, .. } => {
+                self.bytes.store(*bytes, Ordering::Relaxed);
+                if let Some(bar) = &self.bar {
+                    bar.set_length(*bytes);
+                }
+            }
+            Event::Acknowledged { bytes, .. } | Event::Fetched { bytes, .. } => {
+                self.moved.fetch_add(*bytes, Ordering::Relaxed);
+                self.advance(*bytes);
+            }
+            Event::Skipped { bytes, .. } => self.advance(*bytes),
+            Event::UrlDown { error, .. } => self.say(&format!("{error}; carrying on elsewhere")),
+            Event::Damaged { error, .. } => self.say(&format!("{error}; asking another")),
+            Event::Resending { chunks } => self.say(&format!("{chunks} chunks were lost and are sent again")),
+            Event::Waiting { state } => {
+                if let Some(bar) = &self.bar {
+                    bar.set_message(state.name());
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Shown {
+    fn advance(&self, bytes: u64) {
+        self.done.fetch_add(bytes, Ordering::Relaxed);
+        if let Some(bar) = &self.bar {
+            bar.inc(bytes);
+        }
+    }
+
+    fn line(&self) -> String {
+        let (done, all) = (self.done.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
+        let percent = done.saturating_mul(100).checked_div(all).unwrap_or(0).min(100);
+        let rate = self.moved.load(Ordering::Relaxed) as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
+        let (done, all, rate) = (HumanBytes(done), HumanBytes(all), HumanBytes(rate as u64));
+        format!("{} {done} of {all} ({percent} %), {rate}/s", self.verb)
+    }
+
+    fn say(&self, text: &str) {
+        match &self.bar {
+            Some(bar) => bar.println(text),
+            // With standard error closed there is nobody left to tell.
+            None => {
+                let _ = writeln!(std::io::stderr().lock(), "{text}");
+            }
+        }
+    }
+}
