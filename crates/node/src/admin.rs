@@ -1,8 +1,8 @@
 //! The private admin port: is the process alive, started, ready, and what do its metrics say?
 //!
 //! Plain HTTP/1.1 on loopback by default, owned by the composition. `/livez` depends on nothing, `/startupz` and
-//! `/readyz` on [`Health`], never on another datacenter. It runs as tasks of a [`Shutdown`] and, so that `/readyz` can
-//! be seen to fail while requests finish, answers until [`Admin::close`] or a kill.
+//! `/readyz` on [`Health`], never on another datacenter. It runs on a [`Shutdown`] of its own, which is stopped after
+//! that of the services, so that `/readyz` can be seen to fail while requests finish.
 
 use std::convert::Infallible;
 use std::io;
@@ -20,7 +20,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio_util::sync::CancellationToken;
 
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::shutdown::Shutdown;
@@ -85,49 +84,37 @@ pub struct AdminError {
 #[derive(Debug)]
 pub struct Admin {
     address: SocketAddr,
-    closed: CancellationToken,
 }
 
 impl Admin {
-    /// Opens the port (0: any free one) and serves it on tasks of `shutdown`.
+    /// Opens the port (0: any free one) and serves it on `tasks` until they drain. Pass a [`Shutdown`] that nothing
+    /// else runs on, and stop it last.
     pub async fn open(
         address: SocketAddr,
         health: Health,
         metrics: Arc<Metrics>,
-        shutdown: &Shutdown,
+        tasks: &Shutdown,
     ) -> Result<Self, AdminError> {
         let failed = |source| AdminError { address, source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
-        let closed = CancellationToken::new();
-        let (tasks, end) = (shutdown.clone(), closed.clone());
-        shutdown.spawn(async move {
+        let (inner, end) = (tasks.clone(), tasks.clone());
+        tasks.spawn(async move {
             tokio::select! {
-                () = end.cancelled() => {}
-                () = accept(listener, health, metrics, tasks, end.clone()) => {}
+                () = end.draining() => {}
+                () = accept(listener, health, metrics, inner) => {}
             }
         });
-        Ok(Self { address: bound, closed })
+        Ok(Self { address: bound })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
-
-    /// Closes the port and its connections: the last step before a process waits for its tasks.
-    pub fn close(&self) {
-        self.closed.cancel();
-    }
 }
 
-async fn accept(
-    listener: TcpListener,
-    health: Health,
-    metrics: Arc<Metrics>,
-    tasks: Shutdown,
-    end: CancellationToken,
-) {
+async fn accept(listener: TcpListener, health: Health, metrics: Arc<Metrics>, tasks: Shutdown) {
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
@@ -140,7 +127,7 @@ async fn accept(
                 continue;
             }
         };
-        let (health, metrics, end) = (health.clone(), metrics.clone(), end.clone());
+        let (health, metrics, end) = (health.clone(), metrics.clone(), tasks.clone());
         tasks.spawn(async move {
             let service = service_fn(move |request| {
                 let answer = answer(&request, &health, &metrics);
@@ -152,7 +139,7 @@ async fn accept(
                 .max_buf_size(16 << 10)
                 .serve_connection(TokioIo::new(stream), service);
             tokio::select! {
-                () = end.cancelled() => {}
+                () = end.draining() => {}
                 // A probe that hangs up early is no event.
                 _ = tokio::time::timeout(CONNECTION_LIFE, connection) => {}
             }
@@ -227,7 +214,6 @@ mod tests {
 
         let busy = Admin::open(admin.address(), health, Arc::new(Metrics::new("dc-b")), &shutdown).await;
         assert!(busy.unwrap_err().to_string().contains(&admin.address().to_string()));
-        admin.close();
         assert_eq!(shutdown.stop(Duration::from_secs(5)).await, Stopped::Clean);
     }
 }

@@ -11,6 +11,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use sluice_proto::problem::{Problem, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::metrics::Metrics;
+
 /// Memory is counted in units of 4 KiB, so that the count of a request fits the semaphore's 32 bits.
 const UNIT: u64 = 4096;
 
@@ -34,6 +36,13 @@ impl MemoryBudget {
     /// A budget of `bytes`, rounded down to 4 KiB.
     pub fn new(bytes: u64) -> Self {
         Self::with_gauge(bytes, Gauge::default())
+    }
+
+    /// The budget of a datacenter, which its metrics show.
+    pub fn measured(bytes: u64, metrics: &Metrics) -> Self {
+        let budget = Self::with_gauge(bytes, metrics.memory_used.clone());
+        metrics.memory_budget.set(i64::try_from(budget.total).unwrap_or(i64::MAX));
+        budget
     }
 
     /// A budget that shows what is used in a gauge, in bytes.

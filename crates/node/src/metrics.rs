@@ -45,7 +45,8 @@ pub struct HttpLabels {
 /// Labels of [`Metrics::shed`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ShedLabels {
-    /// What ran out: `connections`, `requests`, `memory`, `slow-body`, `handshake`.
+    /// What ran out: `connections`, `requests`, `memory`, or the patience with a `handshake`, a `slow-body`, or a
+    /// connection that `stalled`.
     pub reason: &'static str,
 }
 

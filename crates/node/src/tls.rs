@@ -298,6 +298,10 @@ mod tests {
         let (first, _) = connect(client.clone(), here, name.clone()).await.unwrap();
         assert_eq!(first.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
         assert_eq!(first.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
+        for local in ["localhost", "127.0.0.1", "::1"] {
+            let local = ServerName::try_from(local).unwrap();
+            assert!(connect(client.clone(), there.clone(), local).await.is_ok(), "browsers and curl");
+        }
         let (second, _) = connect(client.clone(), there, name.clone()).await.unwrap();
         assert_eq!(second.get_ref().1.handshake_kind(), Some(HandshakeKind::Resumed));
         assert!(!second.get_ref().1.is_early_data_accepted());

@@ -44,7 +44,7 @@ const BACKLOG: u32 = 1024;
 /// What an edge spends on its clients.
 #[derive(Clone, Debug)]
 pub struct EdgeSettings {
-    /// Connections at once; more are closed as they come.
+    /// Connections at once, of which an idle one costs some 20 KiB; more are closed as they come.
     pub connections: usize,
     /// Requests at once; more are refused.
     pub requests: usize,

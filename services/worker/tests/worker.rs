@@ -262,6 +262,19 @@ async fn a_stream_whose_datacenter_dies_breaks_off_and_does_not_end() {
     assert_eq!(rest.last().unwrap().as_ref().unwrap_err().problem, Problem::Stopping);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_stalls_gives_its_memory_back() {
+    let setup = setup();
+    setup.upload(8 * CHUNK_LEN).await;
+    let mut stream = setup.worker.read(&setup.context, ID, 0..8 * CHUNK_LEN).await.unwrap();
+    stream.next().await.unwrap().unwrap();
+    assert_eq!(setup.tasks.stop(Duration::from_secs(90)).await, Stopped::Clean);
+    let rest: Vec<_> = stream.collect().await;
+    assert_eq!(rest.last().unwrap().as_ref().unwrap_err().problem, Problem::Stopping);
+    drop(rest);
+    assert_eq!(setup.memory.used(), 0);
+}
+
 #[tokio::test]
 async fn contexts_and_scopes_are_checked_before_anything_else() {
     let setup = setup();

@@ -59,15 +59,16 @@ pub(crate) struct Datacenter {
 
 impl Datacenter {
     pub(crate) fn start() -> Self {
-        Self::with(quick(), MemoryBudget::new(64 << 20))
+        Self::with(quick(), 64 << 20)
     }
 
-    pub(crate) fn with(settings: EdgeSettings, memory: MemoryBudget) -> Self {
+    pub(crate) fn with(settings: EdgeSettings, memory: u64) -> Self {
         let material = ClusterMaterial::generate("test", &[(HERE, "dc-a")]).unwrap();
         let clock = SystemClock::shared();
         let (revocations, tasks, health) = (Revocations::new(), Shutdown::new(), Health::new());
         health.set_started();
         let metrics = Arc::new(Metrics::new("dc-a"));
+        let memory = MemoryBudget::measured(memory, &metrics);
         let key = material.context_key(HERE).unwrap();
         let sessions =
             MemorySessions::new(HERE, material.token_verifier(), key, clock.clone(), revocations.clone());

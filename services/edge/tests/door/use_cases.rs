@@ -208,6 +208,14 @@ async fn http_2_uploads_and_downloads() {
     let unsized_put = request("PUT", &format!("/v1/files/{ID}/chunks/0")).body(()).unwrap();
     let (answer, _open) = sender.send_request(unsized_put, false).unwrap();
     assert_eq!(answer.await.unwrap().status(), 411);
+
+    // A client that is refused while it sends sees why.
+    sender = sender.ready().await.unwrap();
+    let uri = format!("https://localhost/v1/files/{ID}/chunks/0");
+    let put = http::Request::put(uri).header("content-length", CHUNK_LEN).body(()).unwrap();
+    let (answer, mut body) = sender.send_request(put, false).unwrap();
+    body.send_data(bytes, true).unwrap();
+    assert_eq!(answer.await.unwrap().status(), 401);
     drop(sender);
     driver.abort();
 }

@@ -258,7 +258,7 @@ impl MemorySlots {
         let missing: Vec<_> =
             (0..shape.chunks()).filter(|i| chunks[*i as usize].is_none()).map(|i| [i, i + 1]).collect();
         let root = missing.is_empty().then(|| {
-            let bytes: Vec<u8> = chunks.iter().flatten().flat_map(|(_, bytes, _)| bytes.to_vec()).collect();
+            let bytes = chunks.iter().flatten().map(|(_, bytes, _)| &bytes[..]).collect::<Vec<_>>().concat();
             Root::of_bytes(&bytes).to_string()
         });
         let here = chunks.iter().flatten().filter(|(_, _, local)| *local).count() as u64;
