@@ -165,11 +165,10 @@ impl Shared {
         let file = entry.file;
         let shard = self.layout.index_shard(file);
         let path = self.layout.index(file);
+        // Made even where nothing goes in, so that it is there when its name is synced and noted as durable.
+        self.disk.create_dir(&shard).map_err(|error| self.error("making a directory", &error))?;
         match index::encode(file, &state) {
-            Some(bytes) => {
-                self.disk.create_dir(&shard).map_err(|error| self.error("making a directory", &error))?;
-                self.replace_synced(&path, &bytes)?;
-            }
+            Some(bytes) => self.replace_synced(&path, &bytes)?,
             None => match self.disk.remove_file(&path) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}

@@ -58,11 +58,17 @@ pub(crate) struct VolumeState {
     pub(crate) state: Vec<u8>,
 }
 
-/// Room, as it was when last asked.
-#[derive(Debug, Default)]
+/// Room, as it was when last asked; any amount until then.
+#[derive(Debug)]
 pub(crate) struct Space {
     pub(crate) asked: Option<Instant>,
     pub(crate) free: u64,
+}
+
+impl Default for Space {
+    fn default() -> Self {
+        Self { asked: None, free: u64::MAX }
+    }
 }
 
 /// Counts runs that are being written, so that closing can wait for them.
@@ -142,10 +148,10 @@ impl Shared {
         let mut space = lock(&self.space);
         if space.asked.is_none_or(|asked| asked.elapsed() >= SPACE_AGE) {
             match self.disk.free(self.layout.root()) {
-                Ok(free) => space.free = free,
+                Ok(free) => *space = Space { asked: Some(Instant::now()), free },
+                // Then writing tells.
                 Err(error) => tracing::warn!(%error, "cannot tell how full the volume is"),
             }
-            space.asked = Some(Instant::now());
         }
         space.free
     }
@@ -196,9 +202,16 @@ impl Shared {
         let (entry, emptied) = self.table.load(file, || self.read_index(file))?;
         if emptied {
             let _names = lock(&entry.names);
-            let live = lock(&entry.live);
+            let gone = {
+                let mut live = lock(&entry.live);
+                let gone = live.state.held.is_empty() && live.claims.is_empty();
+                if gone {
+                    live.begin_life();
+                }
+                gone
+            };
             // The journal says that chunks went; a crash may have brought their directory back.
-            if live.state.held.is_empty() && live.claims.is_empty() {
+            if gone {
                 self.to_trash(file);
             }
         }

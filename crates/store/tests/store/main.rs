@@ -4,5 +4,8 @@
 #![allow(clippy::single_range_in_vec_init, reason = "a file often holds exactly one range")]
 
 mod contract;
+mod crash;
+mod fault_disk;
+mod faults;
 mod fs;
 mod material;

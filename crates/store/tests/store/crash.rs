@@ -1,0 +1,450 @@
+//! Random work, the power cut at a random operation, and what must be there afterwards: all that was acknowledged,
+//! with the right bytes; of what was not, all of one step or nothing of it. Each task has files of its own, so that
+//! the checker knows exactly what may be; one file is shared by all.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use sluice_engine::hash::Root;
+use sluice_engine::ids::{FileId, Generation};
+use sluice_store::{ChunkStore, FileSummary, FsOptions, FsStore, StoreError};
+
+use crate::fault_disk::{Dice, FaultDisk, Faults};
+use crate::material::{FULL, TENANT, client, content, file, index, put, record, root, values};
+
+const VOLUME: &str = "/volume";
+const TASKS: u64 = 4;
+const FILES: u64 = 3;
+const STEPS: u64 = 10;
+const SHARED: u128 = 1000;
+
+fn options() -> FsOptions {
+    FsOptions { journal_len: 24 << 10, reserve: 0, idle_files: 3, ..FsOptions::default() }
+}
+
+/// What a file is known to be.
+#[derive(Clone, Default, PartialEq)]
+struct File {
+    known: bool,
+    size: Option<u64>,
+    recorded: bool,
+    facts: Vec<u8>,
+    generation: Generation,
+    dropped: bool,
+    published: Option<Root>,
+    chunks: BTreeMap<u64, Bytes>,
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let chunks: Vec<_> = self.chunks.iter().map(|(i, bytes)| (i, bytes.len())).collect();
+        let Self { known, size, facts, generation, dropped, published, .. } = self;
+        write!(f, "known {known} size {size:?} facts {facts:?} generation {generation} dropped {dropped} ")?;
+        write!(f, "published {published:?} chunks {chunks:?}")
+    }
+}
+
+/// One step of work.
+#[derive(Clone)]
+enum Step {
+    Record(Option<u64>),
+    Put(u64, Bytes),
+    Facts(Vec<u8>),
+    Lose(Vec<u64>),
+    Publish(Root),
+    Free,
+    Drop(Vec<u8>),
+    Discard,
+}
+
+impl fmt::Debug for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Record(size) => write!(f, "record of {size:?}"),
+            Self::Put(first, bytes) => write!(f, "{} bytes at chunk {first}", bytes.len()),
+            Self::Facts(_) => f.write_str("facts"),
+            Self::Lose(chunks) => write!(f, "lose {chunks:?}"),
+            Self::Publish(root) => write!(f, "publish {root:?}"),
+            Self::Free => f.write_str("free"),
+            Self::Drop(_) => f.write_str("drop"),
+            Self::Discard => f.write_str("discard"),
+        }
+    }
+}
+
+/// What the checker knows.
+#[derive(Debug, Default)]
+struct Model {
+    files: BTreeMap<u128, (File, Option<Step>)>,
+    /// Acknowledged chunks of the shared file, and what was tried.
+    shared: BTreeMap<u64, Bytes>,
+    tried: BTreeMap<u64, Vec<Bytes>>,
+    /// Everything that happened, for whoever reads a failure.
+    history: Vec<String>,
+    state: Vec<Vec<u8>>,
+    floor: Generation,
+}
+
+impl File {
+    /// What the file is after a step that succeeded.
+    fn after(&self, step: &Step) -> Self {
+        let mut file = self.clone();
+        match step {
+            Step::Record(size) => {
+                if let Some(size) = size {
+                    let chunks = size.div_ceil(FULL as u64);
+                    file.chunks.retain(|i, bytes| {
+                        *i < chunks && bytes.len() as u64 == (size - i * FULL as u64).min(FULL as u64)
+                    });
+                    if file.chunks.len() != self.chunks.len() {
+                        file.generation = Generation::new(file.generation.number() + 1);
+                    }
+                }
+                (file.known, file.recorded, file.size) = (true, true, *size);
+            }
+            Step::Put(first, bytes) => {
+                file.known = true;
+                for (i, chunk) in bytes.chunks(FULL).enumerate() {
+                    file.chunks.insert(first + i as u64, bytes.slice_ref(chunk));
+                }
+            }
+            Step::Facts(facts) => file.facts.clone_from(facts),
+            Step::Lose(chunks) => {
+                file.chunks.retain(|i, _| !chunks.contains(i));
+                file.published = None;
+                file.generation = Generation::new(file.generation.number() + 1);
+            }
+            Step::Publish(root) => file.published = Some(*root),
+            Step::Free => {
+                file.chunks.clear();
+                file.published = None;
+                file.generation = Generation::new(file.generation.number() + 1);
+            }
+            Step::Drop(facts) => {
+                file.chunks.clear();
+                (file.known, file.dropped, file.published) = (true, true, None);
+                file.facts.clone_from(facts);
+            }
+            Step::Discard => file = Self::default(),
+        }
+        file
+    }
+
+    /// Why what is stored is not this file; `None` if it is.
+    async fn differs(&self, store: &FsStore, n: u128, found: Option<&FileSummary>) -> Option<String> {
+        let Some(found) = found else {
+            return self.known.then(|| "it is unknown".into());
+        };
+        if !self.known {
+            return Some("it is known".into());
+        }
+        let expected = self.recorded.then(|| record(n, self.size));
+        if found.record != expected || found.facts != self.facts || found.published != self.published {
+            return Some(format!("record, facts or publication: {found:?}"));
+        }
+        if found.generation < self.generation {
+            return Some(format!("the generation fell to {}", found.generation));
+        }
+        let held: Vec<u64> = found.held.iter().cloned().flatten().collect();
+        if held != self.chunks.keys().copied().collect::<Vec<_>>() {
+            return Some(format!("chunks {held:?}"));
+        }
+        let bytes: u64 = self.chunks.values().map(|bytes| bytes.len() as u64).sum();
+        if bytes != found.held_bytes {
+            return Some(format!("{} bytes", found.held_bytes));
+        }
+        let read = store.read_chunk(file(n), index(0)).await;
+        if self.dropped != matches!(read, Err(StoreError::Dropped(_))) {
+            return Some(format!("dropped: {read:?}"));
+        }
+        for (i, bytes) in &self.chunks {
+            match store.read_chunk(file(n), index(*i)).await {
+                Ok(read) if read == bytes => {}
+                other => return Some(format!("chunk {i}: {:?}", other.map(|read| read.len()))),
+            }
+            let value = store.values(file(n), *i..i + 1).await;
+            if !value.as_ref().is_ok_and(|value| value[0] == Some(values(*i, bytes)[0])) {
+                return Some(format!("value {i}: {value:?}"));
+            }
+        }
+        match self.published {
+            Some(root) => match store.recheck(file(n)).await {
+                Ok(found) if found == root => None,
+                other => Some(format!("recheck: {other:?}")),
+            },
+            None => None,
+        }
+    }
+
+    /// A step to take next.
+    fn choose(&self, dice: &mut Dice) -> Step {
+        let whole: Option<Vec<u8>> = self.size.and_then(|size| {
+            let chunks: Vec<u8> = self.chunks.values().flatten().copied().collect();
+            (chunks.len() as u64 == size).then_some(chunks)
+        });
+        match dice.below(20) {
+            0..3 => Step::Record(match dice.below(4) {
+                0 => None,
+                1 => Some(FULL as u64 + 700),
+                _ => Some(3000),
+            }),
+            3..6 => Step::Facts(dice.roll().to_be_bytes().to_vec()),
+            6 => Step::Lose(self.chunks.keys().copied().filter(|i| i % 2 == 0).collect()),
+            7..11 => match whole {
+                Some(whole) => Step::Publish(root(&whole)),
+                None => self.choose_put(dice),
+            },
+            11 => Step::Free,
+            12 if dice.one_in(3) => Step::Drop(vec![1; 5]),
+            13 if dice.one_in(2) => Step::Discard,
+            _ => self.choose_put(dice),
+        }
+    }
+
+    fn choose_put(&self, dice: &mut Dice) -> Step {
+        match self.size {
+            Some(3000) => Step::Put(0, content(dice.below(2), 3000)),
+            Some(size) if dice.one_in(2) => Step::Put(0, content(dice.below(2), size as usize)),
+            Some(_) => Step::Put(1, content(dice.below(2), 700)),
+            None if dice.one_in(12) => Step::Put(2 * dice.below(4), content(dice.roll(), FULL + 9)),
+            None => Step::Put(dice.below(9), content(dice.roll(), 1 + dice.below(9000) as usize)),
+        }
+    }
+}
+
+async fn take(store: &FsStore, n: u128, step: &Step) -> Result<(), StoreError> {
+    let id = file(n);
+    match step {
+        Step::Record(size) => store.put_record(&record(n, *size)).await.map(|_| ()),
+        Step::Put(first, bytes) => put(store, id, *first, bytes).await.map(|_| ()),
+        Step::Facts(facts) => store.put_facts(id, facts).await,
+        Step::Lose(chunks) => {
+            let chunks: Vec<_> = chunks.iter().map(|i| index(*i)).collect();
+            store.lose(id, &chunks).await.map(|_| ())
+        }
+        Step::Publish(root) => store.publish(id, *root).await,
+        Step::Free => store.free(id).await.map(|_| ()),
+        Step::Drop(facts) => store.drop_file(id, TENANT, facts).await,
+        Step::Discard => match store.discard_orphan(id).await {
+            Ok(false) => Err(StoreError::NoFile(id)),
+            other => other.map(|_| ()),
+        },
+    }
+}
+
+/// Whether an error leaves open what became of the step.
+fn leaves_open(error: &StoreError) -> bool {
+    matches!(error, StoreError::Closing | StoreError::ReadOnly { .. } | StoreError::Io { .. })
+}
+
+/// One task: steps on its own files, and now and then on the shared one, until the store is gone.
+async fn work(store: Arc<FsStore>, model: Arc<Mutex<Model>>, task: u64, mut dice: Dice) {
+    for _ in 0..STEPS {
+        if dice.one_in(4) {
+            let i = dice.below(6);
+            let bytes = content(dice.below(2), 2000);
+            model.lock().unwrap().tried.entry(i).or_default().push(bytes.clone());
+            match put(&*store, file(SHARED), i, &bytes).await {
+                Ok(_) => {
+                    let held = model.lock().unwrap().shared.insert(i, bytes.clone());
+                    assert!(held.is_none_or(|held| held == bytes), "chunk {i} changed");
+                }
+                Err(StoreError::ChunkConflict { .. }) => {}
+                Err(error) if leaves_open(&error) => return,
+                Err(error) => panic!("{error}"),
+            }
+        } else if task == 0 && dice.one_in(4) {
+            let state = dice.roll().to_be_bytes().to_vec();
+            model.lock().unwrap().state.push(state.clone());
+            match store.put_state(&state).await {
+                Ok(()) => model.lock().unwrap().state = vec![state],
+                Err(_) => return,
+            }
+        } else if task == 1 && dice.one_in(8) {
+            let floor = Generation::new(dice.below(30));
+            match store.raise_generations(floor).await {
+                Ok(()) => {
+                    let mut model = model.lock().unwrap();
+                    model.floor = model.floor.max(floor);
+                }
+                Err(_) => return,
+            }
+        } else {
+            let n = u128::from(task * FILES + dice.below(FILES));
+            let (step, before) = {
+                let mut model = model.lock().unwrap();
+                let (file, pending) = model.files.entry(n).or_default();
+                let step = file.choose(&mut dice);
+                *pending = Some(step.clone());
+                (step, file.clone())
+            };
+            let result = take(&store, n, &step).await;
+            let mut model = model.lock().unwrap();
+            let floor = model.floor;
+            model.history.push(format!("file {n}: {step:?}: {:?}", result.as_ref().err()));
+            let (file, pending) = model.files.get_mut(&n).unwrap();
+            match result {
+                Ok(()) => {
+                    *file = before.after(&step);
+                    file.generation = file.generation.max(floor.min(file.generation));
+                    *pending = None;
+                }
+                Err(error) if leaves_open(&error) => return,
+                Err(_) => *pending = None,
+            }
+        }
+    }
+}
+
+/// Checks everything against the model, and takes over what was found where both outcomes were right.
+async fn check(store: &FsStore, model: &mut Model) -> Result<(), String> {
+    let mut known = Vec::new();
+    for (n, (expected, pending)) in &mut model.files {
+        let found = store.summary(file(*n)).await.map_err(|error| format!("file {n}: {error}"))?;
+        if let Some(wrong) = expected.differs(store, *n, found.as_ref()).await {
+            let after = pending.as_ref().map(|step| expected.after(step));
+            let also = match &after {
+                Some(after) => after.differs(store, *n, found.as_ref()).await,
+                None => Some("nothing else was asked".into()),
+            };
+            if let Some(also) = also {
+                let of_file = format!("file {n}:");
+                let history: Vec<_> = model
+                    .history
+                    .iter()
+                    .filter(|line| line.starts_with(&of_file) || line.starts_with('-'))
+                    .collect();
+                return Err(format!(
+                    "file {n}: {wrong}; or {also}; {pending:?} of {expected:?}: {history:#?}"
+                ));
+            }
+            if let Some(after) = after {
+                *expected = after;
+            }
+        }
+        *pending = None;
+        if let Some(found) = found {
+            if found.generation < model.floor {
+                return Err(format!("file {n}: generation {} is below the floor", found.generation));
+            }
+            expected.generation = found.generation;
+            known.push(file(*n));
+        }
+    }
+    let found = store.summary(file(SHARED)).await.map_err(|error| format!("shared: {error}"))?;
+    let held: Vec<u64> = found.iter().flat_map(|found| found.held.iter().cloned().flatten()).collect();
+    if found.is_some() {
+        known.push(file(SHARED));
+    }
+    for i in model.shared.keys() {
+        if !held.contains(i) {
+            return Err(format!("shared chunk {i} is gone"));
+        }
+    }
+    for i in held {
+        let bytes = store.read_chunk(file(SHARED), index(i)).await.map_err(|error| error.to_string())?;
+        let acknowledged = model.shared.entry(i).or_insert_with(|| bytes.clone());
+        if *acknowledged != bytes || !model.tried[&i].contains(&bytes) {
+            return Err(format!("shared chunk {i} has other bytes"));
+        }
+    }
+    let state = store.state().await.map_err(|error| error.to_string())?;
+    if !model.state.contains(&state) && !(state.is_empty() && model.state.is_empty()) {
+        return Err("another state blob".into());
+    }
+    model.state = vec![state];
+    known.sort_unstable();
+    let listed: Vec<FileId> = store.list(None, 1000).await.map_err(|error| error.to_string())?;
+    if listed != known {
+        return Err(format!("listed {listed:?}, known {known:?}"));
+    }
+    Ok(())
+}
+
+/// A few lives of one volume. The error is what was wrong.
+async fn live(seed: u64, faults: Faults) -> Result<(), String> {
+    let mut dice = Dice(seed);
+    let mut disk = FaultDisk::new();
+    disk.faults(|now| *now = faults.clone());
+    let model = Arc::new(Mutex::new(Model { state: vec![Vec::new()], ..Model::default() }));
+    for _ in 0..4 {
+        let open = |disk: &FaultDisk| FsStore::open_on(Arc::new(disk.clone()), VOLUME, options());
+        // The power may also go while the volume is opened or checked.
+        if dice.one_in(3) {
+            let after = disk.operations() + dice.below(60);
+            disk.faults(|faults| faults.power_off_after = Some(after));
+            drop(open(&disk));
+            disk = disk.after_power_cut(&mut dice);
+            disk.faults(|now| *now = faults.clone());
+        }
+        let store = Arc::new(open(&disk).map_err(|error| error.to_string())?);
+        {
+            let mut taken = std::mem::take(&mut *model.lock().unwrap());
+            check(&store, &mut taken).await?;
+            *model.lock().unwrap() = taken;
+        }
+        let ending = dice.below(8);
+        if ending > 1 {
+            let after = disk.operations() + dice.below(500);
+            disk.faults(|faults| faults.power_off_after = Some(after));
+        }
+        let tasks: Vec<_> = (0..TASKS)
+            .map(|task| tokio::spawn(work(store.clone(), model.clone(), task, Dice(dice.roll()))))
+            .collect();
+        for task in tasks {
+            task.await.map_err(|error| error.to_string())?;
+        }
+        model.lock().unwrap().history.push(format!("- ending {ending}, {:?}", store.metrics()));
+        match ending {
+            0 => store.close().await.map_err(|error| error.to_string())?,
+            _ => store.kill(),
+        }
+        drop(store);
+        disk =
+            if ending == 1 || dice.one_in(4) { disk.after_kill() } else { disk.after_power_cut(&mut dice) };
+        disk.faults(|now| *now = faults.clone());
+    }
+    let store = FsStore::open_on(Arc::new(disk), VOLUME, options()).map_err(|error| error.to_string())?;
+    let mut taken = std::mem::take(&mut *model.lock().unwrap());
+    check(&store, &mut taken).await
+}
+
+/// `SLUICE_SEED` runs one seed, `SLUICE_SEEDS` another number of them.
+fn seeds(default: u64) -> std::ops::Range<u64> {
+    let number = |name| std::env::var(name).ok().and_then(|text: String| text.parse::<u64>().ok());
+    match number("SLUICE_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("SLUICE_SEEDS").unwrap_or(default),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_every_power_cut() {
+    assert_ne!(file(0), file(1), "{:?}", client(0));
+    for seed in seeds(200) {
+        if let Err(wrong) = live(seed, Faults::default()).await {
+            panic!("seed {seed}: {wrong}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_lies_about_syncs_is_noticed() {
+    for faults in [
+        Faults { lying_sync: Some("data-"), ..Faults::default() },
+        Faults { lying_sync: Some("journal-"), ..Faults::default() },
+        Faults { lying_sync: Some("values-"), ..Faults::default() },
+        Faults { lying_dirs: true, ..Faults::default() },
+    ] {
+        let mut noticed = false;
+        for seed in 0..200 {
+            if live(seed, faults.clone()).await.is_err() {
+                noticed = true;
+                break;
+            }
+        }
+        assert!(noticed, "{faults:?}");
+    }
+}
