@@ -40,13 +40,16 @@ pub fn after_event(world: &mut World, dc: DcId, before: &BTreeSet<FileId>) {
     let mut broken = None;
     for (id, file) in agg.files() {
         let ledger = file.ledger();
-        if ledger.root().is_none() || before.contains(&id) || ledger.claim().is_none_or(|claim| claim.home != dc) {
+        if ledger.root().is_none()
+            || before.contains(&id)
+            || ledger.claim().is_none_or(|claim| claim.home != dc)
+        {
             continue;
         }
         // G2: a home that learns the root has spans that cover the file, or was told by another home. Whoever it
         // counts on must have the same bytes wherever two of them overlap.
         let mut seen: BTreeMap<u64, (DcId, u32)> = BTreeMap::new();
-        for (holder, _, tree) in ledger.holders() {
+        for (holder, _, tree) in ledger.holders().filter(|(holder, ..)| !ledger.is_absent(*holder)) {
             for index in tree.iter().flat_map(|span| span.place.range(tree.file())) {
                 let Some(content) = world.dcs[&holder].disk.chunk(id, index) else { continue };
                 match seen.get(&index) {
@@ -84,7 +87,8 @@ fn told_by_another(world: &World, id: FileId, me: DcId) -> bool {
 
 /// G1, and "nothing is freed that is still needed": asked before a datacenter frees its copy.
 pub fn before_free(world: &mut World, dc: DcId, file: FileId) {
-    let freed: Vec<u64> = world.dcs[&dc].disk.files.get(&file).map(|f| f.chunks.keys().copied().collect()).unwrap_or_default();
+    let freed: Vec<u64> =
+        world.dcs[&dc].disk.files.get(&file).map(|f| f.chunks.keys().copied().collect()).unwrap_or_default();
     let whole = |other: &super::world::Dc| {
         other.id != dc && other.disk.files.get(&file).is_some_and(|f| f.published.is_some())
     };
@@ -93,7 +97,12 @@ pub fn before_free(world: &mut World, dc: DcId, file: FileId) {
     // A copy that went with its disk after it was confirmed is not the asker's fault.
     let excused = world.dcs.values().any(|other| other.id != dc && !other.disk_lost_at.is_empty());
     if !somewhere && !freed.is_empty() && !excused {
-        let detail = format!("{} frees {} chunks of {}, and nobody has the file", dc_name(dc), freed.len(), short(file));
+        let detail = format!(
+            "{} frees {} chunks of {}, and nobody has the file",
+            dc_name(dc),
+            freed.len(),
+            short(file)
+        );
         world.violate("G1 durability", detail);
     }
 }
@@ -101,12 +110,12 @@ pub fn before_free(world: &mut World, dc: DcId, file: FileId) {
 /// Chunks that contradict a root may go only if others have the right ones.
 pub fn before_lose(world: &mut World, dc: DcId, file: FileId, chunks: &[Range<u64>]) {
     let disks_lost = world.dcs.values().any(|other| !other.disk_lost_at.is_empty());
-    let elsewhere = |index| {
-        world.dcs.values().any(|other| other.id != dc && other.disk.chunk(file, index).is_some())
-    };
+    let elsewhere =
+        |index| world.dcs.values().any(|other| other.id != dc && other.disk.chunk(file, index).is_some());
     let only_here = chunks.iter().cloned().flatten().find(|index| !elsewhere(*index));
     if let Some(index) = only_here.filter(|_| !disks_lost) {
-        let detail = format!("{} gives up chunk {index} of {}, and nobody else has it", dc_name(dc), short(file));
+        let detail =
+            format!("{} gives up chunk {index} of {}, and nobody else has it", dc_name(dc), short(file));
         world.violate("G1 durability", detail);
     }
 }
@@ -120,8 +129,14 @@ pub fn orphan_discarded(world: &mut World, dc: DcId, file: FileId) {
         .filter(|other| other.agg.is_some())
         .any(|other| other.disk.files.get(&file).is_some_and(|f| f.record.is_some()));
     let lost = world.dcs.values().any(|other| !other.disk_lost_at.is_empty());
-    if described && !lost && world.clients.iter().any(|client| client.id == file && client.plan == Plan::Upload) {
-        world.violate("orphans", format!("{} discards chunks of {}, which is described", dc_name(dc), short(file)));
+    if described
+        && !lost
+        && world.clients.iter().any(|client| client.id == file && client.plan == Plan::Upload)
+    {
+        world.violate(
+            "orphans",
+            format!("{} discards chunks of {}, which is described", dc_name(dc), short(file)),
+        );
     }
 }
 
@@ -147,16 +162,25 @@ pub fn always(world: &mut World) {
                 && let Some(root) = stored.published
             {
                 if root_of(client.id, client.shape, &stored.chunks) != Some(root) {
-                    broken = Some(("G2 integrity", format!("{} published other bytes of {}", dc_name(dc.id), short(client.id))));
+                    broken = Some((
+                        "G2 integrity",
+                        format!("{} published other bytes of {}", dc_name(dc.id), short(client.id)),
+                    ));
                 }
                 if client.plan != Plan::Contradict && Some(root) != good {
-                    broken = Some(("G2 integrity", format!("{} published a wrong root of {}", dc_name(dc.id), short(client.id))));
+                    broken = Some((
+                        "G2 integrity",
+                        format!("{} published a wrong root of {}", dc_name(dc.id), short(client.id)),
+                    ));
                 }
             }
             let Some(file) = dc.agg.as_ref().and_then(|agg| agg.file(client.id)) else { continue };
             let known: Option<Root> = file.ledger().root();
             if known.is_some() && client.plan != Plan::Contradict && known != good {
-                broken = Some(("G2 integrity", format!("{} knows a wrong root of {}", dc_name(dc.id), short(client.id))));
+                broken = Some((
+                    "G2 integrity",
+                    format!("{} knows a wrong root of {}", dc_name(dc.id), short(client.id)),
+                ));
             }
         }
         // Two datacenters that assembled the file have the same bytes.
@@ -198,7 +222,7 @@ fn end_of(world: &World, id: FileId) -> Result<Option<FileState>, String> {
         let orphans = !silent && live.iter().any(|dc| dc.disk.files.contains_key(&id));
         return if orphans { Err(format!("orphans of {} remain", short(id))) } else { Ok(None) };
     }
-    if client.done && !can_finish(world, id) {
+    if (client.done || client.plan == Plan::Contradict) && !can_finish(world, id) {
         return Ok(None);
     }
     let [state] = distinct.iter().copied().collect::<Vec<_>>()[..] else {
@@ -218,7 +242,10 @@ fn end_of(world: &World, id: FileId) -> Result<Option<FileState>, String> {
             let spare: Vec<DcId> = live
                 .iter()
                 .filter(|dc| {
-                    dc.disk.files.get(&id).is_some_and(|file| file.published.is_none() && !file.chunks.is_empty())
+                    dc.disk
+                        .files
+                        .get(&id)
+                        .is_some_and(|file| file.published.is_none() && !file.chunks.is_empty())
                 })
                 .map(|dc| dc.id)
                 .collect();
@@ -259,7 +286,8 @@ pub fn finally(world: &mut World) {
             Ok(Some(FileState::Conflict)) => {
                 world.figures.conflicts += 1;
                 let client = world.clients.iter().find(|client| client.id == id);
-                let expected = |plan| matches!(plan, Plan::Contradict | Plan::WrongExpectation | Plan::TwoRecords);
+                let expected =
+                    |plan| matches!(plan, Plan::Contradict | Plan::WrongExpectation | Plan::TwoRecords);
                 if !client.is_some_and(|client| expected(client.plan)) {
                     world.violate("G3 convergence", format!("{} is in conflict without a cause", short(id)));
                 }

@@ -76,10 +76,18 @@ impl Client {
             _ if random.chance(30) => root,
             _ => None,
         };
-        let digest = |n: u64| sluice_engine::hash::RecordDigest::from_bytes(*blake3::hash(&n.to_be_bytes()).as_bytes());
-        let record =
-            RecordSummary { digest: digest(number), tenant, size: Some(shape), expected_root, expiry_ms: None };
-        let other_record = (plan == Plan::TwoRecords).then(|| RecordSummary { digest: digest(number + 1000), ..record });
+        let digest = |n: u64| {
+            sluice_engine::hash::RecordDigest::from_bytes(*blake3::hash(&n.to_be_bytes()).as_bytes())
+        };
+        let record = RecordSummary {
+            digest: digest(number),
+            tenant,
+            size: Some(shape),
+            expected_root,
+            expiry_ms: None,
+        };
+        let other_record =
+            (plan == Plan::TwoRecords).then(|| RecordSummary { digest: digest(number + 1000), ..record });
         let mut todo: Vec<u64> = (0..chunks).collect();
         // Runs mostly in order, now and then wildly out of it.
         if random.chance(50) {

@@ -4,9 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use sluice_engine::aggregator::{
-    Aggregator, Config, Effect, Event, NodeEvent, NodeMemory, PullOutcome,
-};
+use sluice_engine::aggregator::{Aggregator, Config, Effect, Event, NodeEvent, NodeMemory, PullOutcome};
 use sluice_engine::command::Command;
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::ChainingValue;
@@ -193,8 +191,16 @@ pub fn run(scenario: Scenario) -> Outcome {
     };
     let files = 2 + world.random.below(4);
     for number in 0..files {
-        let client = Client::new(scenario.seed.wrapping_mul(64).wrapping_add(number), &mut world.random, &ids);
-        world.note(|| format!("client {number}: file {} of {} chunks, {:?}", client.id, client.shape.chunks(), client.plan));
+        let client =
+            Client::new(scenario.seed.wrapping_mul(64).wrapping_add(number), &mut world.random, &ids);
+        world.note(|| {
+            format!(
+                "client {number}: file {} of {} chunks, {:?}",
+                client.id,
+                client.shape.chunks(),
+                client.plan
+            )
+        });
         world.clients.push(client);
         let at = world.random.below(5_000);
         world.schedule(at, Todo::Client(number as usize));
@@ -425,7 +431,9 @@ impl World {
     fn send(&mut self, command: Command) {
         self.figures.commands += 1;
         let (from, to) = (command.from, command.to);
-        self.note(|| format!("{} -> {}: {} {}", dc_name(from), dc_name(to), short(command.file), command.statement));
+        self.note(|| {
+            format!("{} -> {}: {} {}", dc_name(from), dc_name(to), short(command.file), command.statement)
+        });
         if !self.dcs[&from].links.contains(&to) {
             return;
         }
@@ -491,7 +499,9 @@ impl World {
                 } else {
                     self.cuts.remove(&(a, b));
                 }
-                self.note(|| format!("{} -> {} {}", dc_name(a), dc_name(b), if cut { "is cut" } else { "heals" }));
+                self.note(|| {
+                    format!("{} -> {} {}", dc_name(a), dc_name(b), if cut { "is cut" } else { "heals" })
+                });
             }
         }
     }
@@ -637,12 +647,14 @@ impl World {
                 self.feed(id, NodeEvent::File(file, Event::Restated { to, generation, spans }));
             }
             Job::LoadPage { file, segment } => {
-                let page = self.dcs[&id].disk.files.get(&file).and_then(|file| file.pages.get(&segment).cloned());
+                let page =
+                    self.dcs[&id].disk.files.get(&file).and_then(|file| file.pages.get(&segment).cloned());
                 self.feed(id, NodeEvent::File(file, Event::PageLoaded { page }));
             }
             Job::Pull { file, from, place, under } => self.pull(id, file, from, place, under),
             Job::ReadRoot { file } => {
-                let chunks = self.dcs[&id].disk.files.get(&file).map(|file| file.chunks.clone()).unwrap_or_default();
+                let chunks =
+                    self.dcs[&id].disk.files.get(&file).map(|file| file.chunks.clone()).unwrap_or_default();
                 let root = shape_of(self, file).and_then(|shape| root_of(file, shape, &chunks));
                 self.feed(id, NodeEvent::File(file, Event::RootRead { root }));
             }
@@ -667,11 +679,13 @@ impl World {
             }
             Job::Resolve { file, root, others } => {
                 let Some(shape) = shape_of(self, file) else { return };
-                let held = self.dcs[&id].disk.files.get(&file).map(|file| file.chunks.clone()).unwrap_or_default();
+                let held =
+                    self.dcs[&id].disk.files.get(&file).map(|file| file.chunks.clone()).unwrap_or_default();
                 let own: Vec<ChainingValue> =
                     held.iter().map(|(index, content)| super::disk::value(file, *index, *content)).collect();
                 let resolution = resolve(shape, root, &own, &others);
-                let chunks: Vec<Range<u64>> = resolution.iter().flat_map(|found| found.lost.clone()).collect();
+                let chunks: Vec<Range<u64>> =
+                    resolution.iter().flat_map(|found| found.lost.clone()).collect();
                 self.feed(id, NodeEvent::File(file, Event::Resolved { resolution }));
                 if chunks.is_empty() || self.dcs[&id].agg.is_none() {
                     return;
@@ -682,7 +696,9 @@ impl World {
                 let stored = dc.disk.file(file);
                 stored.generation = stored.generation.max(floor).next();
                 stored.chunks.retain(|index, _| !chunks.iter().any(|range| range.contains(index)));
-                self.acked.retain(|(f, dc, index), _| (*f, *dc) != (file, id) || !chunks.iter().any(|r| r.contains(index)));
+                self.acked.retain(|(f, dc, index), _| {
+                    (*f, *dc) != (file, id) || !chunks.iter().any(|r| r.contains(index))
+                });
                 if let Some(stored) = self.dcs[&id].disk.stored(file, shape_of(self, file)) {
                     self.feed(id, NodeEvent::File(file, Event::Loaded(stored)));
                 }
@@ -706,7 +722,8 @@ impl World {
     /// Carries chunks from one store to another, each checked against the span it lies in.
     fn pull(&mut self, id: DcId, file: FileId, from: DcId, place: Place, under: Span) {
         let Some(shape) = self.known_shape(id, file) else { return };
-        let theirs = self.dcs[&from].disk.files.get(&file).map(|file| file.chunks.clone()).unwrap_or_default();
+        let theirs =
+            self.dcs[&from].disk.files.get(&file).map(|file| file.chunks.clone()).unwrap_or_default();
         let outcome = if !self.reaches(id, from) {
             PullOutcome::Unreachable
         } else {
@@ -768,14 +785,19 @@ impl World {
         };
         let client = &mut self.clients[number];
         let id = client.id;
-        if !client.described && client.plan != Plan::NeverDescribe && (self.random.chance(85) || client.todo.is_empty()) {
+        if !client.described
+            && client.plan != Plan::NeverDescribe
+            && (self.random.chance(85) || client.todo.is_empty())
+        {
             client.described = true;
             let record = client.record;
             let home = client.home.unwrap_or(dc);
             if !self.create(dc, id, record, home) {
                 self.clients[number].described = false;
             }
-        } else if let Some(other) = client.other_record.filter(|_| !client.described_twice && client.described) {
+        } else if let Some(other) =
+            client.other_record.filter(|_| !client.described_twice && client.described)
+        {
             client.described_twice = true;
             if !self.create(dc, id, other, dc) {
                 self.clients[number].described_twice = false;
@@ -798,7 +820,11 @@ impl World {
         } else if client.plan == Plan::Remove && !client.removed {
             client.removed = true;
             let tenant = client.tenant;
-            let known = self.dcs[&dc].agg.as_ref().and_then(|agg| agg.file(id)).is_some_and(|file| file.record().is_some());
+            let known = self.dcs[&dc]
+                .agg
+                .as_ref()
+                .and_then(|agg| agg.file(id))
+                .is_some_and(|file| file.record().is_some());
             if known {
                 self.note(|| format!("client removes {} at {}", short(id), dc_name(dc)));
                 let reason = sluice_engine::command::DropReason::Deleted;
@@ -829,8 +855,8 @@ impl World {
             return true;
         }
         if stored.record.is_some_and(|held| held.digest != record.digest) {
-            // 409 here; the client that means to contradict itself tries elsewhere.
-            return false;
+            // 409: the first stands.
+            return true;
         }
         let orphans = stored.record.is_none() && !stored.chunks.is_empty();
         stored.record = Some(record);
@@ -907,7 +933,9 @@ impl World {
                     // The home knows best; without it, what the reachable ones hold together counts.
                     let home = file.ledger().claim().map(|claim| claim.home);
                     if home == Some(dc) {
-                        missing = Some(file.ledger().missing(0..shape.chunks(), 1_000).into_iter().flatten().collect());
+                        missing = Some(
+                            file.ledger().missing(0..shape.chunks(), 1_000).into_iter().flatten().collect(),
+                        );
                     }
                 }
                 FileState::Unheard => {}
@@ -946,7 +974,11 @@ fn finer(file: FileId, shape: Geometry, place: Place, chunks: &BTreeMap<u64, u32
         match value_at(file, shape, child, chunks) {
             Some(value) => spans.push(Span::new(child, value)),
             None => spans.extend(
-                tree_of(file, shape, chunks).overlapping(child).into_iter().filter(|span| child.contains(span.place)).take(64),
+                tree_of(file, shape, chunks)
+                    .overlapping(child)
+                    .into_iter()
+                    .filter(|span| child.contains(span.place))
+                    .take(64),
             ),
         }
     }
@@ -954,7 +986,12 @@ fn finer(file: FileId, shape: Geometry, place: Place, chunks: &BTreeMap<u64, u32
 }
 
 /// The value of a node from the chunks under it, if they are all there.
-fn value_at(file: FileId, shape: Geometry, place: Place, chunks: &BTreeMap<u64, u32>) -> Option<ChainingValue> {
+fn value_at(
+    file: FileId,
+    shape: Geometry,
+    place: Place,
+    chunks: &BTreeMap<u64, u32>,
+) -> Option<ChainingValue> {
     let values: Option<Vec<ChainingValue>> = place
         .range(shape)
         .map(|index| chunks.get(&index).map(|content| super::disk::value(file, index, *content)))

@@ -590,7 +590,9 @@ impl Aggregator {
             Event::Pulled { place, outcome } => file.pulled(place, outcome, now, self.config.retry_ms),
             Event::RootRead { root } => self.root_read(id, root, now),
             Event::Published { ok } => self.published(id, ok, now),
-            Event::Resolved { resolution } => file.resolved(me, resolution.as_ref(), now, self.config.retry_ms),
+            Event::Resolved { resolution } => {
+                file.resolved(me, resolution.as_ref(), now, self.config.retry_ms)
+            }
             Event::Rechecked { to, nonce, root } => self.rechecked(id, to, nonce, root, now),
             Event::Freed { generation } => self.freed(id, generation.max(floor)),
         }
@@ -631,6 +633,12 @@ impl Aggregator {
                 };
                 if self.files.get(&id).is_some_and(holds) {
                     self.effects.push(Effect::Restate { file: id, to: from, place });
+                } else {
+                    let held = self.files.get(&id).and_then(|file| file.ledger.held_by(self.config.me));
+                    let generation = held.map_or(self.generation_floor, |(generation, _)| {
+                        generation.max(self.generation_floor)
+                    });
+                    self.say(from, id, Statement::HaveNothing { generation }, now);
                 }
             }
             Statement::WantFiles { bits, digest } => self.compare(from, id, bits, digest, now),

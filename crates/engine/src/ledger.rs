@@ -418,7 +418,9 @@ impl Ledger {
                 let _ = union.insert(value);
             }
         }
-        for holding in self.holders.iter().filter(|(dc, _)| !self.absent.contains(dc)).map(|(_, holding)| holding) {
+        for holding in
+            self.holders.iter().filter(|(dc, _)| !self.absent.contains(dc)).map(|(_, holding)| holding)
+        {
             for span in holding.tree.iter() {
                 let alone = union.overlapping(span.place).is_empty();
                 let grown = matches!(union.insert(span), Ok(Insertion::Grown(_)));
@@ -440,6 +442,11 @@ impl Ledger {
         } else {
             self.rebuild_union();
         }
+    }
+
+    /// Whether this holder is not counted on at present.
+    pub fn is_absent(&self, holder: DcId) -> bool {
+        self.absent.contains(&holder)
     }
 
     /// Removes what a holder says of a place, because its bytes turned out not to be what it says. It is believed

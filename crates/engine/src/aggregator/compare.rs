@@ -46,10 +46,10 @@ impl Aggregator {
             }
             return;
         }
-        let me = self.me();
+        let (me, floor) = (self.me(), self.generation_floor);
         for id in ids {
             if let Some(file) = self.files.get_mut(&id) {
-                file.restate_to(me, from, now);
+                file.restate_to(me, floor, from, now);
             }
             self.advance(id, now);
         }
@@ -99,11 +99,11 @@ impl Aggregator {
 
     /// A peer asks whether this file is known.
     pub(super) fn asked(&mut self, id: FileId, from: DcId, now: Timestamp) {
-        let me = self.me();
+        let (me, floor) = (self.me(), self.generation_floor);
         let known = |file: &&mut File| file.ledger.state() != FileState::Unheard;
         match self.files.get_mut(&id).filter(known) {
             Some(file) => {
-                file.restate_to(me, from, now);
+                file.restate_to(me, floor, from, now);
                 self.advance(id, now);
             }
             None => {

@@ -113,7 +113,7 @@ impl File {
             let _ = self.ledger.take(Fact::Have { holder: me, generation, span });
         }
         for tell in self.tell.keys().copied().collect::<Vec<_>>() {
-            self.restate_to(me, tell, now);
+            self.restate_to(me, floor, tell, now);
         }
         if let (Some(root), Some(size)) = (stored.published, self.ledger.file()) {
             self.published = true;

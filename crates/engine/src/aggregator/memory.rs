@@ -270,7 +270,10 @@ mod tests {
             assembled: vec![claim],
         };
         let bytes = memory.to_bytes();
-        assert_eq!(blake3::hash(&bytes).to_hex().as_str(), "GOLDEN");
+        assert_eq!(
+            blake3::hash(&bytes).to_hex().as_str(),
+            "5b2b74b9c70d97cee8254e0ee4cf62924010bc81d1fa31a1dd1960a7e93dfbff"
+        );
         assert_eq!(FileMemory::from_bytes(&bytes), Ok(memory));
         assert!(FileMemory::from_bytes(&bytes[..bytes.len() - 1]).is_err());
         assert_eq!(FileMemory::from_bytes(&[]), Ok(FileMemory::default()));

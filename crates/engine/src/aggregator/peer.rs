@@ -140,6 +140,15 @@ impl Aggregator {
             }
             peer.wait_for(id);
         }
+        // Whatever counts on this peer has a clock running from now: as a home, or as a holder.
+        let concerned = |file: &super::File| {
+            file.ledger.claim().is_some_and(|claim| claim.home == dc) || file.ledger.chunks_held_by(dc) > 0
+        };
+        let ids: Vec<FileId> =
+            self.files.iter().filter(|(_, file)| concerned(file)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.advance(id, now);
+        }
     }
 
     /// Takes note of a peer's incarnation from what it says. Facts of an older one still count; whether a

@@ -51,7 +51,7 @@ impl File {
     }
 
     /// Everything said to this peer is said again.
-    pub(super) fn restate_to(&mut self, me: DcId, peer: DcId, now: Timestamp) {
+    pub(super) fn restate_to(&mut self, me: DcId, floor: Generation, peer: DcId, now: Timestamp) {
         let tell = self.tell.entry(peer).or_default();
         tell.facts = true;
         tell.told.clear();
@@ -59,8 +59,9 @@ impl File {
             tell.said = Ranges::new();
             match self.ledger.held_by(me) {
                 Some((_, tree)) if !tree.is_empty() => self.note_unsaid(now),
-                Some((generation, _)) => tell.nothing = Some(generation),
-                None => {}
+                Some((generation, _)) => tell.nothing = Some(generation.max(floor)),
+                // Not even heard of here; but the home may remember what a lost disk held.
+                None => tell.nothing = Some(floor),
             }
         }
     }

@@ -75,7 +75,8 @@ impl Ledger {
 
     /// Compares every overlap (of one place, or of the file) that was not compared before.
     fn compare(&mut self, only: Option<Place>) -> Comparison {
-        let holders: Vec<DcId> = self.holders.keys().filter(|dc| !self.absent.contains(dc)).copied().collect();
+        let holders: Vec<DcId> =
+            self.holders.keys().filter(|dc| !self.absent.contains(dc)).copied().collect();
         let mut wanted = Vec::new();
         for (i, &a) in holders.iter().enumerate() {
             for &b in &holders[i + 1..] {
