@@ -27,6 +27,8 @@ struct Shown {
     done: AtomicU64,
     /// Bytes that really travelled: what was there already says nothing of the rate.
     moved: AtomicU64,
+    /// When something went wrong last and was said, in ms after the beginning; 0: never.
+    complained_ms: AtomicU64,
 }
 
 impl Progress {
@@ -47,6 +49,7 @@ impl Progress {
             bytes: AtomicU64::new(0),
             done: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            complained_ms: AtomicU64::new(0),
         });
         let ticker = shown.bar.is_none().then(|| {
             let shown = shown.clone();
@@ -91,15 +94,15 @@ impl Observer for Shown {
                 self.advance(*bytes);
             }
             Event::Skipped { bytes, .. } => self.advance(*bytes),
-            Event::UrlDown { error, .. } => self.say(&format!("{error}; carrying on elsewhere")),
-            Event::Damaged { error, .. } => self.say(&format!("{error}; asking another")),
+            Event::UrlDown { error, .. } => self.complain(&format!("{error}; going on")),
+            Event::Damaged { error, .. } => self.complain(&format!("{error}; asking another")),
             Event::Resending { chunks } => self.say(&format!("{chunks} chunks were lost and are sent again")),
             Event::Waiting { state } => {
                 if let Some(bar) = &self.bar {
                     bar.set_message(state.name());
                 }
             }
-            _ => {}
+            Event::Created { .. } | Event::UrlUp { .. } => {}
         }
     }
 }
@@ -109,6 +112,16 @@ impl Shown {
         self.done.fetch_add(bytes, Ordering::Relaxed);
         if let Some(bar) = &self.bar {
             bar.inc(bytes);
+        }
+    }
+
+    /// Says what went wrong, but not again and again: a datacenter that pushes back does so many times a second.
+    fn complain(&self, text: &str) {
+        let now = self.begun.elapsed().as_millis() as u64 + 1;
+        let last = self.complained_ms.load(Ordering::Relaxed);
+        if last == 0 || now.saturating_sub(last) >= LINE_EVERY.as_millis() as u64 {
+            self.complained_ms.store(now, Ordering::Relaxed);
+            self.say(text);
         }
     }
 

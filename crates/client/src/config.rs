@@ -165,11 +165,12 @@ pub(crate) fn tls(ca_pem: &[u8]) -> Result<TlsConfig, ConfigError> {
     if roots.is_empty() {
         return Err(ConfigError::Ca { reason: "there is no certificate in PEM".into() });
     }
-    let config = TlsConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let mut config = TlsConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| ConfigError::Http { reason: error.to_string() })?
         .with_root_certificates(roots)
         .with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 

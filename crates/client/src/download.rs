@@ -115,18 +115,15 @@ impl Client {
 
     /// The status of a file that can be read, from whoever says that it can.
     async fn complete_status(&self, id: Uuid, observer: &SharedObserver) -> Result<FileStatus, ClientError> {
-        let mut best = None;
-        for (_, status) in self.statuses(id, observer).await? {
-            settle::check_alive(&status)?;
-            if best.as_ref().is_none_or(|best: &FileStatus| best.state < status.state) {
-                best = Some(status);
+        let mut status = self.status(id).await?;
+        if status.state < State::Complete {
+            // Another datacenter may have heard of the rest already.
+            let others = self.statuses(id, observer).await?;
+            if let Some((_, best)) = others.into_iter().max_by_key(|(_, other)| other.state) {
+                status = best;
             }
         }
-        // Nobody who answered knows it: their own words say so best.
-        let status = match best {
-            Some(status) => status,
-            None => self.status(id).await?,
-        };
+        settle::check_alive(&status)?;
         match status.state {
             State::Complete | State::Assembled => Ok(status),
             State::Receiving | State::Conflict | State::Dropped => Err(ClientError::Incomplete {

@@ -106,7 +106,6 @@ pub struct Refused {
 
 /// What failed in a client's call.
 #[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
 pub enum ClientError {
     /// The configuration makes no client.
     #[error(transparent)]
@@ -405,12 +404,18 @@ impl ClientError {
 
     /// The trace of the request that failed.
     pub fn trace(&self) -> Option<&str> {
-        match self {
-            Self::Refused(refused) => refused.trace.as_deref(),
-            Self::Malformed { trace, .. } => trace.as_deref(),
-            Self::GaveUp { last, .. } => last.trace(),
-            _ => None,
+        if let Self::Malformed { trace, .. } = self {
+            return trace.as_deref();
         }
+        self.refused()?.trace.as_deref()
+    }
+
+    /// The refusal, if it is one, also behind a giving up.
+    pub fn refused(&self) -> Option<&Refused> {
+        if let Self::GaveUp { last, .. } = self {
+            return last.refused();
+        }
+        if let Self::Refused(refused) = self { Some(refused) } else { None }
     }
 
     /// What to do about it, in words.
@@ -522,11 +527,8 @@ impl ClientError {
 
     /// Whether the same request may succeed at once at another datacenter, or here later.
     pub(crate) fn is_transient(&self) -> bool {
-        match self {
-            Self::Refused(refused) => matches!(refused.status, 408 | 429 | 503),
-            Self::Unreachable { .. } => true,
-            _ => false,
-        }
+        matches!(self, Self::Unreachable { .. })
+            || matches!(self, Self::Refused(refused) if matches!(refused.status, 408 | 429 | 503))
     }
 
     /// Whether a datacenter says that it knows no such file.
@@ -541,10 +543,7 @@ impl ClientError {
 
     /// How long the server asks to be left alone.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
-        match self {
-            Self::Refused(refused) => refused.retry_after,
-            _ => None,
-        }
+        self.refused()?.retry_after
     }
 }
 

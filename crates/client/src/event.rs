@@ -9,7 +9,6 @@ use crate::error::ClientError;
 
 /// One thing that happened. URLs are named by their index in [`ClientConfig::urls`](crate::ClientConfig::urls).
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
 pub enum Event<'a> {
     /// The metadata is durable in a datacenter.
     Created {

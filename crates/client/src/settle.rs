@@ -6,11 +6,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::stream::{self, StreamExt};
+use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::Root;
-use sluice_proto::http::{FileStatus, State};
+use sluice_engine::limits::UNIT_LEVEL;
+use sluice_engine::span::Place;
+use sluice_proto::http::{FileStatus, Holder, State};
 use tokio::time::{Instant, sleep};
+use uuid::Uuid;
 
+use crate::Client;
 use crate::chunk_set::ChunkSet;
+use crate::door::Door;
 use crate::doors::First;
 use crate::error::ClientError;
 use crate::event::Event;
@@ -19,6 +26,9 @@ use crate::upload::Upload;
 /// How long the server is asked to wait, at first and at most.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
+/// How long chunks must be missing while no home answers: one that restarts has them still.
+const HOME_GRACE: Duration = Duration::from_secs(10);
 
 /// A home that assembles slower than this, in bytes a second, is given up on.
 const SLOWEST_ASSEMBLY: u64 = 16 << 20;
@@ -35,11 +45,11 @@ impl Upload {
         let mut seen = None;
         let mut changed_at = Instant::now();
         let mut suspects = ChunkSet::new();
+        let mut suspected_at = Instant::now();
         let mut wait = FIRST_WAIT;
         loop {
             let (id, longest) = (self.id, wait.min(LONGEST_WAIT));
-            let ask =
-                |door: Arc<crate::door::Door>| async move { door.status(id, Some((wanted, longest))).await };
+            let ask = |door: Arc<Door>| async move { door.status(id, Some((wanted, longest))).await };
             let asked_at = Instant::now();
             let (_, status) = doors.anywhere(First::Idlest, &self.observer, ask).await?;
             check_alive(&status)?;
@@ -49,11 +59,16 @@ impl Upload {
             }
             self.observer.observe(&Event::Waiting { state: status.state });
             if status.missing_chunks > 0 {
-                let lost = lost(&self.client.statuses(id, &self.observer).await?);
+                let answers = self.client.statuses(id, &self.observer).await?;
+                let lost = lost(&answers);
                 let still = lost.common(&suspects);
+                let grace = match answers.iter().any(|(_, answer)| answer.home_answered) {
+                    true => Duration::ZERO,
+                    false => HOME_GRACE,
+                };
                 if still.is_empty() {
-                    suspects = lost;
-                } else {
+                    (suspects, suspected_at) = (lost, Instant::now());
+                } else if suspected_at.elapsed() >= grace {
                     self.resend(&still).await?;
                     suspects = ChunkSet::new();
                     changed_at = Instant::now();
@@ -124,6 +139,43 @@ pub(crate) fn held(answers: &[(usize, FileStatus)]) -> ChunkSet {
     held.common(&ChunkSet::new().complement(answers.first().map_or(0, |(_, status)| status.chunks)))
 }
 
+/// Adds to `held` what lies beyond answers whose lists of ranges were cut short, by asking for the chunk values
+/// there: a value that is known is that of a chunk that is held.
+pub(crate) async fn survey(
+    client: &Client,
+    id: Uuid,
+    file: Geometry,
+    answers: &[(usize, FileStatus)],
+    held: &mut ChunkSet,
+) {
+    let mut questions = Vec::new();
+    for (url, status) in answers {
+        let Some(from) = status.holders.iter().filter_map(cut_short_at).min() else { continue };
+        let places = Place::tile(from..file.chunks(), UNIT_LEVEL, file);
+        questions.extend(places.into_iter().map(|place| (*url, place)));
+    }
+    let asked = stream::iter(questions).map(|(url, place)| async move {
+        let ticket = client.doors().enter(url);
+        (place, ticket.door().tree(id, place.start(), place.level()).await)
+    });
+    let mut asked = std::pin::pin!(asked.buffer_unordered(client.jobs()));
+    while let Some((place, node)) = asked.next().await {
+        // Without an answer the chunks are sent, and at worst sent again.
+        let Ok(node) = node else { continue };
+        for (chunk, value) in place.range(file).zip(&node.chunk_values) {
+            if value.is_some() {
+                held.insert(chunk..chunk + 1);
+            }
+        }
+    }
+}
+
+/// Where a holder's list of ranges was cut short; `None` if it says all.
+fn cut_short_at(holder: &Holder) -> Option<u64> {
+    let said = ChunkSet::of_pairs(&holder.ranges);
+    (said.len() < holder.chunks).then(|| said.ranges().last().map_or(0, |range| range.end))
+}
+
 /// What every answer calls missing, and no datacenter that answered holds itself.
 fn lost(answers: &[(usize, FileStatus)]) -> ChunkSet {
     let mut lost: Option<ChunkSet> = None;
@@ -141,7 +193,6 @@ fn lost(answers: &[(usize, FileStatus)]) -> ChunkSet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sluice_proto::http::Holder;
 
     fn status(
         dc: &str,

@@ -132,7 +132,8 @@ impl Client {
             Some(_) => self.statuses(id, &observer).await?,
             None => Vec::new(),
         };
-        let held = settle::held(&known);
+        let mut held = settle::held(&known);
+        settle::survey(self, id, file, &known, &mut held).await;
         let status = self.create(id, file, options, &known, &observer).await?;
         let chunks = file.chunks();
         observer.observe(&Event::Planned { chunks, bytes: file.size(), held: held.len() });

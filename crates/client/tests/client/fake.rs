@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -41,6 +41,8 @@ pub(crate) const TOKEN: &str = "token-of-tests";
 pub(crate) enum Fault {
     /// It is refused.
     Refuse(Refusal),
+    /// It is refused before its body is read, which is then read as far as the real door would.
+    RefuseEarly(Refusal),
     /// The connection breaks before anything happens.
     Break,
     /// It is done, and the connection breaks before the answer.
@@ -78,6 +80,8 @@ pub(crate) struct FakeCluster {
 pub(crate) struct Files {
     files: Mutex<BTreeMap<Uuid, FakeFile>>,
     changed: Notify,
+    /// How many ranges of a list are told; 0: the 1,000 of the real one.
+    pub(crate) max_ranges: AtomicUsize,
     /// Whether whole files become `assembled` rather than `complete`.
     pub(crate) assembles: Mutex<bool>,
 }
@@ -201,9 +205,16 @@ impl FakeCluster {
 
     /// Loses, for good, what this datacenter alone held.
     pub(crate) fn forget(&self, dc: usize) {
+        self.forget_chunks(dc, |_| true);
+    }
+
+    /// Loses, for good, those of these chunks that this datacenter alone held.
+    pub(crate) fn forget_chunks(&self, dc: usize, which: impl Fn(u64) -> bool) {
         let mut files = self.files.files.lock().unwrap();
         for file in files.values_mut() {
-            let gone = file.held.remove(&self.dcs[dc].name).unwrap_or_default();
+            let Some(held) = file.held.get_mut(&self.dcs[dc].name) else { continue };
+            let gone: Vec<u64> = held.iter().copied().filter(|chunk| which(*chunk)).collect();
+            held.retain(|chunk| !which(*chunk));
             for chunk in gone {
                 if !file.held.values().any(|held| held.contains(&chunk)) {
                     file.chunks.remove(&chunk);
@@ -212,6 +223,22 @@ impl FakeCluster {
         }
         drop(files);
         self.files.changed.notify_waiters();
+    }
+}
+
+/// How statuses are told.
+struct Told {
+    assembles: bool,
+    max_ranges: usize,
+}
+
+impl Files {
+    fn told(&self) -> Told {
+        let max_ranges = match self.max_ranges.load(Ordering::Relaxed) {
+            0 => 1000,
+            limit => limit,
+        };
+        Told { assembles: *self.assembles.lock().unwrap(), max_ranges }
     }
 }
 
@@ -233,7 +260,8 @@ impl FakeFile {
         tree.root()
     }
 
-    fn status(&self, id: Uuid, dc: &str, assembles: bool) -> FileStatus {
+    fn status(&self, id: Uuid, dc: &str, told: &Told) -> FileStatus {
+        let (assembles, limit) = (told.assembles, told.max_ranges);
         let geometry = self.geometry();
         let whole = self.chunks.len() as u64 == geometry.chunks();
         let missing: Vec<u64> = (0..geometry.chunks()).filter(|i| !self.chunks.contains_key(i)).collect();
@@ -259,21 +287,21 @@ impl FakeFile {
             dc: dc.to_owned(),
             home_answered: true,
             missing_chunks: missing.len() as u64,
-            missing: pairs(missing.iter().copied()),
+            missing: pairs(missing.iter().copied(), limit),
             holders: self
                 .held
                 .iter()
                 .map(|(dc, held)| Holder {
                     dc: dc.clone(),
                     chunks: held.len() as u64,
-                    ranges: pairs(held.iter().copied()),
+                    ranges: pairs(held.iter().copied(), limit),
                 })
                 .collect(),
         }
     }
 }
 
-fn pairs(chunks: impl Iterator<Item = u64>) -> Vec<[u64; 2]> {
+fn pairs(chunks: impl Iterator<Item = u64>, limit: usize) -> Vec<[u64; 2]> {
     let mut pairs: Vec<[u64; 2]> = Vec::new();
     for chunk in chunks {
         match pairs.last_mut() {
@@ -281,7 +309,7 @@ fn pairs(chunks: impl Iterator<Item = u64>) -> Vec<[u64; 2]> {
             _ => pairs.push([chunk, chunk + 1]),
         }
     }
-    pairs.truncate(1000);
+    pairs.truncate(limit);
     pairs
 }
 
@@ -340,6 +368,11 @@ impl FakeDc {
                 let _ = request.into_body().collect().await;
                 return Ok(self.refuse(refusal));
             }
+            Some(Fault::RefuseEarly(refusal)) => {
+                let mut body = request.into_body();
+                tokio::spawn(async move { while let Some(Ok(_)) = body.frame().await {} });
+                return Ok(self.refuse(refusal));
+            }
             Some(Fault::Break) => return Err("broken by a test"),
             Some(Fault::Stall) => std::future::pending().await,
             Some(Fault::DropAnswer | Fault::Corrupt) | None => {}
@@ -358,7 +391,7 @@ impl FakeDc {
                 bytes[middle] ^= 1;
                 response = Response::from_parts(parts, Full::from(bytes));
             }
-            Some(Fault::Refuse(_) | Fault::Break | Fault::Stall) | None => {}
+            Some(Fault::Refuse(_) | Fault::RefuseEarly(_) | Fault::Break | Fault::Stall) | None => {}
         }
         if seen.is_chunk() && response.status().is_success() {
             self.chunk_requests.fetch_add(1, Ordering::Relaxed);
@@ -441,7 +474,7 @@ impl FakeDc {
         let create: CreateFile = serde_json::from_slice(&body)
             .map_err(|error| Refusal::new(Problem::InvalidMetadata, error.to_string()))?;
         let id = create.id.unwrap();
-        let assembles = *self.files.assembles.lock().unwrap();
+        let told = self.files.told();
         let mut files = self.files.files.lock().unwrap();
         let new = !files.contains_key(&id);
         let file = files.entry(id).or_insert_with(|| FakeFile {
@@ -454,18 +487,18 @@ impl FakeDc {
         if file.create != create {
             return Err(Refusal::new(Problem::MetadataConflict, "the file has other metadata"));
         }
-        Ok(self.json(if new { 201 } else { 200 }, &file.status(id, &self.name, assembles)))
+        Ok(self.json(if new { 201 } else { 200 }, &file.status(id, &self.name, &told)))
     }
 
     fn list(&self, query: &BTreeMap<String, String>) -> Response<Full<Bytes>> {
         let limit = query.get("limit").map_or(100, |text| text.parse().unwrap());
         let after: Uuid = query.get("after").map_or(Uuid::nil(), |text| text.parse().unwrap());
-        let assembles = *self.files.assembles.lock().unwrap();
+        let told = self.files.told();
         let files = self.files.files.lock().unwrap();
         let mut entries: Vec<FileEntry> = files
             .iter()
             .filter(|(id, _)| **id > after)
-            .map(|(id, file)| file.status(*id, &self.name, assembles))
+            .map(|(id, file)| file.status(*id, &self.name, &told))
             .filter(|status| query.get("state").is_none_or(|state| status.state.name() == state))
             .map(|status| FileEntry {
                 id: status.id,
@@ -493,9 +526,9 @@ impl FakeDc {
         loop {
             let changed = self.files.changed.notified();
             let status = {
-                let assembles = *self.files.assembles.lock().unwrap();
+                let told = self.files.told();
                 let files = self.files.files.lock().unwrap();
-                files.get(&id).ok_or_else(Refusal::not_found)?.status(id, &self.name, assembles)
+                files.get(&id).ok_or_else(Refusal::not_found)?.status(id, &self.name, &told)
             };
             if status.state == State::Dropped {
                 return Err(Refusal::new(Problem::Dropped, "it was deleted"));
@@ -578,25 +611,22 @@ impl FakeDc {
         let geometry = file.geometry();
         let place = Place::new(query["start"].parse().unwrap(), query["level"].parse().unwrap()).unwrap();
         place.check(geometry).map_err(|error| Refusal::new(Problem::InvalidParameter, error.to_string()))?;
-        let values: Vec<ChainingValue> = file.chunks.values().map(|(_, value)| *value).collect();
+        let value = |chunk: u64| file.chunks.get(&chunk).map(|(_, value)| *value);
         let of = |place: Place| {
-            let range = place.range(geometry);
-            merge_chunks(geometry, place, &values[range.start as usize..range.end as usize]).unwrap()
+            let values: Option<Vec<ChainingValue>> = place.range(geometry).map(value).collect();
+            merge_chunks(geometry, place, &values?)
         };
-        let proof = proof_places(geometry, place).into_iter().map(|sibling| ProofNode {
+        let whole = file.chunks.len() as u64 == geometry.chunks();
+        let proof = proof_places(geometry, place).into_iter().filter(|_| whole).map(|sibling| ProofNode {
             start: sibling.start(),
             level: sibling.level(),
-            value: of(sibling).to_string(),
+            value: of(sibling).unwrap().to_string(),
         });
-        let range = place.range(geometry);
         let node = TreeNode {
             start: place.start(),
             level: place.level(),
-            value: Some(of(place).to_string()),
-            chunk_values: values[range.start as usize..range.end as usize]
-                .iter()
-                .map(|value| Some(value.to_string()))
-                .collect(),
+            value: of(place).map(|value| value.to_string()),
+            chunk_values: place.range(geometry).map(|chunk| value(chunk).map(|v| v.to_string())).collect(),
             proof: proof.collect(),
             root: file.root().map(|root| root.to_string()),
         };

@@ -22,6 +22,11 @@ fn options() -> UploadOptions {
     UploadOptions { name: "noise".into(), ..UploadOptions::default() }
 }
 
+/// Panics when chunks are sent again: nothing that was acknowledged was lost, and failing over must not lose any.
+fn nothing_lost() -> SharedObserver {
+    Arc::new(|event: &Event<'_>| assert!(!matches!(event, Event::Resending { .. }), "{event:?}"))
+}
+
 fn seed() -> u64 {
     let seed = Uuid::new_v7(uuid::Timestamp::now(uuid::NoContext)).as_u64_pair().1;
     println!("seed {seed}");
@@ -36,7 +41,7 @@ async fn every_size_arrives_over_two_datacenters_with_its_root() {
     for len in [0, 1, MIB - 1, MIB, MIB + 1, 2 * MIB, 11 * MIB + 5, 40 * MIB] {
         let bytes = noise(seed, len);
         let options = UploadOptions { order: Order::Shuffled { seed, inside: true }, ..options() };
-        let uploaded = client.upload(&Source::memory(bytes.clone()), &options, unobserved()).await.unwrap();
+        let uploaded = client.upload(&Source::memory(bytes.clone()), &options, nothing_lost()).await.unwrap();
         assert_eq!(uploaded.root, Root::of_bytes(&bytes), "{len} bytes");
         assert_eq!(uploaded.state, State::Complete);
         assert_eq!(uploaded.home, "dc-a");
@@ -82,6 +87,7 @@ async fn a_datacenter_that_dies_costs_nothing_but_time() {
             }
         }
         Event::UrlDown { url, .. } => events.lock().unwrap().push(*url),
+        Event::Resending { .. } => panic!("{event:?}: nothing was lost"),
         _ => {}
     });
     let uploaded =
@@ -139,7 +145,7 @@ async fn refusals_that_pass_dropped_answers_and_broken_connections_are_survived(
     }
     let bytes = noise(seed, 50 * MIB + 3);
     let uploaded =
-        cluster.client().upload(&Source::memory(bytes.clone()), &options(), unobserved()).await.unwrap();
+        cluster.client().upload(&Source::memory(bytes.clone()), &options(), nothing_lost()).await.unwrap();
     assert_eq!(uploaded.root, Root::of_bytes(&bytes));
     assert!(cluster.bytes(uploaded.id) == bytes);
 }
@@ -152,7 +158,7 @@ async fn a_datacenter_that_stands_still_is_given_up_for_another() {
     config.timeouts.answer = Duration::from_millis(500);
     let bytes = noise(seed(), 12 * MIB);
     let client = Client::new(config).unwrap();
-    let uploaded = client.upload(&Source::memory(bytes.clone()), &options(), unobserved()).await.unwrap();
+    let uploaded = client.upload(&Source::memory(bytes.clone()), &options(), nothing_lost()).await.unwrap();
     assert!(cluster.bytes(uploaded.id) == bytes);
     assert_eq!(cluster.held(0, uploaded.id), 12);
 }
@@ -235,6 +241,34 @@ async fn a_chunk_conflict_names_the_chunk_and_stops_at_once() {
     assert_eq!((error.code(), error.exit_class()), ("chunk-conflict", ExitClass::Integrity));
     assert_eq!(error.hint().as_deref(), Some("use a new id"));
     assert_eq!(error.trace(), Some("0123456789abcdef0123456789abcdef"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_before_the_body_is_read_is_heard() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.dcs[0].fail(|request| {
+        let refusal = Refusal::new(Problem::Quota, "the quota of 1 GiB is used up");
+        request.is_chunk().then_some(Fault::RefuseEarly(refusal))
+    });
+    let source = Source::memory(noise(seed(), 64 * MIB));
+    let error = cluster.client().upload(&source, &options(), unobserved()).await.unwrap_err();
+    assert_eq!((error.code(), error.exit_class()), ("quota", ExitClass::NotAllowed), "{error}");
+}
+
+/// More ranges than a status tells: the chunk values say the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_that_were_cut_short_are_completed_from_the_tree() {
+    let cluster = FakeCluster::start(1).await;
+    let bytes = noise(seed(), 48 * MIB);
+    let source = Source::memory(bytes.clone());
+    let options = UploadOptions { id: Some(Uuid::now_v7()), ..options() };
+    let client = cluster.client();
+    client.upload(&source, &options, unobserved()).await.unwrap();
+    cluster.forget_chunks(0, |chunk| chunk / 8 % 2 == 1);
+    cluster.files.max_ranges.store(1, Ordering::Relaxed);
+    let again = client.upload(&source, &options, unobserved()).await.unwrap();
+    assert_eq!((again.chunks_sent, again.chunks_skipped), (24, 24));
+    assert!(cluster.bytes(again.id) == bytes);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
