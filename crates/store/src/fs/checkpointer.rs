@@ -54,7 +54,10 @@ struct Status {
 #[derive(Debug, Default)]
 struct Progress {
     running: bool,
+    /// Why the last attempt failed.
     error: Option<StoreError>,
+    /// Somebody waits: do not rest before the next attempt.
+    wanted: bool,
 }
 
 impl Checkpointer {
@@ -84,9 +87,13 @@ impl Checkpointer {
         let _ = self.jobs.send(job);
     }
 
-    /// Waits until no checkpoint is under way; fails if one cannot be written for now.
+    /// Waits until no checkpoint is under way; fails if an attempt fails meanwhile.
     pub(crate) fn wait(&self) -> Result<(), StoreError> {
         let mut progress = lock(&self.status.progress);
+        // What failed before may succeed now.
+        progress.error = None;
+        progress.wanted = true;
+        self.status.changed.notify_all();
         while progress.running {
             if self.shared.disk.is_shut() {
                 return Err(StoreError::Closing);
@@ -108,11 +115,14 @@ fn run(shared: &Arc<Shared>, volume: VolumeId, jobs: &Receiver<Job>, status: &St
                 return;
             }
             tracing::warn!(%error, "checkpoint failed, the journal stays");
-            lock(&status.progress).error = Some(error);
+            let mut progress = lock(&status.progress);
+            progress.error = Some(error);
+            progress.wanted = false;
             status.changed.notify_all();
             let mut waited = Duration::ZERO;
-            while waited < RETRY && !shared.disk.is_shut() {
-                thread::sleep(TICK);
+            while waited < RETRY && !progress.wanted && !shared.disk.is_shut() {
+                let tick = status.changed.wait_timeout(progress, TICK);
+                progress = tick.unwrap_or_else(PoisonError::into_inner).0;
                 waited += TICK;
             }
         }
