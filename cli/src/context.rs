@@ -1,13 +1,18 @@
 //! What every command is given: how to answer, the settings, and the client they make.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, IsTerminal, Write};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use serde::Serialize;
-use sluice_client::{Client, ClientConfig};
+use sluice_client::{Client, ClientConfig, Event, SharedObserver};
 
 use crate::settings::{Flags, Settings};
+
+/// How long a question is asked again while no datacenter answers.
+const QUESTION_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The surroundings of one command.
 pub(crate) struct Context {
@@ -33,11 +38,24 @@ impl Context {
     pub(crate) fn client(&self, change: impl FnOnce(&mut ClientConfig)) -> anyhow::Result<Client> {
         let mut config = self.settings()?.client_config()?;
         change(&mut config);
-        Ok(Client::new(config)?)
+        Ok(Client::new(config)?.observed_by(complaints()))
+    }
+
+    /// A client for questions whose answer someone waits for: less patient, unless told otherwise.
+    pub(crate) fn client_for_questions(&self) -> anyhow::Result<Client> {
+        let told = self.settings()?.says_retry_for();
+        self.client(|config| {
+            if !told {
+                config.retry.retry_for = QUESTION_PATIENCE;
+            }
+        })
     }
 
     /// Notes the command that carries on if this one is interrupted.
-    pub(crate) fn set_resume(&self, command: String) {
+    pub(crate) fn set_resume(&self, mut command: String) {
+        for (flag, value) in self.flags.given() {
+            command.push_str(&format!(" {flag} {}", quoted(&value)));
+        }
         *self.resume.lock().unwrap_or_else(PoisonError::into_inner) = Some(command);
     }
 
@@ -70,6 +88,19 @@ impl Context {
         // With standard error closed there is nobody left to tell.
         let _ = writeln!(std::io::stderr().lock(), "{text}");
     }
+}
+
+/// Says on standard error, once for each datacenter, that it does not answer.
+fn complaints() -> SharedObserver {
+    let said = Mutex::new(BTreeSet::new());
+    Arc::new(move |event: &Event<'_>| {
+        if let Event::UrlDown { url, error } = event
+            && said.lock().unwrap_or_else(PoisonError::into_inner).insert(*url)
+        {
+            // With standard error closed there is nobody left to tell.
+            let _ = writeln!(std::io::stderr().lock(), "{error}; trying again");
+        }
+    })
 }
 
 /// Whether someone can answer a question.

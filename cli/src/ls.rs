@@ -41,7 +41,7 @@ fn states() -> impl TypedValueParser<Value = State> {
 
 /// Lists them.
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    let client = context.client(|_| {})?;
+    let client = context.client_for_questions()?;
     let mut files: Vec<FileEntry> = Vec::new();
     let mut after = args.after;
     let mut next = None;

@@ -32,7 +32,7 @@ pub(crate) struct Args {
 
 /// Removes it.
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    let client = context.client(|_| {})?;
+    let client = context.client_for_questions()?;
     if !args.yes {
         if !is_interactive() {
             let message = format!("removing {} needs a yes, and nobody can be asked", args.id);

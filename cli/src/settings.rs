@@ -42,6 +42,21 @@ pub(crate) struct Flags {
     retry_for: Option<String>,
 }
 
+impl Flags {
+    /// Those that were given, and what they say.
+    pub(crate) fn given(&self) -> Vec<(&'static str, String)> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        let Self { url, token_file, ca, retry_for } = self;
+        let flags = [
+            ("--url", url.clone()),
+            ("--token-file", path(token_file)),
+            ("--ca", path(ca)),
+            ("--retry-for", retry_for.clone()),
+        ];
+        flags.into_iter().filter_map(|(flag, value)| value.map(|value| (flag, value))).collect()
+    }
+}
+
 /// What a file of settings may say; every key may be absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -139,6 +154,11 @@ impl Settings {
             config.jobs = jobs;
         }
         Ok(config)
+    }
+
+    /// Whether someone said how long to go on.
+    pub(crate) fn says_retry_for(&self) -> bool {
+        self.values.retry_for.is_some()
     }
 
     /// Every setting, and where it came from.

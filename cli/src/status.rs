@@ -34,7 +34,7 @@ pub(crate) struct Args {
 
 /// Shows it.
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    let client = context.client(|_| {})?;
+    let client = context.client_for_questions()?;
     match args.id {
         None => {
             let about = client.about().await?;

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
 #[allow(dead_code, reason = "the client library's tests use more of it")]
-#[path = "../../../crates/client/tests/client/fake.rs"]
+#[path = "../../../crates/client/tests/client/fake/mod.rs"]
 mod fake;
 
 mod local;

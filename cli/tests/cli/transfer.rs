@@ -119,6 +119,7 @@ async fn exit_codes_tell_what_to_do() {
     assert_eq!(later.code, Some(6), "{}", later.stderr);
     assert!(later.stderr.contains("(unreachable)"), "{}", later.stderr);
     assert!(later.stderr.contains("\nresume: sluice put g --id "), "{}", later.stderr);
+    assert!(later.stderr.contains(" --retry-for 300ms"), "{}", later.stderr);
     cluster.dcs[0].fail(|request| request.path.ends_with("/content").then_some(Fault::Corrupt));
     let put = home.run(&["put", "g", "--json"]).await;
     assert_eq!(put.code, Some(0), "{}", put.stderr);

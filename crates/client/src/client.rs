@@ -3,6 +3,7 @@
 //! Clones share connections and what is known of each URL's health. Nothing runs in the background: a client that
 //! is dropped leaves no task behind.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,15 +22,23 @@ use crate::event::{SharedObserver, unobserved};
 const LONGEST_POLL: Duration = Duration::from_secs(60);
 
 /// A client of one cluster, for one tenant.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+    /// Watches the questions; transfers have observers of their own.
+    observer: SharedObserver,
 }
 
 #[derive(Debug)]
 struct Inner {
     doors: Doors,
     jobs: usize,
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
 }
 
 impl Client {
@@ -62,19 +71,25 @@ impl Client {
             .map(|url| Door::new(http.clone(), url, authorization.clone(), config.timeouts))
             .collect::<Result<Vec<_>, _>>()?;
         let doors = Doors::new(doors, config.retry);
-        Ok(Self { inner: Arc::new(Inner { doors, jobs: config.jobs }) })
+        Ok(Self { inner: Arc::new(Inner { doors, jobs: config.jobs }), observer: unobserved() })
+    }
+
+    /// The same client, whose questions (all but uploads and downloads) this observer watches.
+    #[must_use]
+    pub fn observed_by(self, observer: SharedObserver) -> Self {
+        Self { observer, ..self }
     }
 
     /// Where the first URL that answers leads: the cluster, and its datacenters.
     pub async fn about(&self) -> Result<About, ClientError> {
         let ask = |door: Arc<Door>| async move { door.about().await };
-        Ok(self.doors().anywhere(First::Configured, &unobserved(), ask).await?.1)
+        Ok(self.doors().anywhere(First::Configured, &self.observer, ask).await?.1)
     }
 
     /// Where a file stands, as the first URL that knows it says.
     pub async fn status(&self, id: Uuid) -> Result<FileStatus, ClientError> {
         let ask = |door: Arc<Door>| async move { door.status(id, None).await };
-        Ok(self.doors().anywhere(First::Configured, &unobserved(), ask).await?.1)
+        Ok(self.doors().anywhere(First::Configured, &self.observer, ask).await?.1)
     }
 
     /// Where a file stands once it has reached `state`, or after `longest`. `conflict` and `dropped` end the wait.
@@ -84,7 +99,7 @@ impl Client {
             let left = until.saturating_duration_since(Instant::now()).min(LONGEST_POLL);
             let ask = |door: Arc<Door>| async move { door.status(id, Some((state, left))).await };
             let asked_at = Instant::now();
-            let (_, status) = self.doors().anywhere(First::Configured, &unobserved(), ask).await?;
+            let (_, status) = self.doors().anywhere(First::Configured, &self.observer, ask).await?;
             if status.state >= state || Instant::now() >= until {
                 return Ok(status);
             }
@@ -97,7 +112,7 @@ impl Client {
     /// One page of the files that the first URL that answers knows.
     pub async fn list(&self, filter: ListFilter) -> Result<FilePage, ClientError> {
         let ask = |door: Arc<Door>| async move { door.list(filter).await };
-        Ok(self.doors().anywhere(First::Configured, &unobserved(), ask).await?.1)
+        Ok(self.doors().anywhere(First::Configured, &self.observer, ask).await?.1)
     }
 
     /// Ends a file for good. One that is gone already is a success.
@@ -108,7 +123,7 @@ impl Client {
                 result => result,
             }
         };
-        self.doors().anywhere(First::Configured, &unobserved(), ask).await?;
+        self.doors().anywhere(First::Configured, &self.observer, ask).await?;
         Ok(())
     }
 

@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::error::Error;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -252,8 +253,10 @@ impl Door {
     }
 
     async fn send(&self, operation: Operation, request: RequestBuilder) -> Result<Response, ClientError> {
-        let response =
-            request.send().await.map_err(|error| self.unreachable(operation, root_cause(&error)))?;
+        let response = request.send().await.map_err(|error| match untrusted(&error) {
+            Some(cause) => ClientError::Untrusted { at: self.name(), operation, cause },
+            None => self.unreachable(operation, root_cause(&error)),
+        })?;
         if let Some(dc) = text(response.headers(), "sluice-dc") {
             // The first name stays: one URL is one datacenter.
             let _ = self.dc.set(dc);
@@ -353,6 +356,23 @@ fn root_cause(error: &reqwest::Error) -> String {
         cause = inner;
     }
     cause.to_string()
+}
+
+/// What is wrong with the server's certificate, if that is why there is no connection: waiting does not mend it.
+fn untrusted(error: &reqwest::Error) -> Option<String> {
+    let mut cause: &dyn Error = error;
+    loop {
+        // An I/O error passes over what it wraps when it is asked for its source.
+        let wrapped = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        let tls = wrapped.and_then(|error| error.downcast_ref::<rustls::Error>());
+        if let Some(rustls::Error::InvalidCertificate(reason)) = tls {
+            return Some(format!("its certificate does not hold: {reason:?}"));
+        }
+        cause = match wrapped {
+            Some(wrapped) => wrapped,
+            None => cause.source()?,
+        };
+    }
 }
 
 /// A body that notes when the connection last took some of it.

@@ -2,7 +2,8 @@
 //!
 //! A URL that fails rests: the pause doubles with each further failure and has jitter, or is as long as the server
 //! asked for. After it one request tries the URL; only when that succeeds do the others follow. Failures of
-//! requests that were in flight together count once.
+//! requests that were in flight together count once. A URL that pushes back (408, 429, 503) also gets fewer requests
+//! at once from then on, and more again as it takes them.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -11,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::RetryPolicy;
+use crate::config::{MAX_JOBS, RetryPolicy};
 use crate::door::Door;
 use crate::error::ClientError;
 use crate::event::{Event, SharedObserver};
@@ -33,6 +34,8 @@ struct Health {
     failed_at: Option<Instant>,
     rests_until: Option<Instant>,
     in_flight: usize,
+    /// Requests that it may have in flight: halved when it pushes back, raised by one for each round that it takes.
+    limit: f64,
 }
 
 /// Which URL is asked first.
@@ -83,6 +86,7 @@ impl Ticket<'_> {
             let mut health = self.doors.health();
             let health = &mut health[self.url];
             let was_down = health.failures > 0;
+            health.limit = (health.limit + 1.0 / health.limit).min(MAX_JOBS as f64);
             // A success that began before the last failure proves nothing about now.
             if health.failed_at.is_none_or(|at| at < self.begun) {
                 (health.failures, health.rests_until) = (0, None);
@@ -108,6 +112,9 @@ impl Ticket<'_> {
             if !counted {
                 health.failures = health.failures.saturating_add(1);
                 health.failed_at = Some(now);
+                if error.is_push_back() {
+                    health.limit = (health.in_flight as f64 / 2.0).max(1.0);
+                }
             }
             let pause = self.doors.pause(health.failures).max(error.retry_after().unwrap_or_default());
             let until = if counted { health.rests_until.unwrap_or(now).max(now) } else { now + pause };
@@ -123,7 +130,8 @@ impl Ticket<'_> {
 
 impl Doors {
     pub(crate) fn new(doors: Vec<Door>, policy: RetryPolicy) -> Self {
-        let health = Health { failures: 0, failed_at: None, rests_until: None, in_flight: 0 };
+        let health =
+            Health { failures: 0, failed_at: None, rests_until: None, in_flight: 0, limit: MAX_JOBS as f64 };
         Self {
             health: Mutex::new(vec![health; doors.len()]),
             doors: doors.into_iter().map(Arc::new).collect(),
@@ -252,7 +260,8 @@ impl Doors {
 
 impl Health {
     fn is_usable(&self, now: Instant) -> bool {
-        self.rests_until.is_none_or(|until| until <= now) && (self.failures == 0 || self.in_flight == 0)
+        self.rests_until.is_none_or(|until| until <= now)
+            && if self.failures == 0 { (self.in_flight as f64) < self.limit } else { self.in_flight == 0 }
     }
 }
 

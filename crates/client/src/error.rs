@@ -123,6 +123,16 @@ pub enum ClientError {
         /// What happened to the connection.
         cause: String,
     },
+    /// The certificate at a URL is not one that the configured CA vouches for.
+    #[error("{at} is not to be trusted with {operation}: {cause}")]
+    Untrusted {
+        /// The URL.
+        at: String,
+        /// What was to be asked.
+        operation: Operation,
+        /// What is wrong with the certificate.
+        cause: String,
+    },
     /// An answer came that is none of Sluice's.
     #[error("{at} gave an answer to {operation} that is not understood: {cause}")]
     Malformed {
@@ -351,6 +361,7 @@ impl ClientError {
             Self::GaveUp { last, .. } => last.code(),
             Self::Config(_) => "configuration",
             Self::Unreachable { .. } => "unreachable",
+            Self::Untrusted { .. } => "untrusted",
             Self::Malformed { .. } => "malformed-answer",
             Self::Unsettled { .. } => "unsettled",
             Self::RootMismatch { .. } => "root-mismatch",
@@ -378,7 +389,9 @@ impl ClientError {
         match self {
             Self::Refused(refused) => Some(&refused.dc),
             Self::GaveUp { last, .. } => last.dc(),
-            Self::Unreachable { at, .. } | Self::Malformed { at, .. } => Some(at),
+            Self::Unreachable { at, .. } | Self::Untrusted { at, .. } | Self::Malformed { at, .. } => {
+                Some(at)
+            }
             Self::RootMismatch { dc, .. }
             | Self::Content { dc, .. }
             | Self::Proof { dc, .. }
@@ -424,6 +437,7 @@ impl ClientError {
             Self::Refused(refused) => refused.hint.clone(),
             Self::GaveUp { last, .. } => last.hint(),
             Self::Unreachable { .. } => Some("check the URL, the CA and whether the datacenter is up".into()),
+            Self::Untrusted { .. } => Some("check that the CA is that of this cluster, and the URL".into()),
             Self::Config(error) => Some(config_hint(error).into()),
             Self::Malformed { .. } => Some("check that the URL is that of a Sluice edge".into()),
             Self::Unsettled { id, .. } => {
@@ -475,6 +489,7 @@ impl ClientError {
             | Self::Incomplete { .. }
             | Self::Busy { .. } => Advice::Retry,
             Self::Config(_)
+            | Self::Untrusted { .. }
             | Self::ExpectedRoot { .. }
             | Self::Dropped { .. }
             | Self::SizeDiffers { .. }
@@ -505,6 +520,7 @@ impl ClientError {
             | Self::Incomplete { .. }
             | Self::Busy { .. } => ExitClass::TryLater,
             Self::Config(_)
+            | Self::Untrusted { .. }
             | Self::Exists { .. }
             | Self::Range { .. }
             | Self::Geometry(_)
@@ -527,8 +543,12 @@ impl ClientError {
 
     /// Whether the same request may succeed at once at another datacenter, or here later.
     pub(crate) fn is_transient(&self) -> bool {
-        matches!(self, Self::Unreachable { .. })
-            || matches!(self, Self::Refused(refused) if matches!(refused.status, 408 | 429 | 503))
+        matches!(self, Self::Unreachable { .. }) || self.is_push_back()
+    }
+
+    /// Whether a datacenter has too much to do, or cannot tell now.
+    pub(crate) fn is_push_back(&self) -> bool {
+        matches!(self, Self::Refused(refused) if matches!(refused.status, 408 | 429 | 503))
     }
 
     /// Whether a datacenter says that it knows no such file.

@@ -1,6 +1,6 @@
 //! What is uploaded: a file, read at any offset, or bytes in memory.
 
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -32,8 +32,7 @@ pub struct FileStamp {
 }
 
 impl FileStamp {
-    fn of(file: &File) -> io::Result<Self> {
-        let metadata = file.metadata()?;
+    fn of(metadata: &Metadata) -> io::Result<Self> {
         if !metadata.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
@@ -47,9 +46,13 @@ impl Source {
     /// Opens a regular file. Its size and time of change are taken now, and compared at the end of an upload.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, ClientError> {
         let path = path.as_ref().to_owned();
-        let opened = File::open(&path).and_then(|file| FileStamp::of(&file).map(|stamp| (file, stamp)));
+        // Asked before it is opened: opening a pipe would wait for its writer.
+        let opened = fs::metadata(&path)
+            .and_then(|metadata| FileStamp::of(&metadata))
+            .and_then(|_| File::open(&path))
+            .and_then(|file| Ok((FileStamp::of(&file.metadata()?)?, file)));
         match opened {
-            Ok((file, stamp)) => Ok(Self(Kind::File { file: Arc::new(file), path, stamp })),
+            Ok((stamp, file)) => Ok(Self(Kind::File { file: Arc::new(file), path, stamp })),
             Err(cause) => Err(ClientError::Source { path, cause }),
         }
     }
@@ -107,8 +110,8 @@ impl Source {
     pub(crate) fn check_unchanged(&self) -> Result<(), ClientError> {
         match &self.0 {
             Kind::File { file, path, stamp } => {
-                let now =
-                    FileStamp::of(file).map_err(|cause| ClientError::Source { path: path.clone(), cause })?;
+                let now = file.metadata().and_then(|metadata| FileStamp::of(&metadata));
+                let now = now.map_err(|cause| ClientError::Source { path: path.clone(), cause })?;
                 if now == *stamp {
                     Ok(())
                 } else if now.size != stamp.size {

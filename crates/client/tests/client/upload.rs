@@ -81,10 +81,10 @@ async fn a_datacenter_that_dies_costs_nothing_but_time() {
     let seen = Arc::new(Mutex::new(Vec::new()));
     let events = seen.clone();
     let observer: SharedObserver = Arc::new(move |event: &Event<'_>| match event {
-        Event::Acknowledged { count, .. } => {
-            if acknowledged.fetch_add(*count, Ordering::Relaxed) + count >= 36 {
-                victim.kill();
-            }
+        Event::Acknowledged { count, .. }
+            if acknowledged.fetch_add(*count, Ordering::Relaxed) + count >= 36 =>
+        {
+            victim.kill();
         }
         Event::UrlDown { url, .. } => events.lock().unwrap().push(*url),
         Event::Resending { .. } => panic!("{event:?}: nothing was lost"),
@@ -108,11 +108,11 @@ async fn chunks_lost_after_their_acknowledgement_are_sent_again() {
     let resent = Arc::new(AtomicU64::new(0));
     let counter = resent.clone();
     let observer: SharedObserver = Arc::new(move |event: &Event<'_>| match event {
-        Event::Acknowledged { count, .. } => {
-            if acknowledged.fetch_add(*count, Ordering::Relaxed) + count == 20 {
-                killer.dcs[1].kill();
-                killer.forget(1);
-            }
+        Event::Acknowledged { count, .. }
+            if acknowledged.fetch_add(*count, Ordering::Relaxed) + count == 20 =>
+        {
+            killer.dcs[1].kill();
+            killer.forget(1);
         }
         Event::Resending { chunks } => counter.store(*chunks, Ordering::Relaxed),
         _ => {}
@@ -332,6 +332,29 @@ async fn a_bad_token_is_not_tried_twice() {
     let error = client.upload(&source, &options(), unobserved()).await.unwrap_err();
     assert_eq!((error.code(), error.exit_class()), ("invalid-token", ExitClass::NotAllowed));
     assert_eq!(cluster.dcs[1].requests.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_edge_that_the_ca_does_not_vouch_for_is_told_nothing() {
+    let cluster = FakeCluster::start(1).await;
+    let mut config = cluster.config();
+    config.ca_pem = FakeCluster::start(1).await.ca_pem.into_bytes();
+    let client = Client::new(config).unwrap();
+    let source = Source::memory(noise(seed(), MIB));
+    let error = client.upload(&source, &options(), unobserved()).await.unwrap_err();
+    assert_eq!((error.code(), error.advice()), ("untrusted", Advice::Fix), "{error}");
+    assert_eq!(cluster.dcs[0].requests.load(Ordering::Relaxed), 0);
+}
+
+/// A datacenter that takes two requests at a time, and refuses the rest.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_datacenter_that_pushes_back_gets_less_at_once() {
+    let cluster = FakeCluster::start(1).await;
+    cluster.dcs[0].limit_chunk_requests(2);
+    let bytes = noise(seed(), 64 * MIB);
+    let source = Source::memory(bytes.clone());
+    let uploaded = cluster.client().upload(&source, &options(), nothing_lost()).await.unwrap();
+    assert!(cluster.bytes(uploaded.id) == bytes);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,10 +3,11 @@
 //! Every datacenter sees at once what the others took. `kill` ends a datacenter's connections in the middle of what
 //! they do; `forget` makes the cluster lose what it held.
 
+mod door;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -20,16 +21,12 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use sluice_client::{Client, ClientConfig, RetryPolicy, Timeouts, Token};
 use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::hash::{ChainingValue, Root};
-use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::span::{Place, Span};
-use sluice_engine::span_tree::{SpanTree, merge_chunks, proof_places};
-use sluice_proto::http::{
-    About, ChunkReceipt, CreateFile, DcInfo, FileEntry, FilePage, FileStatus, Holder, ProblemDetails,
-    ProofNode, State, TreeNode,
-};
+use sluice_engine::span_tree::SpanTree;
+use sluice_proto::http::{CreateFile, FileStatus, Holder, State};
 use sluice_proto::problem::{Problem, Refusal};
 use tokio::net::TcpListener;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 use uuid::Uuid;
@@ -103,6 +100,8 @@ pub(crate) struct FakeDc {
     pub(crate) requests: AtomicU64,
     /// Chunk requests that were answered with success.
     pub(crate) chunk_requests: AtomicU64,
+    /// Chunk requests that are taken at once; the others are refused.
+    limit: Mutex<Option<Arc<Semaphore>>>,
     names: Vec<String>,
     server: Mutex<Option<JoinHandle<()>>>,
 }
@@ -143,6 +142,7 @@ impl FakeCluster {
                 faults: Mutex::new(Box::new(|_| None)),
                 requests: AtomicU64::new(0),
                 chunk_requests: AtomicU64::new(0),
+                limit: Mutex::new(None),
                 names: names.clone(),
                 server: Mutex::new(None),
             });
@@ -319,6 +319,11 @@ impl FakeDc {
         *self.faults.lock().unwrap() = Box::new(faults);
     }
 
+    /// Refuses chunk requests, with no wish to be left alone, while it has this many.
+    pub(crate) fn limit_chunk_requests(&self, limit: usize) {
+        *self.limit.lock().unwrap() = Some(Arc::new(Semaphore::new(limit)));
+    }
+
     /// Ends every connection at once, and takes no more.
     pub(crate) fn kill(&self) {
         if let Some(server) = self.server.lock().unwrap().take() {
@@ -377,6 +382,13 @@ impl FakeDc {
             Some(Fault::Stall) => std::future::pending().await,
             Some(Fault::DropAnswer | Fault::Corrupt) | None => {}
         }
+        let limit = self.limit.lock().unwrap().clone().filter(|_| seen.is_chunk());
+        let permit = limit.map(|limit| limit.try_acquire_owned());
+        if let Some(Err(_)) = permit {
+            let _ = request.into_body().collect().await;
+            let refusal = Refusal::new(Problem::Overloaded, "too many at once").retry_after(Duration::ZERO);
+            return Ok(self.refuse(refusal));
+        }
         let mut response = match self.route(request).await {
             Ok(response) => response,
             Err(refusal) => self.refuse(refusal),
@@ -397,240 +409,6 @@ impl FakeDc {
             self.chunk_requests.fetch_add(1, Ordering::Relaxed);
         }
         Ok(response)
-    }
-
-    fn refuse(&self, refusal: Refusal) -> Response<Full<Bytes>> {
-        let problem = refusal.problem;
-        let details = ProblemDetails {
-            kind: format!("/problems/{problem}"),
-            title: problem.title().into(),
-            status: problem.status(),
-            detail: refusal.detail,
-            hint: refusal.hint,
-            dc: self.name.clone(),
-            trace: "0123456789abcdef0123456789abcdef".into(),
-        };
-        let mut response = self.json(problem.status(), &details);
-        if let Some(after) = refusal.retry_after {
-            response.headers_mut().insert("retry-after", after.as_secs().to_string().parse().unwrap());
-        }
-        response
-    }
-
-    fn json(&self, status: u16, body: &impl serde::Serialize) -> Response<Full<Bytes>> {
-        Response::builder()
-            .status(status)
-            .header("sluice-dc", &self.name)
-            .header("trace-id", "0123456789abcdef0123456789abcdef")
-            .body(Full::from(serde_json::to_vec(body).unwrap()))
-            .unwrap()
-    }
-
-    async fn route(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
-        let authorized = request
-            .headers()
-            .get("authorization")
-            .is_some_and(|v| v.as_bytes() == format!("Bearer {TOKEN}").as_bytes());
-        if !authorized {
-            return Err(Refusal::new(Problem::InvalidToken, "the token is not one of this cluster"));
-        }
-        let path = request.uri().path().to_owned();
-        let query: BTreeMap<String, String> = request
-            .uri()
-            .query()
-            .unwrap_or_default()
-            .split('&')
-            .filter_map(|pair| pair.split_once('='))
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .collect();
-        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
-        let id = |text: &str| {
-            text.parse::<Uuid>().map_err(|_| Refusal::new(Problem::InvalidId, format!("{text:?} is no UUID")))
-        };
-        match (request.method().clone(), parts.as_slice()) {
-            (Method::GET, ["v1"]) => Ok(self.about()),
-            (Method::POST, ["v1", "files"]) => self.create(request).await,
-            (Method::GET, ["v1", "files"]) => Ok(self.list(&query)),
-            (Method::GET, ["v1", "files", file]) => self.status(id(file)?, &query).await,
-            (Method::DELETE, ["v1", "files", file]) => self.remove(id(file)?),
-            (Method::PUT, ["v1", "files", file, "chunks", index]) => {
-                self.put(id(file)?, index.parse().unwrap(), request).await
-            }
-            (Method::GET, ["v1", "files", file, "content"]) => self.content(id(file)?, &request),
-            (Method::GET, ["v1", "files", file, "tree"]) => self.tree(id(file)?, &query),
-            _ => Err(Refusal::new(Problem::NoRoute, path.clone())),
-        }
-    }
-
-    fn about(&self) -> Response<Full<Bytes>> {
-        let dcs = self.names.iter().map(|name| DcInfo { name: name.clone(), url: None, reachable: true });
-        let about =
-            About { cluster: "test".into(), dc: self.name.clone(), dcs: dcs.collect(), version: "0".into() };
-        self.json(200, &about)
-    }
-
-    async fn create(&self, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
-        let body = request.into_body().collect().await.unwrap().to_bytes();
-        let create: CreateFile = serde_json::from_slice(&body)
-            .map_err(|error| Refusal::new(Problem::InvalidMetadata, error.to_string()))?;
-        let id = create.id.unwrap();
-        let told = self.files.told();
-        let mut files = self.files.files.lock().unwrap();
-        let new = !files.contains_key(&id);
-        let file = files.entry(id).or_insert_with(|| FakeFile {
-            home: create.home.clone().unwrap_or_else(|| self.name.clone()),
-            create: create.clone(),
-            chunks: BTreeMap::new(),
-            held: BTreeMap::new(),
-            dropped: false,
-        });
-        if file.create != create {
-            return Err(Refusal::new(Problem::MetadataConflict, "the file has other metadata"));
-        }
-        Ok(self.json(if new { 201 } else { 200 }, &file.status(id, &self.name, &told)))
-    }
-
-    fn list(&self, query: &BTreeMap<String, String>) -> Response<Full<Bytes>> {
-        let limit = query.get("limit").map_or(100, |text| text.parse().unwrap());
-        let after: Uuid = query.get("after").map_or(Uuid::nil(), |text| text.parse().unwrap());
-        let told = self.files.told();
-        let files = self.files.files.lock().unwrap();
-        let mut entries: Vec<FileEntry> = files
-            .iter()
-            .filter(|(id, _)| **id > after)
-            .map(|(id, file)| file.status(*id, &self.name, &told))
-            .filter(|status| query.get("state").is_none_or(|state| status.state.name() == state))
-            .map(|status| FileEntry {
-                id: status.id,
-                size: status.size,
-                name: status.name,
-                state: status.state,
-                home: status.home,
-                root: status.root,
-            })
-            .collect();
-        let more = entries.len() > limit;
-        entries.truncate(limit);
-        let next = entries.last().filter(|_| more).map(|entry| entry.id);
-        self.json(200, &FilePage { files: entries, next })
-    }
-
-    async fn status(
-        &self,
-        id: Uuid,
-        query: &BTreeMap<String, String>,
-    ) -> Result<Response<Full<Bytes>>, Refusal> {
-        let wanted = query.get("wait").map(|name| State::from_name(name).unwrap());
-        let longest = Duration::from_secs(query.get("timeout").map_or(0, |text| text.parse().unwrap()));
-        let deadline = tokio::time::Instant::now() + longest;
-        loop {
-            let changed = self.files.changed.notified();
-            let status = {
-                let told = self.files.told();
-                let files = self.files.files.lock().unwrap();
-                files.get(&id).ok_or_else(Refusal::not_found)?.status(id, &self.name, &told)
-            };
-            if status.state == State::Dropped {
-                return Err(Refusal::new(Problem::Dropped, "it was deleted"));
-            }
-            let reached = wanted.is_none_or(|wanted| status.state >= wanted);
-            if reached || tokio::time::timeout_at(deadline, changed).await.is_err() {
-                return Ok(self.json(200, &status));
-            }
-        }
-    }
-
-    fn remove(&self, id: Uuid) -> Result<Response<Full<Bytes>>, Refusal> {
-        let mut files = self.files.files.lock().unwrap();
-        files.get_mut(&id).ok_or_else(Refusal::not_found)?.dropped = true;
-        Ok(self.json(204, &()))
-    }
-
-    async fn put(
-        &self,
-        id: Uuid,
-        start: u64,
-        request: Request<Incoming>,
-    ) -> Result<Response<Full<Bytes>>, Refusal> {
-        let length: u64 = request.headers()["content-length"].to_str().unwrap().parse().unwrap();
-        let announced = request.headers()["chunk-value"].to_str().unwrap().to_owned();
-        let body = request.into_body().collect().await;
-        let body = body.map_err(|_| Refusal::new(Problem::Truncated, "the body ended early"))?.to_bytes();
-        assert_eq!(body.len() as u64, length);
-        let mut files = self.files.files.lock().unwrap();
-        let file = files.get_mut(&id).ok_or_else(Refusal::not_found)?;
-        let index = ChunkIndex::new(start).unwrap();
-        file.geometry()
-            .run(index, length)
-            .map_err(|error| Refusal::new(Problem::ChunkLength, error.to_string()))?;
-        let mut values = Vec::new();
-        let mut new_chunks = 0;
-        for (chunk, part) in (start..).zip(body.chunks(CHUNK_LEN as usize)) {
-            let value = ChainingValue::of_chunk(ChunkIndex::new(chunk).unwrap(), part).unwrap();
-            if let Some((_, held)) = file.chunks.get(&chunk)
-                && *held != value
-            {
-                let detail = format!("chunk {chunk} is stored with other bytes");
-                return Err(Refusal::new(Problem::ChunkConflict, detail));
-            }
-            file.chunks.insert(chunk, (Bytes::copy_from_slice(part), value));
-            new_chunks += u64::from(file.held.entry(self.name.clone()).or_default().insert(chunk));
-            values.push(value.to_string());
-        }
-        assert_eq!(announced, values.join(","), "the client announces what it sends");
-        drop(files);
-        self.files.changed.notify_waiters();
-        let receipt = ChunkReceipt { dc: self.name.clone(), start, values, new_chunks, provisional: false };
-        Ok(self.json(200, &receipt))
-    }
-
-    fn content(&self, id: Uuid, request: &Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
-        let files = self.files.files.lock().unwrap();
-        let file = files.get(&id).ok_or_else(Refusal::not_found)?;
-        let range = request.headers()["range"].to_str().unwrap().strip_prefix("bytes=").unwrap();
-        let (first, last) = range.split_once('-').unwrap();
-        let range: Range<u64> = first.parse().unwrap()..last.parse::<u64>().unwrap() + 1;
-        let mut bytes = Vec::new();
-        for (index, (chunk, _)) in &file.chunks {
-            let offset = index * CHUNK_LEN;
-            let from = range.start.clamp(offset, offset + chunk.len() as u64) - offset;
-            let to = range.end.clamp(offset, offset + chunk.len() as u64) - offset;
-            bytes.extend_from_slice(&chunk[from as usize..to as usize]);
-        }
-        Ok(Response::builder()
-            .status(206)
-            .header("sluice-dc", &self.name)
-            .header("trace-id", "0123456789abcdef0123456789abcdef")
-            .body(Full::from(bytes))
-            .unwrap())
-    }
-
-    fn tree(&self, id: Uuid, query: &BTreeMap<String, String>) -> Result<Response<Full<Bytes>>, Refusal> {
-        let files = self.files.files.lock().unwrap();
-        let file = files.get(&id).ok_or_else(Refusal::not_found)?;
-        let geometry = file.geometry();
-        let place = Place::new(query["start"].parse().unwrap(), query["level"].parse().unwrap()).unwrap();
-        place.check(geometry).map_err(|error| Refusal::new(Problem::InvalidParameter, error.to_string()))?;
-        let value = |chunk: u64| file.chunks.get(&chunk).map(|(_, value)| *value);
-        let of = |place: Place| {
-            let values: Option<Vec<ChainingValue>> = place.range(geometry).map(value).collect();
-            merge_chunks(geometry, place, &values?)
-        };
-        let whole = file.chunks.len() as u64 == geometry.chunks();
-        let proof = proof_places(geometry, place).into_iter().filter(|_| whole).map(|sibling| ProofNode {
-            start: sibling.start(),
-            level: sibling.level(),
-            value: of(sibling).unwrap().to_string(),
-        });
-        let node = TreeNode {
-            start: place.start(),
-            level: place.level(),
-            value: of(place).map(|value| value.to_string()),
-            chunk_values: place.range(geometry).map(|chunk| value(chunk).map(|v| v.to_string())).collect(),
-            proof: proof.collect(),
-            root: file.root().map(|root| root.to_string()),
-        };
-        Ok(self.json(200, &node))
     }
 }
 
