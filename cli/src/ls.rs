@@ -17,6 +17,9 @@ Examples:
   sluice ls --state receiving --limit 20
   sluice ls --after 0193e4a0-7b1c-7def-8123-456789abcdef";
 
+/// The most files that a server gives in one page.
+const MAX_PAGE: usize = 1000;
+
 /// Which files.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -45,9 +48,9 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let mut files: Vec<FileEntry> = Vec::new();
     let mut after = args.after;
     let mut next = None;
-    // The server has a limit of its own for one page.
     while files.len() < args.limit {
-        let filter = ListFilter { state: args.state, limit: Some(args.limit - files.len()), after };
+        let limit = (args.limit - files.len()).min(MAX_PAGE);
+        let filter = ListFilter { state: args.state, limit: Some(limit), after };
         let page = client.list(filter).await?;
         let more = page.next.filter(|next| after != Some(*next));
         files.extend(page.files);

@@ -51,6 +51,8 @@ async fn a_file_goes_there_and_back() {
         serde_json::json!([])
     );
 
+    assert_eq!(home.run(&["ls", "--limit", "5000"]).await.stdout, ls.stdout);
+
     let asked = home.run(&["rm", &id]).await;
     assert_eq!(asked.code, Some(2));
     assert!(asked.stderr.contains("(not-confirmed)\nhint: give --yes"), "{}", asked.stderr);

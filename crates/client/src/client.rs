@@ -92,7 +92,8 @@ impl Client {
         Ok(self.doors().anywhere(First::Configured, &self.observer, ask).await?.1)
     }
 
-    /// Where a file stands once it has reached `state`, or after `longest`. `conflict` and `dropped` end the wait.
+    /// Where a file stands once it has reached `state` (`complete` or `assembled`), or after `longest`. `conflict` and
+    /// `dropped` end the wait.
     pub async fn wait(&self, id: Uuid, state: State, longest: Duration) -> Result<FileStatus, ClientError> {
         let until = Instant::now() + longest;
         loop {

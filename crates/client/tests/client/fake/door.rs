@@ -113,7 +113,8 @@ impl FakeDc {
     }
 
     fn list(&self, query: &BTreeMap<String, String>) -> Response<Full<Bytes>> {
-        let limit = query.get("limit").map_or(100, |text| text.parse().unwrap());
+        let limit: usize = query.get("limit").map_or(100, |text| text.parse().unwrap());
+        assert!((1..=1000).contains(&limit), "the real door refuses {limit}");
         let after: Uuid = query.get("after").map_or(Uuid::nil(), |text| text.parse().unwrap());
         let told = self.files.told();
         let files = self.files.files.lock().unwrap();

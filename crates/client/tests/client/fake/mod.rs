@@ -103,6 +103,8 @@ pub(crate) struct FakeDc {
     /// Chunk requests that are taken at once; the others are refused.
     limit: Mutex<Option<Arc<Semaphore>>>,
     names: Vec<String>,
+    /// How often it was killed: a connection of an earlier life answers nothing.
+    deaths: AtomicU64,
     server: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -144,6 +146,7 @@ impl FakeCluster {
                 chunk_requests: AtomicU64::new(0),
                 limit: Mutex::new(None),
                 names: names.clone(),
+                deaths: AtomicU64::new(0),
                 server: Mutex::new(None),
             });
             dc.serve(listener);
@@ -326,6 +329,7 @@ impl FakeDc {
 
     /// Ends every connection at once, and takes no more.
     pub(crate) fn kill(&self) {
+        self.deaths.fetch_add(1, Ordering::SeqCst);
         if let Some(server) = self.server.lock().unwrap().take() {
             server.abort();
         }
@@ -344,6 +348,7 @@ impl FakeDc {
 
     fn serve(self: &Arc<Self>, listener: TcpListener) {
         let dc = self.clone();
+        let deaths = self.deaths.load(Ordering::SeqCst);
         let server = tokio::spawn(async move {
             // Connections end with this set, and it with the task.
             let mut connections = tokio::task::JoinSet::new();
@@ -351,7 +356,16 @@ impl FakeDc {
                 let dc = dc.clone();
                 connections.spawn(async move {
                     let Ok(stream) = dc.acceptor.clone().accept(stream).await else { return };
-                    let service = service_fn(move |request| dc.clone().answer(request));
+                    let service = service_fn(move |request| {
+                        let dc = dc.clone();
+                        async move {
+                            let answer = dc.clone().answer(request).await;
+                            match dc.deaths.load(Ordering::SeqCst) == deaths {
+                                true => answer,
+                                false => Err("killed by a test"),
+                            }
+                        }
+                    });
                     let http = hyper::server::conn::http1::Builder::new();
                     // A client that goes away is no concern of ours.
                     let _ = http.serve_connection(TokioIo::new(stream), service).await;
