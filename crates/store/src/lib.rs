@@ -1,6 +1,6 @@
 //! The chunk store: where the bytes of a datacenter are durable.
 //!
-//! Contract of every backend (`contract.rs` tests it against each):
+//! Contract of every backend (`tests/store/contract.rs` puts each through it):
 //! 1. A finished run is durable: bytes synced, then its record synced, then the answer (G1).
 //! 2. Every durable record describes itself; any index is rebuilt from them (G5).
 //! 3. A chunk with a record is immutable. The same bytes again get the same answer, other bytes are refused, and

@@ -173,8 +173,11 @@ fn capacity(options: &FsOptions) -> u64 {
     (options.journal_len + 2 * MAX_BATCH as u64).next_multiple_of(BLOCK as u64)
 }
 
+/// Reads what is on the device. A sync that failed in an earlier process may have left pages in the cache that look
+/// clean and never got there.
 fn read_synced(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
     file.sync_data()?;
+    file.forget_cache()?;
     let len = usize::try_from(file.length()?).map_err(|_| io::Error::from(io::ErrorKind::FileTooLarge))?;
     file.read_at(0, len)
 }

@@ -90,6 +90,7 @@ pub(crate) async fn begin(
     let entry = shared.entry(file).await?;
     loop {
         shared.writable()?;
+        let room = shared.room(len);
         let released = entry.released.notified();
         tokio::pin!(released);
         released.as_mut().enable();
@@ -110,7 +111,7 @@ pub(crate) async fn begin(
             let chunks: Vec<u64> =
                 run.range().zip(&write).filter(|(_, write)| **write).map(|(chunk, _)| chunk).collect();
             if !chunks.is_empty() {
-                shared.room(len)?;
+                room?;
             }
             let turn = live.claims.take(run.range(), chunks, Instant::now(), shared.options.stall);
             match turn {

@@ -13,7 +13,7 @@ pub(crate) const TENANT: TenantId = TenantId::new(7);
 pub(crate) const FULL: usize = CHUNK_LEN as usize;
 
 /// The file that a client calls by this number.
-pub(crate) fn client(n: u128) -> ClientFileId {
+fn client(n: u128) -> ClientFileId {
     ClientFileId::new(Uuid::from_u128(n))
 }
 
