@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
+use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{DcId, FileId};
 use sluice_engine::ledger::FileState;
+use sluice_engine::span::Span;
 
 use super::client::Plan;
-use super::disk::{dc_name, root_of};
+use super::disk::{dc_name, root_of, value_at};
 use super::world::{World, short};
 
 /// A rule that was broken.
@@ -95,7 +97,8 @@ pub fn before_free(world: &mut World, dc: DcId, file: FileId) {
     let dropped = world.dcs.values().any(|other| other.disk.files.get(&file).is_some_and(|f| f.dropped));
     let somewhere = dropped || world.dcs.values().any(whole);
     // A copy that went with its disk after it was confirmed is not the asker's fault.
-    let excused = world.dcs.values().any(|other| other.id != dc && !other.disk_lost_at.is_empty());
+    let just_now = |other: &super::world::Dc| other.disk_lost_at.iter().any(|at| world.now - at < 5_000);
+    let excused = world.dcs.values().any(|other| other.id != dc && just_now(other));
     if !somewhere && !freed.is_empty() && !excused {
         let detail = format!(
             "{} frees {} chunks of {}, and nobody has the file",
@@ -116,6 +119,16 @@ pub fn before_lose(world: &mut World, dc: DcId, file: FileId, chunks: &[Range<u6
     if let Some(index) = only_here.filter(|_| !disks_lost) {
         let detail =
             format!("{} gives up chunk {index} of {}, and nobody else has it", dc_name(dc), short(file));
+        world.violate("G1 durability", detail);
+    }
+}
+
+/// HAVE means durable here, now, with these bytes.
+pub fn have_said(world: &mut World, dc: DcId, file: FileId, shape: Geometry, span: Span) {
+    let held = world.dcs[&dc].disk.files.get(&file).map(|f| f.chunks.clone()).unwrap_or_default();
+    if value_at(file, shape, span.place, &held) != Some(span.value) {
+        let detail =
+            format!("{} says that it has {} of {}, and does not", dc_name(dc), span.place, short(file));
         world.violate("G1 durability", detail);
     }
 }

@@ -8,7 +8,7 @@ use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{DcId, FileId, Generation, TenantId};
 use sluice_engine::ledger::Page;
 use sluice_engine::span::{Place, Span};
-use sluice_engine::span_tree::SpanTree;
+use sluice_engine::span_tree::{SpanTree, merge_chunks};
 
 /// Stands for the bytes of a chunk: two chunks are equal if this is.
 pub type Content = u32;
@@ -41,6 +41,20 @@ pub fn tree_of(file: FileId, shape: Geometry, chunks: &BTreeMap<u64, Content>) -
         let _ = tree.insert(chunk_span(file, index, content));
     }
     tree
+}
+
+/// The value of a node from the chunks under it, if they are all there.
+pub fn value_at(
+    file: FileId,
+    shape: Geometry,
+    place: Place,
+    chunks: &BTreeMap<u64, Content>,
+) -> Option<ChainingValue> {
+    let values: Option<Vec<ChainingValue>> = place
+        .range(shape)
+        .map(|index| chunks.get(&index).map(|content| value(file, index, *content)))
+        .collect();
+    merge_chunks(shape, place, &values?)
 }
 
 #[derive(Clone, Default)]

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::ops::Range;
 
 use sluice_engine::aggregator::{Aggregator, Config, Effect, Event, NodeEvent, NodeMemory, PullOutcome};
-use sluice_engine::command::Command;
+use sluice_engine::command::{Command, Statement};
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::ChainingValue;
 use sluice_engine::ids::{DcId, FileId, Generation, Incarnation, Nonce, Timestamp};
@@ -16,7 +16,7 @@ use sluice_engine::span::{Place, Span};
 
 use super::check::{self, Violation};
 use super::client::{Client, Plan};
-use super::disk::{Disk, chunk_span, dc_name, root_of, tree_of};
+use super::disk::{Disk, chunk_span, dc_name, root_of, tree_of, value_at};
 use super::random::Random;
 
 /// What to simulate.
@@ -434,6 +434,11 @@ impl World {
         self.note(|| {
             format!("{} -> {}: {} {}", dc_name(from), dc_name(to), short(command.file), command.statement)
         });
+        if let (Statement::Have { span, .. }, Some(shape)) =
+            (command.statement, self.known_shape(from, command.file))
+        {
+            check::have_said(self, from, command.file, shape, span);
+        }
         if !self.dcs[&from].links.contains(&to) {
             return;
         }
@@ -983,20 +988,6 @@ fn finer(file: FileId, shape: Geometry, place: Place, chunks: &BTreeMap<u64, u32
         }
     }
     spans
-}
-
-/// The value of a node from the chunks under it, if they are all there.
-fn value_at(
-    file: FileId,
-    shape: Geometry,
-    place: Place,
-    chunks: &BTreeMap<u64, u32>,
-) -> Option<ChainingValue> {
-    let values: Option<Vec<ChainingValue>> = place
-        .range(shape)
-        .map(|index| chunks.get(&index).map(|content| super::disk::value(file, index, *content)))
-        .collect();
-    sluice_engine::span_tree::merge_chunks(shape, place, &values?)
 }
 
 pub fn short(file: FileId) -> String {

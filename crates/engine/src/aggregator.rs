@@ -138,6 +138,7 @@ pub enum PullOutcome {
 
 /// Something that happened.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "events are made and consumed at once, never kept in bulk")]
 pub enum Event {
     /// A client's metadata record is durable here. `home` is the datacenter that the client asked for, or this one.
     Created {
@@ -227,6 +228,7 @@ pub enum Event {
 
 /// Something that happened between datacenters, or to this one as a whole.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "events are made and consumed at once, never kept in bulk")]
 pub enum NodeEvent {
     /// A peer can be reached. Both sides said which incarnation they are, and which they have seen of the other.
     LinkUp {
@@ -672,7 +674,7 @@ impl Aggregator {
 
     /// Takes the fact that a peer stated; whether it may be acknowledged.
     fn take_fact(&mut self, from: DcId, id: FileId, statement: &Statement, now: Timestamp) -> bool {
-        let (me, rules) = (self.me(), self.config.rules);
+        let me = self.me();
         let fact = match Fact::of(from, statement) {
             Ok(Some(fact)) => fact,
             Ok(None) => return false,
@@ -696,7 +698,7 @@ impl Aggregator {
                     file.heard_of(claim, me);
                 }
                 if before.1 != after.1 {
-                    file.home_changed(me, before.1, now, rules);
+                    file.home_changed(me, before.1, now);
                 }
                 let memory = self.files.get(&id).map(File::memory);
                 if let Fact::Drop { tenant, .. } = fact {

@@ -40,6 +40,9 @@ impl Ranges {
 
     /// Removes every number of `range`.
     pub fn remove(&mut self, range: Range<u64>) {
+        if range.is_empty() {
+            return;
+        }
         let touched: Vec<(u64, u64)> = self
             .ends
             .range(..range.end)

@@ -46,7 +46,7 @@ pub fn resolve(
             .flatten()
             .map(|span| (span.place, span.value))
             .collect();
-        let Some((left, right)) = Place::top_children(file) else { return None };
+        let (left, right) = Place::top_children(file)?;
         let (left, right) = (value(file, left, own, &over)?, value(file, right, own, &over)?);
         if Root::merge(&left, &right) == root {
             let none = BTreeMap::new();

@@ -16,8 +16,6 @@ pub enum Rule {
     RetractFreed,
     /// A confirmation counts only from a claim above the asker's own (design, step 7).
     HigherClaim,
-    /// An acknowledged HAVE is forgotten when the home changes, and said again to the new one.
-    RestateToNewHome,
 }
 
 /// Which rules are in force.

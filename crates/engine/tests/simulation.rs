@@ -67,8 +67,3 @@ fn not_retracting_what_was_freed_is_noticed() {
 fn freeing_to_a_lower_claim_is_noticed() {
     is_noticed(Rule::HigherClaim);
 }
-
-#[test]
-fn not_restating_to_a_new_home_is_noticed() {
-    is_noticed(Rule::RestateToNewHome);
-}

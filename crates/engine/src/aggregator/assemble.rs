@@ -184,7 +184,7 @@ fn plan(
     let mut plan = Plan { pulls: Vec::new(), page: None };
     let gaps = match ledger.held_by(me) {
         Some((_, tree)) => tree.gaps(0..shape.chunks(), MAX_GAPS + pulling.len()),
-        None => vec![0..shape.chunks()],
+        None => std::iter::once(0..shape.chunks()).collect(),
     };
     for gap in gaps {
         // A gap can be petabytes long; only its beginning is looked at.

@@ -184,7 +184,7 @@ impl Aggregator {
     pub(super) fn advance_absence(&mut self, id: FileId, now: Timestamp) {
         let me = self.me();
         let Some(file) = self.files.get_mut(&id) else { return };
-        if file.published || !file.ledger.claim().is_some_and(|claim| claim.home == me) {
+        if file.published || file.ledger.claim().is_none_or(|claim| claim.home != me) {
             return;
         }
         for (dc, peer) in &self.peers {

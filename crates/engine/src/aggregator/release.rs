@@ -68,7 +68,7 @@ impl Aggregator {
             return;
         }
         // Unique for good, because the sequence it goes with is.
-        let nonce = Nonce::new(u64::from(self.incarnation.number()) << 32 | u64::from(self.spoken) + 1);
+        let nonce = Nonce::new((u64::from(self.incarnation.number()) << 32) | (u64::from(self.spoken) + 1));
         file.release = Some(Release { nonce, to: keeper.home, asked_at: now, freeing: false });
         file.wake_at(now.plus(wait_ms));
         self.say(keeper.home, id, Statement::Confirm { nonce }, now);

@@ -12,7 +12,6 @@ use crate::ids::{DcId, FileId, Generation, Nonce, Sequence, Timestamp};
 use crate::ledger::{Claim, Fact, FileState};
 use crate::limits::STRIPE_LEVEL;
 use crate::ranges::Ranges;
-use crate::rules::{Rule, Rules};
 use crate::span::{Place, Span};
 
 /// Partial stripes wait at most this many stripe intervals while chunks keep coming.
@@ -81,19 +80,14 @@ impl File {
     }
 
     /// Another home: it was told nothing yet.
-    pub(super) fn home_changed(&mut self, me: DcId, before: Option<Claim>, now: Timestamp, rules: Rules) {
+    pub(super) fn home_changed(&mut self, me: DcId, before: Option<Claim>, now: Timestamp) {
         self.home = super::complete::HomeWork::default();
         self.assembly = super::assemble::Assembly::default();
         let Some(claim) = self.ledger.claim() else { return };
         if claim.home == me || before.is_some_and(|before| before.home == claim.home) {
             return;
         }
-        if rules.holds(Rule::RestateToNewHome) {
-            self.tell.entry(claim.home).or_default().said = Ranges::new();
-        } else if let Some(old) = before.and_then(|before| self.tell.get(&before.home)) {
-            let said = old.said.clone();
-            self.tell.entry(claim.home).or_default().said = said;
-        }
+        self.tell.entry(claim.home).or_default().said = Ranges::new();
         if self.ledger.held_by(me).is_some_and(|(_, tree)| !tree.is_empty()) {
             self.note_unsaid(now);
         }
@@ -140,9 +134,7 @@ impl File {
                 }
             }
             Some((Statement::HaveNothing { generation }, _)) => {
-                if tell.nothing == Some(generation) {
-                    tell.nothing = None;
-                }
+                tell.nothing = tell.nothing.filter(|untold| *untold != generation);
             }
             Some((statement, _)) => tell.told.push(statement),
             None => {}
