@@ -26,7 +26,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 use uuid::Uuid;
 
 use crate::config::{ConfigError, Timeouts};
-use crate::error::{ClientError, Operation, Refused};
+use crate::error::ClientError;
+use crate::refused::{Operation, Refused};
 
 /// The largest answer that is read into memory: a page of a list, or the values of 4,096 chunks.
 const MAX_ANSWER: usize = 8 << 20;

@@ -23,10 +23,11 @@ use uuid::Uuid;
 use crate::Client;
 use crate::door::Door;
 use crate::doors::First;
-use crate::error::{ClientError, Operation};
+use crate::error::ClientError;
 use crate::event::{Event, SharedObserver};
 use crate::part::{Part, PartOf};
 use crate::plan::runs;
+use crate::refused::Operation;
 use crate::settle;
 
 /// What part of a file is wanted, and how sure to be of it.
