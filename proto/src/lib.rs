@@ -5,8 +5,10 @@
 //!    are not serialised; between processes and datacenters they travel as gRPC.
 //! 2. [`http`] are the JSON bodies of the HTTP door, shared by the edge and the client library.
 //! 3. [`problem`] is the one list of reasons for which a request is refused, the same at every door.
-//! 4. Nothing here decides anything or performs I/O.
+//! 4. [`peer`] is the generated code of `peer.proto`: what datacenters say to one another in bulk.
+//! 5. Nothing here decides anything or performs I/O.
 
 pub mod calls;
 pub mod http;
+pub mod peer;
 pub mod problem;

@@ -1,0 +1,367 @@
+//! The port for peers: mutual TLS, HTTP/2, and the peer service of `peer.proto`.
+//!
+//! A connection is a datacenter's by its certificate, and a command another's only by its signature. Accepting,
+//! every connection and every stream are tasks of the datacenter: a kill drops them all.
+
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::Stream;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use sluice_engine::aggregator::NodeEvent;
+use sluice_engine::command::{COMMAND_LEN, Command};
+use sluice_engine::context::SignedContext;
+use sluice_engine::geometry::ChunkIndex;
+use sluice_engine::ids::{ClientFileId, DcId, FileId};
+use sluice_engine::limits::UNIT_CHUNKS;
+use sluice_engine::span::Place;
+use sluice_node::shutdown::Shutdown;
+use sluice_node::tls;
+use sluice_proto::peer::peer_server::{self, PeerServer};
+use sluice_proto::peer::{
+    ChunkPiece, ChunksRequest, Hello, LinkFrame, LocateReply, LocateRequest, RecordReply, RecordRequest,
+    StatusReply, StatusRequest, ValuesReply, ValuesRequest,
+};
+use sluice_proto::problem::{Problem, Refusal};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+use tower::ServiceExt;
+use tracing::{debug, warn};
+
+use crate::refusal::{of_store, to_status};
+use crate::{AggregatorError, AggregatorService, bulk};
+
+/// Connections at once: each peer has two, and restarts overlap.
+const MAX_CONNECTIONS: usize = 4 * sluice_engine::limits::MAX_DCS;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// Bytes in one frame of chunk data.
+const PIECE: usize = 256 << 10;
+
+/// Pieces that wait for a slow peer: one chunk.
+const PIECES: usize = 4;
+
+/// A port for peers that is open, so that its number is known before anything starts.
+#[derive(Debug)]
+pub struct Listener {
+    listener: std::net::TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Opens the port; 0 takes any that is free.
+    pub fn bind(listen: SocketAddr) -> Result<Self, AggregatorError> {
+        let failed = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::AddrInUse => AggregatorError::Busy { address: listen },
+            _ => AggregatorError::Listen { address: listen, reason: error.to_string() },
+        };
+        // The standard library sets SO_REUSEADDR, so a port can be opened again right after a kill.
+        let listener = std::net::TcpListener::bind(listen).map_err(failed)?;
+        listener.set_nonblocking(true).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, address })
+    }
+
+    /// The address it is open on.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// Whose connection a request came over.
+#[derive(Clone, Copy)]
+struct Caller(DcId);
+
+/// Answers peers until the datacenter stops.
+pub(crate) fn serve(service: Arc<AggregatorService>, listener: Listener, config: Arc<ServerConfig>) {
+    let tasks = service.parts.tasks.clone();
+    tasks.clone().spawn(async move {
+        let listener = match TcpListener::from_std(listener.listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "the port for peers cannot be used");
+                return;
+            }
+        };
+        let acceptor = TlsAcceptor::from(config);
+        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        loop {
+            let accepted = tokio::select! {
+                () = tasks.draining() => return,
+                accepted = listener.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    // Out of descriptors, most likely: accepting at once again would spin.
+                    warn!(%error, "cannot accept a peer");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            };
+            let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+            let (service, acceptor, owner) = (service.clone(), acceptor.clone(), tasks.clone());
+            tasks.spawn(async move {
+                connection(service, acceptor, stream, owner).await;
+                drop(permit);
+            });
+        }
+    });
+}
+
+async fn connection(
+    service: Arc<AggregatorService>,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    tasks: Shutdown,
+) {
+    let _ = stream.set_nodelay(true);
+    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            debug!(%error, "a peer's handshake failed");
+            return;
+        }
+        Err(_) => return,
+    };
+    let caller = match tls::peer_dc(&service.parts.material, stream.get_ref().1.peer_certificates()) {
+        Ok(dc) if dc != service.parts.dc => Caller(dc),
+        Ok(_) | Err(_) => {
+            warn!("a peer's certificate names no other datacenter of this cluster");
+            return;
+        }
+    };
+    let routes =
+        tonic::service::Routes::new(PeerServer::new(Door { service, tasks: tasks.clone() })).prepare();
+    let routes =
+        routes.map_request(move |mut request: tonic::codegen::http::Request<hyper::body::Incoming>| {
+            request.extensions_mut().insert(caller);
+            request.map(tonic::body::Body::new)
+        });
+    let connection = hyper::server::conn::http2::Builder::new(Tasks(tasks.clone()))
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(256)
+        .max_pending_accept_reset_streams(64)
+        .max_local_error_reset_streams(256)
+        .max_header_list_size(16 << 10)
+        .initial_stream_window_size(1 << 20)
+        .initial_connection_window_size(8 << 20)
+        .keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(10))
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = tasks.draining() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        debug!(%error, "a peer's connection broke");
+    }
+}
+
+/// Spawns what HTTP/2 spawns as tasks of the datacenter.
+#[derive(Clone)]
+struct Tasks(Shutdown);
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(async move {
+            task.await;
+        });
+    }
+}
+
+/// The peer service.
+struct Door {
+    service: Arc<AggregatorService>,
+    tasks: Shutdown,
+}
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl peer_server::Peer for Door {
+    type LinkStream = Answers<LinkFrame>;
+    type ChunksStream = Answers<ChunkPiece>;
+
+    async fn link(
+        &self,
+        request: Request<Streaming<LinkFrame>>,
+    ) -> Result<Response<Self::LinkStream>, Status> {
+        let from = caller(&request)?;
+        let mut frames = request.into_inner();
+        let hello = frames.message().await?.and_then(|frame| frame.hello);
+        let hello = hello.ok_or_else(|| Status::invalid_argument("a link begins with a hello"))?;
+        if hello.dc != u32::from(from.number()) {
+            return Err(Status::permission_denied("the certificate is another datacenter's"));
+        }
+        let asked =
+            self.service.ledgers.ask(move |aggregator| (aggregator.incarnation(), aggregator.seen(from)));
+        let (incarnation, seen) = asked.await.map_err(|refusal| to_status(&refusal))?;
+        if hello.incarnation < seen.number() {
+            return Err(Status::failed_precondition("a newer incarnation of this datacenter has spoken"));
+        }
+        let answer = LinkFrame {
+            hello: Some(Hello {
+                dc: u32::from(self.service.parts.dc.number()),
+                incarnation: incarnation.number(),
+                seen: seen.number(),
+            }),
+            commands: Bytes::new(),
+        };
+        // Holds the hello; stays open for as long as the link does.
+        let (sender, receiver) = mpsc::channel(1);
+        sender.send(Ok(answer)).await.map_err(|_| Status::cancelled("gone"))?;
+        let service = self.service.clone();
+        self.tasks.spawn(async move {
+            let _open = sender;
+            while let Ok(Some(frame)) = frames.message().await {
+                take_commands(&service, from, &frame.commands).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn record(&self, request: Request<RecordRequest>) -> Result<Response<RecordReply>, Status> {
+        caller(&request)?;
+        let file = file_id(&request.get_ref().file)?;
+        let summary =
+            self.service.parts.store.summary(file).await.map_err(|error| to_status(&of_store(&error)))?;
+        let record =
+            summary.and_then(|summary| summary.record).ok_or_else(|| to_status(&Refusal::not_found()))?;
+        Ok(Response::new(RecordReply { record: record.to_bytes().into() }))
+    }
+
+    async fn values(&self, request: Request<ValuesRequest>) -> Result<Response<ValuesReply>, Status> {
+        caller(&request)?;
+        let ValuesRequest { file, start, level, under_start, under_level } = request.into_inner();
+        let file = file_id(&file)?;
+        let (place, under) = (place(start, level)?, place(under_start, under_level)?);
+        let (values, beside) =
+            bulk::own_values(&self.service, file, place, under).await.map_err(|e| to_status(&e))?;
+        Ok(Response::new(ValuesReply { values: bulk::concat(&values), beside: bulk::concat(&beside) }))
+    }
+
+    async fn chunks(&self, request: Request<ChunksRequest>) -> Result<Response<Self::ChunksStream>, Status> {
+        let from = caller(&request)?;
+        let ChunksRequest { file, start, count, relay } = request.into_inner();
+        let file = file_id(&file)?;
+        if count == 0 || u64::from(count) > UNIT_CHUNKS {
+            return Err(Status::invalid_argument("1 to 4,096 chunks are asked for at once"));
+        }
+        let end = start.checked_add(u64::from(count)).ok_or_else(|| Status::invalid_argument("range"))?;
+        ChunkIndex::new(end - 1).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (sender, receiver) = mpsc::channel(PIECES);
+        let service = self.service.clone();
+        self.tasks.spawn(async move {
+            for number in start..end {
+                let Ok(index) = ChunkIndex::new(number) else { return };
+                let bytes = match bulk::chunk(&service, file, index, relay, from).await {
+                    Ok(bytes) => bytes,
+                    Err(refusal) => {
+                        // A peer that has gone does not hear it.
+                        let _ = sender.send(Err(to_status(&refusal))).await;
+                        return;
+                    }
+                };
+                service.metrics.served_bytes.fetch_add(bytes.len() as u64, Relaxed);
+                for at in (0..bytes.len()).step_by(PIECE) {
+                    let data = bytes.slice(at..bytes.len().min(at + PIECE));
+                    if sender.send(Ok(ChunkPiece { data })).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
+        caller(&request)?;
+        let StatusRequest { context, id } = request.into_inner();
+        let (context, id) = (signed(context)?, client_id(&id)?);
+        let status = self.service.own_status(&context, id).await.map_err(|refusal| to_status(&refusal))?;
+        let json = status.map(|status| serde_json::to_vec(&status)).transpose();
+        let json = json.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(StatusReply { status: json.map(Bytes::from) }))
+    }
+
+    async fn locate(&self, request: Request<LocateRequest>) -> Result<Response<LocateReply>, Status> {
+        caller(&request)?;
+        let LocateRequest { context, id, start, level } = request.into_inner();
+        let (context, id, place) = (signed(context)?, client_id(&id)?, place(start, level)?);
+        let (values, proof) =
+            self.service.own_unit(&context, id, place).await.map_err(|refusal| to_status(&refusal))?;
+        Ok(Response::new(LocateReply { values: bulk::concat(&values), proof: bulk::concat(&proof) }))
+    }
+}
+
+/// Verifies the commands of a frame and gives them to the engine.
+async fn take_commands(service: &Arc<AggregatorService>, from: DcId, commands: &[u8]) {
+    let ring = service.parts.material.command_ring();
+    if !commands.len().is_multiple_of(COMMAND_LEN) {
+        service.metrics.received("none", "length");
+        warn!(peer = %from, len = commands.len(), "a frame does not hold whole commands");
+        return;
+    }
+    for bytes in commands.chunks_exact(COMMAND_LEN) {
+        match Command::verify(bytes, &ring, service.parts.dc) {
+            Ok(verified) => {
+                let command = verified.command();
+                debug!(from = %command.from, file = %command.file, statement = %command.statement, "heard");
+                service.metrics.received(command.statement.kind().name(), "taken");
+                service.ledgers.tell(NodeEvent::Received(verified)).await;
+            }
+            Err(error) => {
+                service.metrics.received("none", "refused");
+                warn!(peer = %from, %error, "a command was refused");
+            }
+        }
+    }
+}
+
+fn caller<T>(request: &Request<T>) -> Result<DcId, Status> {
+    let caller = request.extensions().get::<Caller>();
+    caller.map(|Caller(dc)| *dc).ok_or_else(|| Status::unauthenticated("no certificate"))
+}
+
+fn file_id(bytes: &[u8]) -> Result<FileId, Status> {
+    let bytes = bytes.try_into().map_err(|_| Status::invalid_argument("a file id has 16 bytes"))?;
+    Ok(FileId::from_bytes(bytes))
+}
+
+fn client_id(bytes: &[u8]) -> Result<ClientFileId, Status> {
+    let uuid = uuid::Uuid::from_slice(bytes).map_err(|_| Status::invalid_argument("a UUID has 16 bytes"))?;
+    Ok(ClientFileId::new(uuid))
+}
+
+fn signed(bytes: Bytes) -> Result<SignedContext, Status> {
+    SignedContext::from_bytes(bytes.to_vec()).map_err(|error| Status::unauthenticated(error.to_string()))
+}
+
+fn place(start: u64, level: u32) -> Result<Place, Status> {
+    let level = u8::try_from(level).map_err(|_| Status::invalid_argument("level"))?;
+    Place::new(start, level).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+/// The refusal for a place that is larger than a unit, or not in the file.
+pub(crate) fn no_such_place(reason: impl std::fmt::Display) -> Refusal {
+    Refusal::new(Problem::InvalidParameter, reason.to_string())
+}

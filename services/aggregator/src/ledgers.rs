@@ -1,0 +1,262 @@
+//! The ledger task: the one owner of the engine's aggregator.
+//!
+//! Events come in over a bounded channel, are handled in batches, and their effects applied strictly in order: what
+//! must be durable is awaited before anything later is sent. Effects that take time are carried out elsewhere
+//! (`carry.rs`) and come back as events. The task ends when its datacenter drains and nothing waits any more, or is
+//! killed.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_engine::aggregator::{Aggregator, Effect, Event, FileMemory, NodeEvent};
+use sluice_engine::ids::{FileId, Timestamp};
+use sluice_proto::problem::{Problem, Refusal};
+use tokio::sync::{mpsc, oneshot};
+use tracing::{debug, error};
+
+use crate::{AggregatorError, AggregatorService, carry, refusal};
+
+/// Inputs that may wait: enough that a burst of registrations does not stall workers, few enough to bound memory.
+const INPUTS: usize = 1024;
+
+/// Inputs handled before their effects are applied: they share one group commit.
+const BATCH: usize = 128;
+
+/// Waiters for a change of any file. Past that, waiting is refused.
+const MAX_WAITERS: usize = 1 << 16;
+
+type Question = Box<dyn FnOnce(&Aggregator) + Send>;
+
+/// Something for the ledger task.
+pub(crate) enum Input {
+    /// An event, and whom to tell once its effects are durable.
+    Event(Box<NodeEvent>, Option<oneshot::Sender<()>>),
+    /// A question.
+    Ask(Question),
+    /// Say when what is known of a file changes.
+    Watch(FileId, oneshot::Sender<()>),
+}
+
+/// A handle to the ledger task.
+#[derive(Clone)]
+pub(crate) struct Ledgers(mpsc::Sender<Input>);
+
+/// The handle, and what goes to the task.
+pub(crate) fn channel() -> (Ledgers, mpsc::Receiver<Input>) {
+    let (sender, receiver) = mpsc::channel(INPUTS);
+    (Ledgers(sender), receiver)
+}
+
+impl Ledgers {
+    async fn send(&self, input: Input) -> Result<(), Refusal> {
+        self.0.send(input).await.map_err(|_| refusal::stopping())
+    }
+
+    /// Gives an event to the engine; returns once what follows is durable.
+    pub(crate) async fn settle(&self, file: FileId, event: Event) -> Result<(), Refusal> {
+        let (done, settled) = oneshot::channel();
+        self.send(Input::Event(Box::new(NodeEvent::File(file, event)), Some(done))).await?;
+        settled.await.map_err(|_| refusal::stopping())
+    }
+
+    /// Gives an event to the engine.
+    pub(crate) async fn tell(&self, event: NodeEvent) {
+        // Nobody is left to tell when the task has ended.
+        let _ = self.send(Input::Event(Box::new(event), None)).await;
+    }
+
+    /// Asks the engine.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        question: impl FnOnce(&Aggregator) -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let (sender, answer) = oneshot::channel();
+        let question = Box::new(move |aggregator: &Aggregator| {
+            // Whoever asked may have gone.
+            let _ = sender.send(question(aggregator));
+        });
+        self.send(Input::Ask(question)).await?;
+        answer.await.map_err(|_| refusal::stopping())
+    }
+
+    /// Something that ends when what is known of a file changes. Look after asking for it, not before.
+    pub(crate) async fn watch(&self, file: FileId) -> Result<oneshot::Receiver<()>, Refusal> {
+        let (sender, changed) = oneshot::channel();
+        self.send(Input::Watch(file, sender)).await?;
+        Ok(changed)
+    }
+}
+
+/// The task.
+pub(crate) struct LedgerTask {
+    aggregator: Aggregator,
+    inputs: mpsc::Receiver<Input>,
+    service: Arc<AggregatorService>,
+    now: Box<dyn Fn() -> Timestamp + Send>,
+    waiters: HashMap<FileId, Vec<oneshot::Sender<()>>>,
+    waiting: usize,
+}
+
+impl LedgerTask {
+    pub(crate) fn new(
+        aggregator: Aggregator,
+        inputs: mpsc::Receiver<Input>,
+        service: Arc<AggregatorService>,
+        now: Box<dyn Fn() -> Timestamp + Send>,
+    ) -> Self {
+        Self { aggregator, inputs, service, now, waiters: HashMap::new(), waiting: 0 }
+    }
+
+    /// Applies the first effects: without its incarnation on disk, an aggregator must not speak.
+    pub(crate) async fn begin(self, effects: Vec<Effect>) -> Result<Self, AggregatorError> {
+        for effect in effects {
+            match effect {
+                Effect::PersistNode(memory) => self.service.parts.store.put_state(&memory.to_bytes()).await?,
+                Effect::RaiseGenerations(floor) => self.service.parts.store.raise_generations(floor).await?,
+                other => debug!(?other, "not an effect of a start"),
+            }
+        }
+        Ok(self)
+    }
+
+    pub(crate) async fn run(mut self) {
+        let tasks = self.service.parts.tasks.clone();
+        loop {
+            let due = self.aggregator.next_timeout();
+            let wait =
+                due.map_or(Duration::from_secs(3600), |at| Duration::from_millis(at.since((self.now)())));
+            let mut effects = Vec::new();
+            let mut settled = Vec::new();
+            tokio::select! {
+                input = self.inputs.recv() => match input {
+                    Some(input) => self.take(input, &mut effects, &mut settled),
+                    None => return,
+                },
+                () = tasks.draining(), if self.inputs.is_empty() => return,
+                () = tokio::time::sleep(wait) => {
+                    effects.extend(self.aggregator.handle(NodeEvent::Tick, (self.now)()));
+                }
+            }
+            for _ in 1..BATCH {
+                match self.inputs.try_recv() {
+                    Ok(input) => self.take(input, &mut effects, &mut settled),
+                    Err(_) => break,
+                }
+            }
+            self.apply(effects).await;
+            for done in settled {
+                // Whoever waited may have gone; what it waited for stays.
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn take(&mut self, input: Input, effects: &mut Vec<Effect>, settled: &mut Vec<oneshot::Sender<()>>) {
+        match input {
+            Input::Event(event, done) => {
+                effects.extend(self.aggregator.handle(*event, (self.now)()));
+                settled.extend(done);
+            }
+            Input::Ask(question) => question(&self.aggregator),
+            Input::Watch(file, sender) => {
+                if self.waiting >= MAX_WAITERS {
+                    self.waiters.values_mut().for_each(|all| all.retain(|waiter| !waiter.is_closed()));
+                    self.waiters.retain(|_, all| !all.is_empty());
+                    self.waiting = self.waiters.values().map(Vec::len).sum();
+                }
+                // Past the bound the sender is dropped, which looks like a change: the waiter looks again, later.
+                if self.waiting < MAX_WAITERS {
+                    self.waiting += 1;
+                    self.waiters.entry(file).or_default().push(sender);
+                }
+            }
+        }
+    }
+
+    async fn apply(&mut self, effects: Vec<Effect>) {
+        let store = self.service.parts.store.clone();
+        for effect in effects {
+            match effect {
+                Effect::Persist(file, memory) => {
+                    if let Err(failed) = store.put_facts(file, &memory.to_bytes()).await {
+                        self.persist_later(file, memory, &failed);
+                    }
+                }
+                Effect::PersistNode(memory) => {
+                    if let Err(failed) = store.put_state(&memory.to_bytes()).await {
+                        error!(%failed, "the datacenter's incarnation could not be stored");
+                    }
+                }
+                Effect::RaiseGenerations(floor) => {
+                    if let Err(failed) = store.raise_generations(floor).await {
+                        error!(%failed, "generations could not be raised");
+                    }
+                }
+                Effect::Drop(file, tenant, memory) => {
+                    if let Err(failed) = store.drop_file(file, tenant, &memory.to_bytes()).await {
+                        error!(%file, %failed, "a dropped file could not be removed");
+                    }
+                }
+                Effect::Send(command) => self.service.links.send(&command),
+                Effect::CloseLink(peer) => self.service.links.close(peer),
+                Effect::Changed(file) => {
+                    for waiter in self.waiters.remove(&file).unwrap_or_default() {
+                        self.waiting -= 1;
+                        let _ = waiter.send(());
+                    }
+                }
+                Effect::Refused { peer, kind, reason } => {
+                    self.service.metrics.received(kind.name(), "refused");
+                    tracing::warn!(%peer, %kind, reason, "a peer said what it should not");
+                }
+                Effect::FetchRecord { .. }
+                | Effect::Restate { .. }
+                | Effect::StorePage(..)
+                | Effect::LoadPage(..)
+                | Effect::Pull { .. }
+                | Effect::ReadRoot(..)
+                | Effect::Publish(..)
+                | Effect::Recheck { .. }
+                | Effect::Free(..)
+                | Effect::Resolve { .. }
+                | Effect::DiscardOrphan(..) => {
+                    let service = self.service.clone();
+                    self.service.parts.tasks.spawn(carry::carry(service, effect));
+                }
+            }
+        }
+    }
+
+    /// What could not be remembered is tried again: until then a restart forgets it, and hears it from its peers.
+    fn persist_later(&self, file: FileId, memory: FileMemory, failed: &sluice_store::StoreError) {
+        error!(%file, %failed, "what is known of a file could not be stored");
+        let store = self.service.parts.store.clone();
+        self.service.parts.tasks.spawn(async move {
+            for pause in [1, 5, 30, 120] {
+                tokio::time::sleep(Duration::from_secs(pause)).await;
+                if store.put_facts(file, &memory.to_bytes()).await.is_ok() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// Waits for a change of a file, at most so long; whether there was one.
+pub(crate) async fn changed(watch: oneshot::Receiver<()>, patience: Duration) -> bool {
+    // A dropped sender counts as a change: look again, but not at once.
+    match tokio::time::timeout(patience, watch).await {
+        Ok(Ok(())) => true,
+        Ok(Err(_)) => {
+            tokio::time::sleep(Duration::from_millis(50).min(patience)).await;
+            true
+        }
+        Err(_) => false,
+    }
+}
+
+/// The refusal of a request whose answer did not come in time.
+pub(crate) fn too_slow(what: &str) -> Refusal {
+    Refusal::new(Problem::Unavailable, format!("{what} did not answer in time"))
+}

@@ -1,0 +1,226 @@
+//! The aggregator of a datacenter: it owns the ledgers of its files, links to the other datacenters, sees when a file
+//! is whole, and reassembles the files whose home is here.
+//!
+//! Contract:
+//! 1. Decisions are the engine's. `ledgers.rs` is one task that feeds it events and applies its effects in order;
+//!    what must be durable is, before anything later is said.
+//! 2. `links.rs` carries signed commands to each peer over mutual TLS, and `door.rs` answers peers. A command counts
+//!    only if its form, destination, sender, key and signature hold.
+//! 3. `carry.rs` carries out effects that take time: fetching records, pulling, publishing. Everything that comes
+//!    from a peer is verified before it is stored or given on (`bulk.rs`, `locate.rs`).
+//! 4. `slots.rs` is what workers ask: every request is verified against its session context here again (G4).
+//! 5. All tasks belong to the datacenter's `Shutdown`; a kill drops them at once, and nothing acknowledged is lost.
+//! 6. Ledgers are caches: at start they are made anew from the chunk store (`load.rs`, G5).
+
+mod bulk;
+mod carry;
+mod catalogue;
+mod door;
+mod ledgers;
+mod links;
+mod load;
+mod locate;
+mod metrics;
+mod refusal;
+mod slots;
+mod status;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_engine::aggregator::{Aggregator, Config, NodeMemory};
+use sluice_engine::ids::{DcId, Timestamp};
+use sluice_node::access::ContextVerifier;
+use sluice_node::clock::SharedClock;
+use sluice_node::material::{ClusterMaterial, MaterialError};
+use sluice_node::metrics::Metrics;
+use sluice_node::shutdown::Shutdown;
+use sluice_node::tls::TlsError;
+use sluice_store::{ChunkStore, StoreError};
+use tokio::time::Instant;
+
+pub use door::Listener;
+pub use metrics::Traffic;
+
+use crate::catalogue::Catalogue;
+use crate::ledgers::Ledgers;
+use crate::metrics::AggregatorMetrics;
+
+/// What an aggregator is made of.
+#[derive(Clone)]
+pub struct AggregatorParts {
+    /// This datacenter.
+    pub dc: DcId,
+    /// Certificates and keys.
+    pub material: Arc<ClusterMaterial>,
+    /// The datacenter's chunk store.
+    pub store: Arc<dyn ChunkStore>,
+    /// Verifies session contexts.
+    pub access: Arc<ContextVerifier>,
+    /// The datacenter's metrics.
+    pub metrics: Arc<Metrics>,
+    /// The clock of the datacenter.
+    pub clock: SharedClock,
+    /// Owns the aggregator's tasks.
+    pub tasks: Shutdown,
+    /// Times and limits.
+    pub settings: AggregatorSettings,
+}
+
+/// Times and limits of an aggregator.
+#[derive(Clone, Copy, Debug)]
+pub struct AggregatorSettings {
+    /// How long every datacenter must say UNKNOWN before chunks without metadata go.
+    pub orphan_grace: Duration,
+    /// After how long the home of an unfinished file is taken over when it cannot be reached; `None`: never by itself.
+    pub takeover_after: Option<Duration>,
+    /// After how long what only an unreachable datacenter has counts as missing.
+    pub absent_after: Duration,
+    /// How often all that is known is compared with each peer.
+    pub compare_every: Duration,
+    /// How long a call to a peer may take before its first answer.
+    pub call_timeout: Duration,
+    /// Files without metadata that one tenant may have here.
+    pub provisional_files: usize,
+    /// Chunks of files without metadata that one tenant may have here.
+    pub provisional_chunks: u64,
+}
+
+impl Default for AggregatorSettings {
+    fn default() -> Self {
+        Self {
+            orphan_grace: Duration::from_secs(3600),
+            takeover_after: Some(Duration::from_secs(600)),
+            absent_after: Duration::from_secs(60),
+            compare_every: Duration::from_secs(30),
+            call_timeout: Duration::from_secs(10),
+            provisional_files: 1_000,
+            provisional_chunks: 65_536,
+        }
+    }
+}
+
+/// Where another datacenter is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerAddress {
+    /// Which.
+    pub dc: DcId,
+    /// `host:port` of its port for peers.
+    pub address: String,
+    /// Where its edges answer clients.
+    pub edge_url: Option<String>,
+}
+
+/// Why an aggregator does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum AggregatorError {
+    /// The port for peers is taken.
+    #[error("port {address} is in use")]
+    Busy {
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The port for peers cannot be opened.
+    #[error("cannot listen on {address}: {reason}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+    /// Keys or certificates are missing.
+    #[error(transparent)]
+    Material(#[from] MaterialError),
+    /// TLS cannot be set up.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The store refuses.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What the store remembers cannot be read.
+    #[error("the store holds what this version does not understand: {0}")]
+    Memory(#[from] sluice_engine::aggregator::MemoryError),
+    /// A peer that the cluster does not know, or this datacenter itself.
+    #[error("{0} is no other datacenter of this cluster")]
+    Peer(DcId),
+    /// The tasks were stopped before the aggregator had started.
+    #[error("stopped while starting")]
+    Stopped,
+}
+
+/// The aggregator of one datacenter, running. Cheap to share; its tasks end with [`AggregatorParts::tasks`].
+pub struct AggregatorService {
+    pub(crate) parts: AggregatorParts,
+    pub(crate) ledgers: Ledgers,
+    pub(crate) links: links::Links,
+    pub(crate) catalogue: Arc<Catalogue>,
+    pub(crate) metrics: Arc<AggregatorMetrics>,
+    pub(crate) units: locate::Units,
+    pub(crate) edge_url: Option<String>,
+    /// Itself, for the tasks that calls spawn.
+    pub(crate) this: std::sync::Weak<AggregatorService>,
+}
+
+/// Starts the aggregator: loads the files of the store, answers peers on `listener`, and dials them.
+pub async fn start(
+    parts: AggregatorParts,
+    listener: Listener,
+    edge_url: Option<String>,
+    peers: Vec<PeerAddress>,
+) -> Result<Arc<AggregatorService>, AggregatorError> {
+    let me = parts.dc;
+    for peer in &peers {
+        if peer.dc == me || parts.material.dc_name(peer.dc).is_none() {
+            return Err(AggregatorError::Peer(peer.dc));
+        }
+    }
+    let server = sluice_node::tls::peer_server(&parts.material, me)?;
+    let metrics = Arc::new(AggregatorMetrics::new(&parts.metrics, &parts.material, me));
+    let links = links::Links::new(&parts, &peers, metrics.clone())?;
+
+    let began = Instant::now();
+    let offset = parts.clock.now();
+    let now = move || Timestamp::new(offset.number() + began.elapsed().as_millis() as u64);
+    let memory = NodeMemory::from_bytes(&parts.store.state().await?)?;
+    let millis = |duration: Duration| duration.as_millis() as u64;
+    let config = Config {
+        orphan_grace_ms: millis(parts.settings.orphan_grace),
+        takeover_ms: parts.settings.takeover_after.map(millis),
+        absent_ms: millis(parts.settings.absent_after),
+        compare_ms: millis(parts.settings.compare_every),
+        ..Config::new(me, parts.material.dcs().map(|(dc, _)| dc))
+    };
+    let (aggregator, effects) = Aggregator::start(config, memory, now());
+    let catalogue = Arc::new(Catalogue::default());
+    let (ledgers, inputs) = ledgers::channel();
+    let service = Arc::new_cyclic(|this| AggregatorService {
+        this: this.clone(),
+        links,
+        ledgers,
+        catalogue,
+        metrics,
+        units: locate::Units::default(),
+        edge_url,
+        parts: parts.clone(),
+    });
+    let task = ledgers::LedgerTask::new(aggregator, inputs, service.clone(), Box::new(now));
+    let task = task.begin(effects).await?;
+    parts.tasks.spawn(task.run());
+    load::load_all(&service).await?;
+    door::serve(service.clone(), listener, server);
+    links::dial_all(&service);
+    Ok(service)
+}
+
+impl AggregatorService {
+    /// What went between datacenters since the start.
+    pub fn traffic(&self) -> Traffic {
+        self.metrics.traffic()
+    }
+
+    /// The name of a datacenter.
+    pub(crate) fn dc_name(&self, dc: DcId) -> String {
+        self.parts.material.dc_name(dc).map_or_else(|| dc.to_string(), str::to_owned)
+    }
+}

@@ -1,0 +1,275 @@
+//! Links to the other datacenters: one direction each. A task per peer dials, says hello, and carries signed commands
+//! until the link breaks; then it dials again, with growing pauses and jitter. Bulk calls have a channel of their
+//! own, so that data never delays a command.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use hyper_util::rt::TokioIo;
+use sluice_engine::aggregator::NodeEvent;
+use sluice_engine::command::{COMMAND_LEN, Command};
+use sluice_engine::ids::{DcId, Incarnation};
+use sluice_engine::keys::SigningKey;
+use sluice_node::tls;
+use sluice_proto::peer::peer_client::PeerClient;
+use sluice_proto::peer::{Hello, LinkFrame};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use tracing::{debug, info, warn};
+
+use crate::metrics::AggregatorMetrics;
+use crate::{AggregatorError, AggregatorParts, AggregatorService, PeerAddress};
+
+/// Commands that may wait for one link. What does not fit is dropped: the engine says it again.
+const QUEUE: usize = 1024;
+
+/// Commands in one frame.
+const FRAME: usize = 64;
+
+/// Frames under way inside one link: one being sent, one being filled.
+const FRAMES: usize = 2;
+
+/// The shortest and the longest pause between two attempts to reach a peer.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// How long connecting and the hello may take.
+const GREETING: Duration = Duration::from_secs(5);
+
+/// A peer, and the way to it.
+pub(crate) struct Peer {
+    pub(crate) dc: DcId,
+    pub(crate) name: String,
+    pub(crate) edge_url: Option<String>,
+    link: Endpoint,
+    connector: Connector,
+    /// For everything but commands.
+    bulk: Channel,
+    outlet: Mutex<Option<mpsc::Sender<[u8; COMMAND_LEN]>>>,
+    /// Counts links, so that a late end of one is not taken for that of the next.
+    count: AtomicU64,
+}
+
+/// The peers of a datacenter.
+pub(crate) struct Links {
+    peers: BTreeMap<DcId, Arc<Peer>>,
+    key: SigningKey,
+    metrics: Arc<AggregatorMetrics>,
+}
+
+impl Links {
+    pub(crate) fn new(
+        parts: &AggregatorParts,
+        addresses: &[PeerAddress],
+        metrics: Arc<AggregatorMetrics>,
+    ) -> Result<Self, AggregatorError> {
+        let config = tls::peer_client(&parts.material, parts.dc)?;
+        let mut peers = BTreeMap::new();
+        for PeerAddress { dc, address, edge_url } in addresses {
+            let connector = Connector {
+                address: address.clone(),
+                tls: TlsConnector::from(config.clone()),
+                name: tls::peer_name(&parts.material, *dc)?,
+            };
+            // The connector speaks TLS itself, so the scheme says that there is nothing more to do.
+            let endpoint = Endpoint::from_static("http://peer.sluice")
+                .connect_timeout(GREETING)
+                .http2_keep_alive_interval(Duration::from_secs(5))
+                .keep_alive_timeout(Duration::from_secs(5))
+                .keep_alive_while_idle(true)
+                .initial_stream_window_size(1 << 20)
+                .initial_connection_window_size(8 << 20);
+            let bulk = endpoint.connect_with_connector_lazy(connector.clone());
+            let name = parts.material.dc_name(*dc).unwrap_or_default().to_owned();
+            let peer = Peer {
+                dc: *dc,
+                name,
+                edge_url: edge_url.clone(),
+                link: endpoint,
+                connector,
+                bulk,
+                outlet: Mutex::new(None),
+                count: AtomicU64::new(0),
+            };
+            peers.insert(*dc, Arc::new(peer));
+        }
+        Ok(Self { peers, key: parts.material.command_key(parts.dc)?, metrics })
+    }
+
+    pub(crate) fn peer(&self, dc: DcId) -> Option<&Arc<Peer>> {
+        self.peers.get(&dc)
+    }
+
+    pub(crate) fn peers(&self) -> impl Iterator<Item = &Arc<Peer>> {
+        self.peers.values()
+    }
+
+    /// Signs a command and hands it to its link; drops it if there is none, or no room.
+    pub(crate) fn send(&self, command: &Command) {
+        let kind = command.statement.kind();
+        let outlet = self.peers.get(&command.to).and_then(|peer| peer.outlet());
+        let outcome = match outlet {
+            Some(outlet) => match outlet.try_send(command.sign(&self.key)) {
+                Ok(()) => "sent",
+                Err(_) => "no-room",
+            },
+            None => "no-link",
+        };
+        debug!(to = %command.to, file = %command.file, statement = %command.statement, outcome, "command");
+        self.metrics.sent(kind, outcome);
+    }
+
+    /// Closes the link to a peer; its task dials again.
+    pub(crate) fn close(&self, dc: DcId) {
+        if let Some(peer) = self.peers.get(&dc) {
+            *peer.outlet.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+    }
+}
+
+impl Peer {
+    fn outlet(&self) -> Option<mpsc::Sender<[u8; COMMAND_LEN]>> {
+        self.outlet.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A client for bulk calls.
+    pub(crate) fn client(&self) -> PeerClient<Channel> {
+        PeerClient::new(self.bulk.clone())
+    }
+}
+
+/// Opens TLS connections to one peer.
+#[derive(Clone)]
+struct Connector {
+    address: String,
+    tls: TlsConnector,
+    name: tokio_rustls::rustls::pki_types::ServerName<'static>,
+}
+
+impl tower::Service<tonic::codegen::http::Uri> for Connector {
+    type Response = TokioIo<TlsStream<TcpStream>>;
+    type Error = std::io::Error;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut std::task::Context<'_>) -> std::task::Poll<Result<(), Self::Error>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: tonic::codegen::http::Uri) -> Self::Future {
+        let Self { address, tls, name } = self.clone();
+        Box::pin(async move {
+            let stream = TcpStream::connect(&address).await?;
+            stream.set_nodelay(true)?;
+            Ok(TokioIo::new(tls.connect(name, stream).await?))
+        })
+    }
+}
+
+/// Dials every peer, for as long as the datacenter runs.
+pub(crate) fn dial_all(service: &Arc<AggregatorService>) {
+    for peer in service.links.peers() {
+        service.parts.tasks.spawn(dial(service.clone(), peer.clone()));
+    }
+}
+
+async fn dial(service: Arc<AggregatorService>, peer: Arc<Peer>) {
+    let mut pause = PAUSES.0;
+    loop {
+        let mut greeted = false;
+        tokio::select! {
+            () = service.parts.tasks.draining() => return,
+            ended = link(&service, &peer, &mut greeted) => {
+                if let Err(reason) = ended {
+                    debug!(peer = %peer.name, reason, "no link");
+                }
+            }
+        }
+        if greeted {
+            info!(peer = %peer.name, "link lost");
+            service.metrics.set_peer(&peer.name, false);
+            service.ledgers.tell(NodeEvent::LinkDown { peer: peer.dc }).await;
+            pause = PAUSES.0;
+        }
+        // Up to half as much again, so that peers that lost each other do not dial in step.
+        let jitter = u64::from(sluice_node::clock::random_bytes::<1>()[0]);
+        tokio::time::sleep(pause + pause * (jitter as u32) / 512).await;
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+/// One link, from hello to its end.
+async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut bool) -> Result<(), String> {
+    let (me, dc) = (service.parts.dc, peer.dc);
+    let asked = service.ledgers.ask(move |aggregator| (aggregator.incarnation(), aggregator.seen(dc)));
+    let (incarnation, seen) = asked.await.map_err(|error| error.to_string())?;
+    let (frames, receiver) = mpsc::channel(FRAMES);
+    let hello = Hello { dc: u32::from(me.number()), incarnation: incarnation.number(), seen: seen.number() };
+    let first = LinkFrame { hello: Some(hello), commands: Bytes::new() };
+    frames.send(first).await.map_err(|_| "closed")?;
+    let greeting = async {
+        let channel = peer
+            .link
+            .connect_with_connector(peer.connector.clone())
+            .await
+            .map_err(|error| describe(&error))?;
+        let answer = PeerClient::new(channel).link(ReceiverStream::new(receiver)).await;
+        let mut inbound = answer.map_err(|status| status.message().to_owned())?.into_inner();
+        let first = inbound.message().await.map_err(|status| status.message().to_owned())?;
+        Ok::<_, String>((inbound, first.and_then(|frame| frame.hello).ok_or("no hello")?))
+    };
+    let (mut inbound, theirs) =
+        tokio::time::timeout(GREETING, greeting).await.map_err(|_| "no answer in time")??;
+    if theirs.dc != u32::from(dc.number()) {
+        warn!(peer = %peer.name, says = theirs.dc, "a peer says that it is another datacenter");
+        return Err("another datacenter answers".into());
+    }
+    let (outlet, mut queue) = mpsc::channel(QUEUE);
+    *peer.outlet.lock().unwrap_or_else(PoisonError::into_inner) = Some(outlet);
+    let number = peer.count.fetch_add(1, Ordering::Relaxed);
+    *greeted = true;
+    info!(peer = %peer.name, number, "link up");
+    service.metrics.set_peer(&peer.name, true);
+    let up = NodeEvent::LinkUp {
+        peer: dc,
+        incarnation: Incarnation::new(theirs.incarnation),
+        seen_of_me: Incarnation::new(theirs.seen),
+    };
+    service.ledgers.tell(up).await;
+    loop {
+        tokio::select! {
+            // The other side is silent; whatever comes is its end.
+            ended = inbound.message() => {
+                return ended.map(|_| ()).map_err(|status| status.message().to_owned());
+            }
+            command = queue.recv() => {
+                let Some(command) = command else { return Ok(()) };
+                let mut frame = BytesMut::with_capacity(COMMAND_LEN);
+                frame.extend_from_slice(&command);
+                while frame.len() < FRAME * COMMAND_LEN && let Ok(command) = queue.try_recv() {
+                    frame.extend_from_slice(&command);
+                }
+                let frame = LinkFrame { hello: None, commands: frame.freeze() };
+                if frames.send(frame).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}
+
+/// An error with what caused it.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

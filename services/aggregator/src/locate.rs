@@ -1,0 +1,319 @@
+//! Proven chunk values of complete files: what every read is checked against.
+//!
+//! A datacenter that has published the file takes them from its store, where they merged to the root. The home of a
+//! complete file gathers them from the holders whose spans its root was made of. Everyone else asks one of those two,
+//! and checks the way up to the root that it knows itself. Values of a unit are cached; they can never change.
+
+use std::sync::Arc;
+
+use quick_cache::sync::Cache;
+use sluice_engine::context::{Scope, SignedContext};
+use sluice_engine::geometry::{ChunkIndex, Geometry};
+use sluice_engine::hash::{ChainingValue, Root};
+use sluice_engine::ids::{ClientFileId, DcId, FileId};
+use sluice_engine::ledger::{FileState, Page};
+use sluice_engine::limits::{MAX_LEVEL, SEGMENT_CHUNKS, UNIT_CHUNKS, UNIT_LEVEL};
+use sluice_engine::span::{Place, Span};
+use sluice_engine::span_tree::{ProofStep, merge_chunks, proof_places, root_of_proof};
+use sluice_proto::peer::LocateRequest;
+use sluice_proto::problem::{Problem, Refusal};
+
+use crate::AggregatorService;
+use crate::bulk::{self, Values};
+use crate::door::no_such_place;
+use crate::ledgers::too_slow;
+use crate::refusal::{of_status, of_store};
+
+/// Units whose values are kept: 128 KiB each at most.
+const CACHED_UNITS: usize = 64;
+
+/// Proven values, by file and first chunk of the unit.
+pub(crate) struct Units(Cache<(FileId, u64), Arc<Vec<ChainingValue>>>);
+
+impl Default for Units {
+    fn default() -> Self {
+        Self(Cache::new(CACHED_UNITS))
+    }
+}
+
+/// What must be known of a complete file to find its chunks.
+#[derive(Clone, Debug)]
+struct Complete {
+    shape: Geometry,
+    root: Root,
+    published: bool,
+    is_home: bool,
+    /// Whom to ask: who assembled it, then the home.
+    askable: Vec<DcId>,
+}
+
+impl AggregatorService {
+    /// The shape, root and whereabouts of a complete file; refused if it is not.
+    async fn complete(&self, file: FileId) -> Result<Complete, Refusal> {
+        let me = self.parts.dc;
+        let asked = self.ledgers.ask(move |aggregator| {
+            let file = aggregator.file(file)?;
+            let ledger = file.ledger();
+            let claim = ledger.claim();
+            let mut askable: Vec<DcId> = ledger.best_copy().map(|copy| copy.home).into_iter().collect();
+            askable.extend(claim.map(|claim| claim.home));
+            askable.retain(|dc| *dc != me);
+            askable.dedup();
+            let complete = ledger.root().zip(ledger.file()).map(|(root, shape)| Complete {
+                shape,
+                root,
+                published: file.is_published(),
+                is_home: claim.is_some_and(|claim| claim.home == me),
+                askable,
+            });
+            Some((file.state(), complete))
+        });
+        match asked.await? {
+            None | Some((FileState::Unheard, _)) => Err(Refusal::not_found()),
+            Some((FileState::Dropped, _)) => Err(crate::refusal::dropped()),
+            Some((FileState::Conflict, _)) => Err(Refusal::new(
+                Problem::Conflict,
+                "contradicting facts exist about the file, so it is not served",
+            )
+            .hint("its owner can end it with DELETE")),
+            Some((FileState::Complete | FileState::Assembled, Some(complete))) => Ok(complete),
+            Some((FileState::Receiving | FileState::Complete | FileState::Assembled, _)) => {
+                Err(Refusal::new(Problem::Incomplete, "chunks are missing, or have not been compared yet")
+                    .hint("wait with GET /v1/files/{id}?wait=complete"))
+            }
+        }
+    }
+
+    /// The proven values of the chunks of one unit of a complete file.
+    pub(crate) async fn unit(
+        self: &Arc<Self>,
+        context: &SignedContext,
+        id: ClientFileId,
+        file: FileId,
+        first: u64,
+    ) -> Result<(Geometry, Root, Arc<Vec<ChainingValue>>), Refusal> {
+        let complete = self.complete(file).await?;
+        let (shape, root) = (complete.shape, complete.root);
+        if let Some(values) = self.units.0.get(&(file, first)) {
+            return Ok((shape, root, values));
+        }
+        let values = if shape.chunks() == 1 {
+            vec![self.only_chunk(file, &complete).await?]
+        } else if complete.published {
+            let end = (first + UNIT_CHUNKS).min(shape.chunks());
+            let values = self.parts.store.values(file, first..end).await.map_err(|error| of_store(&error))?;
+            let missing = || Refusal::new(Problem::Unavailable, "the assembled file lacks chunk values");
+            values.into_iter().collect::<Option<_>>().ok_or_else(missing)?
+        } else if complete.is_home {
+            self.gather(file, shape, first).await?
+        } else {
+            self.ask_for_unit(context, id, &complete, first).await?
+        };
+        let values = Arc::new(values);
+        self.units.0.insert((file, first), values.clone());
+        Ok((shape, root, values))
+    }
+
+    /// The value of a file's only chunk: its root is in the bytes, so those are read.
+    async fn only_chunk(
+        self: &Arc<Self>,
+        file: FileId,
+        complete: &Complete,
+    ) -> Result<ChainingValue, Refusal> {
+        let first = ChunkIndex::new(0).map_err(no_such_place)?;
+        let right = |bytes: &bytes::Bytes| Root::of_bytes(bytes) == complete.root;
+        let own = self.parts.store.read_chunk(file, first).await.ok().filter(right);
+        let bytes = match own {
+            Some(bytes) => bytes,
+            None => {
+                let mut found = bulk::fetch_from_holders(self, file, first, None).await.ok().filter(right);
+                for dc in &complete.askable {
+                    if found.is_some() {
+                        break;
+                    }
+                    if let Some(peer) = self.links.peer(*dc) {
+                        let bytes =
+                            bulk::whole_chunk(self, peer, file, first, complete.shape.size(), true).await;
+                        found = bytes.ok().filter(right);
+                    }
+                }
+                found.ok_or_else(unreachable)?
+            }
+        };
+        ChainingValue::of_chunk(first, &bytes).ok_or_else(|| no_such_place("an empty chunk"))
+    }
+
+    /// As the home: the values of a unit from the holders that the root was made of.
+    async fn gather(&self, file: FileId, shape: Geometry, first: u64) -> Result<Vec<ChainingValue>, Refusal> {
+        let me = self.parts.dc;
+        let segment = first / SEGMENT_CHUNKS;
+        let unit = Place::tile(first..(first + UNIT_CHUNKS).min(shape.chunks()), MAX_LEVEL, shape);
+        let asked = self.ledgers.ask(move |aggregator| {
+            let ledger = aggregator.file(file)?.ledger();
+            let pieces = ledger.holders().flat_map(|(dc, _, tree)| {
+                unit.iter().flat_map(move |place| tree.overlapping(*place)).map(move |span| (dc, span))
+            });
+            Some((pieces.collect::<Vec<_>>(), ledger.is_paged(segment)))
+        });
+        let (mut pieces, is_paged) = asked.await?.ok_or_else(Refusal::not_found)?;
+        if is_paged {
+            let page = self.parts.store.page(file, segment).await.map_err(|error| of_store(&error))?;
+            let page = page.and_then(|bytes| Page::from_bytes(&bytes).ok()).ok_or_else(unreachable)?;
+            pieces.extend(page.entries.into_iter().map(|(dc, _, span)| (dc, span)));
+        }
+        let end = (first + UNIT_CHUNKS).min(shape.chunks());
+        let mut values: Vec<Option<ChainingValue>> = vec![None; (end - first) as usize];
+        // The own store first: it costs nothing.
+        pieces.sort_by_key(|(dc, span)| (*dc != me, span.place));
+        for (dc, span) in pieces {
+            let range = span.place.range(shape);
+            let (from, to) = (range.start.max(first), range.end.min(end));
+            let slots = (from - first) as usize..(to.saturating_sub(first)) as usize;
+            if from >= to || values.get(slots.clone()).is_none_or(|part| part.iter().all(Option::is_some)) {
+                continue;
+            }
+            let part = Place::clipped(from, span.place.level().min(UNIT_LEVEL), shape);
+            let found = if dc == me {
+                let own = self.parts.store.values(file, from..to).await.map_err(|error| of_store(&error))?;
+                own.into_iter().collect::<Option<Vec<_>>>()
+            } else {
+                let Some(peer) = self.links.peer(dc) else { continue };
+                match bulk::values_from(self, peer, file, shape, part, span).await {
+                    Ok(Values::Good(values)) => Some(values),
+                    Ok(Values::Missing | Values::Wrong) | Err(_) => None,
+                }
+            };
+            for (slot, value) in slots.zip(found.into_iter().flatten()) {
+                if let Some(known) = values.get_mut(slot) {
+                    *known = known.or(Some(value));
+                }
+            }
+        }
+        values.into_iter().collect::<Option<_>>().ok_or_else(unreachable)
+    }
+
+    /// As anyone else: from whoever can prove them.
+    async fn ask_for_unit(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        complete: &Complete,
+        first: u64,
+    ) -> Result<Vec<ChainingValue>, Refusal> {
+        let shape = complete.shape;
+        let mut last = unreachable();
+        for peer in complete.askable.iter().filter_map(|dc| self.links.peer(*dc)) {
+            // A unit at the right edge can be several places; each has its own way up.
+            let mut values = Vec::new();
+            for place in Place::tile(first..(first + UNIT_CHUNKS).min(shape.chunks()), UNIT_LEVEL, shape) {
+                let request = LocateRequest {
+                    context: context.as_bytes().to_vec().into(),
+                    id: id.uuid().as_bytes().to_vec().into(),
+                    start: place.start(),
+                    level: u32::from(place.level()),
+                };
+                let mut client = peer.client();
+                let answer =
+                    tokio::time::timeout(self.parts.settings.call_timeout, client.locate(request)).await;
+                let reply = match answer {
+                    Ok(Ok(reply)) => reply.into_inner(),
+                    Ok(Err(status)) => {
+                        last = of_status(&status, &peer.name);
+                        break;
+                    }
+                    Err(_) => {
+                        last = too_slow(&peer.name);
+                        break;
+                    }
+                };
+                match proven(shape, complete.root, place, &reply.values, &reply.proof) {
+                    Some(part) => values.extend(part),
+                    None => {
+                        self.metrics.integrity_failures.inc();
+                        tracing::warn!(%place, peer = %peer.name, "values do not lead to the root");
+                        break;
+                    }
+                }
+            }
+            if values.len() as u64 == (first + UNIT_CHUNKS).min(shape.chunks()) - first {
+                return Ok(values);
+            }
+        }
+        // Whoever was asked may not know yet what is known here: that is no answer to the client.
+        Err(if last.problem.is_retryable() { last } else { unreachable() })
+    }
+
+    /// For a peer: the values under a place of a complete file, and those beside the way up to its root.
+    pub(crate) async fn own_unit(
+        self: &Arc<Self>,
+        context: &SignedContext,
+        id: ClientFileId,
+        place: Place,
+    ) -> Result<(Vec<ChainingValue>, Vec<ChainingValue>), Refusal> {
+        let session = self.parts.access.require(context, Scope::Read)?;
+        let file = FileId::derive(session.tenant, id);
+        let complete = self.complete(file).await?;
+        if !complete.published && !complete.is_home {
+            return Err(Refusal::new(Problem::Unavailable, "this datacenter is not the file's home"));
+        }
+        place.check(complete.shape).map_err(no_such_place)?;
+        if place.level() > UNIT_LEVEL {
+            return Err(no_such_place("at most 4,096 chunks are asked for at once"));
+        }
+        self.values_and_proof(context, id, file, place).await
+    }
+
+    /// The values under a place of a complete file, and the values beside its way up.
+    pub(crate) async fn values_and_proof(
+        self: &Arc<Self>,
+        context: &SignedContext,
+        id: ClientFileId,
+        file: FileId,
+        place: Place,
+    ) -> Result<(Vec<ChainingValue>, Vec<ChainingValue>), Refusal> {
+        let first = place.start() / UNIT_CHUNKS * UNIT_CHUNKS;
+        let (shape, _, unit) = self.unit(context, id, file, first).await?;
+        let slice = |range: std::ops::Range<u64>, base: u64, values: &[ChainingValue]| {
+            values.get((range.start - base) as usize..(range.end - base) as usize).map(<[_]>::to_vec)
+        };
+        let values = slice(place.range(shape), first, &unit).ok_or_else(unreachable)?;
+        let mut proof = Vec::new();
+        for beside in proof_places(shape, place) {
+            let mut parts = Vec::new();
+            let range = beside.range(shape);
+            let mut at = range.start;
+            while at < range.end {
+                let base = at / UNIT_CHUNKS * UNIT_CHUNKS;
+                let end = (base + UNIT_CHUNKS).min(range.end);
+                let (_, _, unit) = self.unit(context, id, file, base).await?;
+                parts.extend(slice(at..end, base, &unit).ok_or_else(unreachable)?);
+                at = end;
+            }
+            proof.push(merge_chunks(shape, beside, &parts).ok_or_else(unreachable)?);
+        }
+        Ok((values, proof))
+    }
+}
+
+/// The values under a place, if they lead to the root.
+fn proven(
+    shape: Geometry,
+    root: Root,
+    place: Place,
+    values: &[u8],
+    proof: &[u8],
+) -> Option<Vec<ChainingValue>> {
+    let (values, proof) = (bulk::split(values)?, bulk::split(proof)?);
+    let merged = merge_chunks(shape, place, &values)?;
+    let places = proof_places(shape, place);
+    if places.len() != proof.len() {
+        return None;
+    }
+    let steps: Vec<ProofStep> =
+        places.into_iter().zip(proof).map(|(sibling, value)| ProofStep { sibling, value }).collect();
+    (root_of_proof(shape, Span::new(place, merged), &steps)? == root).then_some(values)
+}
+
+fn unreachable() -> Refusal {
+    Refusal::new(Problem::Unavailable, "who holds the file's chunks cannot be reached now")
+}

@@ -1,0 +1,496 @@
+//! What workers ask the owner of a file's slot for. Every request is verified against its session context here again.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sluice_engine::aggregator::{Event, NodeEvent};
+use sluice_engine::command::DropReason;
+use sluice_engine::context::{Scope, SignedContext};
+use sluice_engine::geometry::{ChunkIndex, Run};
+use sluice_engine::hash::{ChainingValue, Root};
+use sluice_engine::ids::{ClientFileId, FileId};
+use sluice_engine::ledger::FileState;
+use sluice_engine::limits::{UNIT_CHUNKS, UNIT_LEVEL};
+use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::span::Place;
+use sluice_engine::span_tree::{merge_chunks, proof_places};
+use sluice_proto::calls::{Admission, ChunkSource, ListQuery, Opened, Slots, Wait};
+use sluice_proto::http::{About, DcInfo, FileEntry, FilePage, FileStatus, ProofNode, State, TreeNode};
+use sluice_proto::problem::{Problem, Refusal};
+use sluice_store::{RecordOutcome, StoreError};
+use tokio::time::{Duration, Instant};
+
+use crate::door::no_such_place;
+use crate::ledgers::changed;
+use crate::refusal::{dropped, of_store};
+use crate::{AggregatorService, bulk, carry, load, status};
+
+/// Files looked at for one page of a list; a filter that matches few ends the page early, with a cursor.
+const MAX_LOOKED_AT: usize = 10_000;
+
+/// How long a request waits for a metadata record that is on its way.
+const RECORD_PATIENCE: Duration = Duration::from_secs(5);
+
+/// While waiting for a state, how often the home is asked even if nothing was heard.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
+#[async_trait]
+impl Slots for AggregatorService {
+    async fn create(
+        &self,
+        context: &SignedContext,
+        record: MetadataRecord,
+        home: Option<String>,
+    ) -> Result<(bool, FileStatus), Refusal> {
+        let this = self.shared()?;
+        let session = self.parts.access.require(context, Scope::Write)?;
+        if session.tenant != record.tenant() {
+            return Err(Refusal::new(Problem::Forbidden, "the metadata names another tenant"));
+        }
+        let home = match &home {
+            None => self.parts.dc,
+            Some(name) => self.parts.material.dc_named(name).ok_or_else(|| {
+                let known: Vec<&str> = self.parts.material.dcs().map(|(_, name)| name).collect();
+                Refusal::new(Problem::InvalidParameter, format!("no datacenter is called {name:?}"))
+                    .hint(format!("the cluster has {}", known.join(", ")))
+            })?,
+        };
+        let (file, id) = (record.file_id(), record.client_id());
+        let digest = record.digest();
+        let asked = self.ledgers.ask(move |aggregator| {
+            let file = aggregator.file(file)?;
+            Some((file.state(), file.ledger().record_digest(), file.record().is_some()))
+        });
+        let known = asked.await?;
+        match &known {
+            Some((FileState::Dropped, ..)) => return Err(dropped()),
+            // The first metadata stands, wherever it was sent.
+            Some((_, Some(other), _)) if *other != digest => {
+                return Err(Refusal::new(Problem::MetadataConflict, "the file has other metadata")
+                    .hint("the first metadata stands; use another id for another file"));
+            }
+            Some(_) | None => {}
+        }
+        let outcome = self.parts.store.put_record(&record).await.map_err(|error| of_store(&error))?;
+        self.catalogue.add(record.tenant(), id, file);
+        let is_new = outcome == RecordOutcome::Stored;
+        if is_new {
+            self.ledgers.settle(file, Event::Created { record: load::summarise(&record), home }).await?;
+            // Chunks that came before their metadata are part of the file now.
+            load::reload(&this, file).await?;
+        } else if !known.is_some_and(|(_, _, here)| here) {
+            load::reload(&this, file).await?;
+        }
+        let status = this.own_status(context, id).await?.ok_or_else(Refusal::not_found)?;
+        Ok((is_new, status))
+    }
+
+    async fn admit(&self, context: &SignedContext, file: FileId) -> Result<Admission, Refusal> {
+        let session = self.parts.access.require(context, Scope::Write)?;
+        let tenant = session.tenant;
+        let asked = self.ledgers.ask(move |aggregator| match aggregator.file(file) {
+            Some(known) if known.state() != FileState::Unheard => {
+                Ok((known.state(), known.ledger().file(), known.ledger().conflict_reason()))
+            }
+            Some(_) | None => {
+                let orphans = aggregator.files().filter(|(_, file)| file.orphan_tenant() == Some(tenant));
+                Err(orphans.map(|(id, _)| id).collect::<Vec<FileId>>())
+            }
+        });
+        match asked.await? {
+            Ok((FileState::Dropped, ..)) => Err(dropped()),
+            Ok((FileState::Conflict, _, reason)) => {
+                Err(Refusal::new(Problem::Conflict, reason.unwrap_or_else(|| "contradicting facts".into()))
+                    .hint("the file is held as it is; end it with DELETE and begin anew under another id"))
+            }
+            Ok((_, Some(shape), _)) => Ok(Admission::Known(shape)),
+            Ok((_, None, _)) => Ok(Admission::Provisional),
+            Err(orphans) => self.admit_orphan(file, &orphans).await,
+        }
+    }
+
+    async fn register(
+        &self,
+        context: &SignedContext,
+        file: FileId,
+        run: Run,
+        values: &[ChainingValue],
+    ) -> Result<bool, Refusal> {
+        let session = self.parts.access.require(context, Scope::Write)?;
+        let asked = self.ledgers.ask(move |aggregator| {
+            let shape = aggregator.file(file).and_then(|file| file.ledger().file());
+            (shape, aggregator.generation(file))
+        });
+        let (shape, generation) = asked.await?;
+        match shape {
+            Some(_) => {
+                let spans = carry::chunk_spans(run, values);
+                self.ledgers.settle(file, Event::Stored { generation, spans }).await?;
+                Ok(false)
+            }
+            None => {
+                self.ledgers.settle(file, Event::StoredOrphan { tenant: session.tenant }).await?;
+                Ok(true)
+            }
+        }
+    }
+
+    async fn status(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        wait: Option<Wait>,
+    ) -> Result<FileStatus, Refusal> {
+        let this = self.shared()?;
+        let session = self.parts.access.verify(context)?;
+        let file = FileId::derive(session.tenant, id);
+        let until = wait.map(|wait| (wait.state, Instant::now() + wait.timeout));
+        loop {
+            // Asked for before looking, so that nothing between the two is missed.
+            let watch = self.ledgers.watch(file).await?;
+            let status = this.full_status(context, id).await?;
+            let Some((state, deadline)) = until else { return Ok(status) };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if status.state >= state || left.is_zero() {
+                return Ok(status);
+            }
+            changed(watch, left.min(LOOK_AGAIN)).await;
+        }
+    }
+
+    async fn list(&self, context: &SignedContext, query: ListQuery) -> Result<FilePage, Refusal> {
+        let session = self.parts.access.require(context, Scope::Read)?;
+        let mut page = FilePage { files: Vec::new(), next: None };
+        let mut after = query.after;
+        let mut looked_at = 0;
+        loop {
+            let batch = self.catalogue.page(session.tenant, after, query.limit.clamp(1, 1_000));
+            let Some(&(last, _)) = batch.last() else { return Ok(page) };
+            let files: Vec<FileId> = batch.iter().map(|(_, file)| *file).collect();
+            let asked = self.ledgers.ask(move |aggregator| {
+                let entry = |file: &FileId| {
+                    let file = aggregator.file(*file)?;
+                    let ledger = file.ledger();
+                    Some((file.state(), ledger.claim().map(|claim| claim.home), ledger.root()))
+                };
+                files.iter().map(entry).collect::<Vec<_>>()
+            });
+            for ((client, file), known) in batch.iter().zip(asked.await?) {
+                looked_at += 1;
+                let Some((state, Some(home), root)) = known else { continue };
+                let state = status::state(state);
+                let wanted = query.state.map_or(state != State::Dropped, |wanted| wanted == state);
+                if !wanted {
+                    continue;
+                }
+                if page.files.len() == query.limit {
+                    page.next = page.files.last().map(|entry| entry.id);
+                    return Ok(page);
+                }
+                page.files.push(self.entry(*client, *file, state, self.dc_name(home), root).await?);
+            }
+            after = Some(last);
+            if looked_at >= MAX_LOOKED_AT {
+                page.next = Some(last.uuid());
+                return Ok(page);
+            }
+        }
+    }
+
+    async fn open(&self, context: &SignedContext, id: ClientFileId) -> Result<Opened, Refusal> {
+        let this = self.shared()?;
+        let session = self.parts.access.require(context, Scope::Read)?;
+        let file = FileId::derive(session.tenant, id);
+        this.known(context, id, file).await?;
+        let asked = self.ledgers.ask(move |aggregator| {
+            let file = aggregator.file(file)?;
+            Some((file.state(), file.ledger().root(), file.ledger().file()))
+        });
+        match asked.await? {
+            Some((FileState::Complete | FileState::Assembled, Some(root), Some(shape))) => {
+                let record = this.fetched_record(file).await?;
+                Ok(Opened { record, file: shape, root })
+            }
+            Some((FileState::Dropped, ..)) => Err(dropped()),
+            Some((FileState::Conflict, ..)) => Err(Refusal::new(
+                Problem::Conflict,
+                "contradicting facts exist about the file, so it is not served",
+            )
+            .hint("its owner can end it with DELETE")),
+            Some(_) => {
+                Err(Refusal::new(Problem::Incomplete, "chunks are missing, or have not been compared yet")
+                    .hint("wait with GET /v1/files/{id}?wait=complete"))
+            }
+            None => Err(Refusal::not_found()),
+        }
+    }
+
+    async fn locate(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        range: Range<u64>,
+    ) -> Result<Vec<ChunkSource>, Refusal> {
+        let this = self.shared()?;
+        let session = self.parts.access.require(context, Scope::Read)?;
+        let file = FileId::derive(session.tenant, id);
+        let first = range.start / UNIT_CHUNKS * UNIT_CHUNKS;
+        if range.is_empty() || range.end > first + UNIT_CHUNKS {
+            return Err(no_such_place("chunks of one unit are located at once"));
+        }
+        let (_, _, unit) = this.unit(context, id, file, first).await?;
+        let slots = (range.start - first) as usize..(range.end - first) as usize;
+        let values = unit.get(slots).ok_or_else(|| no_such_place("past the end of the file"))?;
+        let held = match self.parts.store.values(file, range).await {
+            Ok(held) => held,
+            Err(StoreError::NoFile(_)) => vec![None; values.len()],
+            Err(error) => return Err(of_store(&error)),
+        };
+        let source = |(value, held): (&ChainingValue, Option<ChainingValue>)| ChunkSource {
+            value: *value,
+            local: held == Some(*value),
+        };
+        Ok(values.iter().zip(held).map(source).collect())
+    }
+
+    async fn fetch(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        index: ChunkIndex,
+        value: ChainingValue,
+    ) -> Result<Bytes, Refusal> {
+        let this = self.shared()?;
+        let session = self.parts.access.require(context, Scope::Read)?;
+        let file = FileId::derive(session.tenant, id);
+        let good = |bytes: &Bytes| ChainingValue::of_chunk(index, bytes) == Some(value);
+        if let Ok(bytes) = bulk::fetch_from_holders(&this, file, index, None).await
+            && good(&bytes)
+        {
+            return Ok(bytes);
+        }
+        let me = self.parts.dc;
+        let asked = self.ledgers.ask(move |aggregator| {
+            let ledger = aggregator.file(file)?.ledger();
+            Some((ledger.file()?, ledger.claim()?.home))
+        });
+        let (shape, home) = asked.await?.ok_or_else(Refusal::not_found)?;
+        let len = shape.chunk_len(index).map_err(no_such_place)?;
+        // The home knows who has it, and passes it on.
+        if let Some(peer) = self.links.peer(home).filter(|_| home != me) {
+            let bytes = bulk::whole_chunk(self, peer, file, index, len, true).await?;
+            if good(&bytes) {
+                return Ok(bytes);
+            }
+        }
+        Err(Refusal::new(Problem::Unavailable, format!("nobody who can be reached has chunk {index}")))
+    }
+
+    async fn report_damage(&self, file: FileId, index: ChunkIndex) {
+        if let Ok(this) = self.shared() {
+            bulk::damaged(&this, file, index).await;
+        }
+    }
+
+    async fn tree(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        place: Place,
+    ) -> Result<TreeNode, Refusal> {
+        let this = self.shared()?;
+        let session = self.parts.access.require(context, Scope::Read)?;
+        let file = FileId::derive(session.tenant, id);
+        this.known(context, id, file).await?;
+        let asked = self.ledgers.ask(move |aggregator| {
+            let file = aggregator.file(file)?;
+            Some((file.state(), file.ledger().file()?, file.ledger().root()))
+        });
+        let (state, shape, root) = asked.await?.ok_or_else(Refusal::not_found)?;
+        place.check(shape).map_err(no_such_place)?;
+        if place.level() > UNIT_LEVEL {
+            return Err(no_such_place(format!("the level is at most {UNIT_LEVEL}, got {}", place.level())));
+        }
+        let node = |values: Vec<Option<ChainingValue>>, proof, root: Option<Root>| {
+            let all: Option<Vec<ChainingValue>> = values.iter().copied().collect();
+            TreeNode {
+                start: place.start(),
+                level: place.level(),
+                value: all.and_then(|all| merge_chunks(shape, place, &all)).map(|value| value.to_string()),
+                chunk_values: values.into_iter().map(|value| value.map(|value| value.to_string())).collect(),
+                proof,
+                root: root.map(|root| root.to_string()),
+            }
+        };
+        match state {
+            FileState::Complete | FileState::Assembled => {
+                let (values, beside) = this.values_and_proof(context, id, file, place).await?;
+                let proof = proof_places(shape, place).into_iter().zip(beside).map(|(place, value)| {
+                    ProofNode { start: place.start(), level: place.level(), value: value.to_string() }
+                });
+                Ok(node(values.into_iter().map(Some).collect(), proof.collect(), root))
+            }
+            FileState::Receiving | FileState::Unheard => {
+                let held = match self.parts.store.values(file, place.range(shape)).await {
+                    Ok(held) => held,
+                    Err(StoreError::NoFile(_)) => vec![None; place.chunks(shape) as usize],
+                    Err(error) => return Err(of_store(&error)),
+                };
+                Ok(node(held, Vec::new(), None))
+            }
+            FileState::Dropped => Err(dropped()),
+            FileState::Conflict => {
+                Err(Refusal::new(Problem::Conflict, "contradicting facts exist about the file"))
+            }
+        }
+    }
+
+    async fn remove(&self, context: &SignedContext, id: ClientFileId) -> Result<(), Refusal> {
+        let this = self.shared()?;
+        let session = self.parts.access.require(context, Scope::Delete)?;
+        let file = FileId::derive(session.tenant, id);
+        match this.known(context, id, file).await {
+            Ok(()) => {}
+            Err(refusal) if refusal.problem == Problem::Dropped => return Ok(()),
+            Err(refusal) => return Err(refusal),
+        }
+        let state =
+            self.ledgers.ask(move |aggregator| aggregator.file(file).map(|file| file.state())).await?;
+        let reason = match state {
+            Some(FileState::Dropped) => return Ok(()),
+            Some(FileState::Complete | FileState::Assembled | FileState::Conflict) => DropReason::Deleted,
+            Some(FileState::Receiving | FileState::Unheard) | None => DropReason::Aborted,
+        };
+        self.ledgers.settle(file, Event::Remove { reason, tenant: session.tenant }).await
+    }
+
+    async fn about(&self, context: &SignedContext) -> Result<About, Refusal> {
+        self.parts.access.verify(context)?;
+        let linked = self.ledgers.ask(|aggregator| {
+            let peers = aggregator.config().peers.iter();
+            peers.copied().filter(|peer| aggregator.is_linked(*peer)).collect::<Vec<_>>()
+        });
+        let linked = linked.await?;
+        let me = self.parts.dc;
+        let dcs = self.parts.material.dcs().map(|(dc, name)| DcInfo {
+            name: name.to_owned(),
+            url: if dc == me {
+                self.edge_url.clone()
+            } else {
+                self.links.peer(dc).and_then(|peer| peer.edge_url.clone())
+            },
+            reachable: dc == me || linked.contains(&dc),
+        });
+        Ok(About {
+            cluster: self.parts.material.name().to_owned(),
+            dc: self.dc_name(me),
+            dcs: dcs.collect(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        })
+    }
+}
+
+impl AggregatorService {
+    /// The service as its tasks share it.
+    fn shared(&self) -> Result<Arc<Self>, Refusal> {
+        self.this.upgrade().ok_or_else(crate::refusal::stopping)
+    }
+
+    /// Whether one more provisional chunk of this file may come.
+    async fn admit_orphan(&self, file: FileId, orphans: &[FileId]) -> Result<Admission, Refusal> {
+        let settings = &self.parts.settings;
+        let full = |what: String| {
+            Refusal::new(Problem::RateLimited, what)
+                .hint("send the metadata first, or wait until it has travelled here")
+                .retry_after(Duration::from_secs(2))
+        };
+        if !orphans.contains(&file) && orphans.len() >= settings.provisional_files {
+            return Err(full(format!("{} files without metadata are here already", orphans.len())));
+        }
+        let mut chunks = 0;
+        for orphan in orphans {
+            let summary = self.parts.store.summary(*orphan).await.map_err(|error| of_store(&error))?;
+            chunks +=
+                summary.map_or(0, |summary| summary.held.iter().map(|range| range.end - range.start).sum());
+            if chunks >= settings.provisional_chunks {
+                return Err(full(format!("{chunks} chunks without metadata are here already")));
+            }
+        }
+        Ok(Admission::Provisional)
+    }
+
+    /// Makes sure that the file is known here: asks everyone if it is not, and refuses what nobody knows.
+    async fn known(
+        self: &Arc<Self>,
+        context: &SignedContext,
+        id: ClientFileId,
+        file: FileId,
+    ) -> Result<(), Refusal> {
+        let known = move || async move {
+            let state =
+                self.ledgers.ask(move |aggregator| aggregator.file(file).map(|file| file.state())).await?;
+            Ok::<_, Refusal>(state.filter(|state| *state != FileState::Unheard))
+        };
+        match known().await? {
+            Some(FileState::Dropped) => return Err(dropped()),
+            Some(_) => return Ok(()),
+            None => {}
+        }
+        // Somebody knows it, or this refuses; the fact itself travels as a command.
+        self.full_status(context, id).await?;
+        let deadline = Instant::now() + RECORD_PATIENCE;
+        while known().await?.is_none() {
+            let watch = self.ledgers.watch(file).await?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Refusal::new(
+                    Problem::Unavailable,
+                    "the file is known elsewhere, and on its way here",
+                ));
+            }
+            changed(watch, left.min(Duration::from_millis(200))).await;
+        }
+        Ok(())
+    }
+
+    /// The metadata record, fetched if it is not here.
+    async fn fetched_record(self: &Arc<Self>, file: FileId) -> Result<MetadataRecord, Refusal> {
+        let deadline = Instant::now() + RECORD_PATIENCE;
+        loop {
+            let watch = self.ledgers.watch(file).await?;
+            let here =
+                self.ledgers.ask(move |a| a.file(file).is_some_and(|file| file.record().is_some())).await?;
+            if here {
+                return self.record(file).await;
+            }
+            self.ledgers.tell(NodeEvent::File(file, Event::Wanted)).await;
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(Refusal::new(Problem::Unavailable, "the file's metadata is on its way here"));
+            }
+            changed(watch, left.min(Duration::from_millis(500))).await;
+        }
+    }
+
+    async fn entry(
+        &self,
+        client: ClientFileId,
+        file: FileId,
+        state: State,
+        home: String,
+        root: Option<Root>,
+    ) -> Result<FileEntry, Refusal> {
+        let summary = self.parts.store.summary(file).await.map_err(|error| of_store(&error))?;
+        let record = summary.and_then(|summary| summary.record);
+        Ok(FileEntry {
+            id: client.uuid(),
+            size: record.as_ref().and_then(MetadataRecord::geometry).map_or(0, |shape| shape.size()),
+            name: record.as_ref().map_or_else(String::new, |record| record.name().to_owned()),
+            state,
+            home,
+            root: root.map(|root| root.to_string()),
+        })
+    }
+}
