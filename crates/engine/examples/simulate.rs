@@ -48,12 +48,12 @@ fn main() -> ExitCode {
         total.add(&outcome.figures);
     }
     let Figures { steps, commands, lost, doubled, crashes, disks_lost, restores, homes_lost, .. } = total;
-    let Figures { takeovers, files, assembled, conflicts, dropped, freed, virtual_ms, .. } = total;
+    let Figures { takeovers, files, assembled, conflicts, dropped, freed, pages_out, pages_in, virtual_ms, .. } = total;
     println!(
         "{seeds} seeds from {from}: {broken} violations; {} h simulated in {steps} steps; {commands} commands \
          ({lost} lost, {doubled} doubled); {crashes} crashes, {disks_lost} disks lost, {restores} restored, \
          {homes_lost} datacenters lost for good; {files} files: {assembled} assembled, {conflicts} conflicts, \
-         {dropped} dropped, {takeovers} taken over, {freed} copies freed",
+         {dropped} dropped, {takeovers} taken over, {freed} copies freed, {pages_out} pages out and {pages_in} in",
         virtual_ms / 3_600_000
     );
     if broken == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }

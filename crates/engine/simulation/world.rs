@@ -59,6 +59,8 @@ pub struct Figures {
     pub conflicts: u64,
     pub dropped: u64,
     pub freed: u64,
+    pub pages_out: u64,
+    pub pages_in: u64,
     pub virtual_ms: u64,
 }
 
@@ -78,6 +80,8 @@ impl Figures {
         self.conflicts += other.conflicts;
         self.dropped += other.dropped;
         self.freed += other.freed;
+        self.pages_out += other.pages_out;
+        self.pages_in += other.pages_in;
         self.virtual_ms += other.virtual_ms;
     }
 }
@@ -138,6 +142,8 @@ pub struct World {
     cuts: BTreeSet<(DcId, DcId)>,
     pub calm: bool,
     rules: Rules,
+    /// Segments are scaled down in some worlds, so that files have several.
+    segment_level: Option<u8>,
     pub figures: Figures,
     trace: blake3::Hasher,
     text: Option<String>,
@@ -181,6 +187,7 @@ pub fn run(scenario: Scenario) -> Outcome {
         cuts: BTreeSet::new(),
         calm: false,
         rules: scenario.rules,
+        segment_level: None,
         figures: Figures::default(),
         trace: blake3::Hasher::new(),
         text: scenario.trace.then(String::new),
@@ -189,6 +196,7 @@ pub fn run(scenario: Scenario) -> Outcome {
         last_tick: BTreeMap::new(),
         random,
     };
+    world.segment_level = world.random.chance(60).then(|| 2 + world.random.below(3) as u8);
     let files = 2 + world.random.below(4);
     for number in 0..files {
         let client =
@@ -281,7 +289,10 @@ impl World {
 
     fn config(&self, me: DcId) -> Config {
         Config {
-            rules: self.rules,
+            rules: match self.segment_level {
+                Some(level) => self.rules.with_segments_of(level),
+                None => self.rules,
+            },
             compare_ms: 5_000,
             ask_ms: 500,
             orphan_grace_ms: 90_000,
@@ -392,6 +403,7 @@ impl World {
                 return;
             }
             Effect::StorePage(file, page) => {
+                self.figures.pages_out += 1;
                 dc.disk.file(file).pages.insert(page.segment, page);
                 return;
             }
@@ -652,6 +664,11 @@ impl World {
                 self.feed(id, NodeEvent::File(file, Event::Restated { to, generation, spans }));
             }
             Job::LoadPage { file, segment } => {
+                self.figures.pages_in += 1;
+                let lost = !self.calm && self.random.chance(10);
+                if lost && let Some(file) = self.dcs.get_mut(&id).expect("alive").disk.files.get_mut(&file) {
+                    file.pages.clear();
+                }
                 let page =
                     self.dcs[&id].disk.files.get(&file).and_then(|file| file.pages.get(&segment).cloned());
                 self.feed(id, NodeEvent::File(file, Event::PageLoaded { page }));
@@ -982,8 +999,7 @@ fn finer(file: FileId, shape: Geometry, place: Place, chunks: &BTreeMap<u64, u32
                 tree_of(file, shape, chunks)
                     .overlapping(child)
                     .into_iter()
-                    .filter(|span| child.contains(span.place))
-                    .take(64),
+                    .filter(|span| child.contains(span.place)),
             ),
         }
     }

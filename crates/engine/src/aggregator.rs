@@ -8,13 +8,14 @@
 //! The driver applies effects strictly in the order given; [`Effect::Persist`] and [`Effect::Drop`] are durable
 //! before a later [`Effect::Send`] leaves. Files: `peer.rs` (links, flights, acknowledgements), `tell.rs` (what
 //! another datacenter is told), `compare.rs` (WANT_FILES), `orphan.rs`, `complete.rs` (home duties), `assemble.rs`,
-//! `release.rs` (CONFIRM before anything is freed), `memory.rs` (what outlives the process).
+//! `release.rs` (CONFIRM before anything is freed), `pages.rs`, `memory.rs` (what outlives the process).
 
 mod assemble;
 mod compare;
 mod complete;
 mod memory;
 mod orphan;
+mod pages;
 mod peer;
 mod release;
 mod tell;
@@ -178,7 +179,7 @@ pub enum Event {
     Restated {
         /// For whom; this datacenter itself if it wants to compare.
         to: DcId,
-        /// The generation of what is held.
+        /// The generation of what is held, as of the same moment. If more was freed or lost since, the answer is void.
         generation: Generation,
         /// What is held there, one level or more finer than what was asked for.
         spans: Vec<Span>,
@@ -274,7 +275,8 @@ pub enum Effect {
         /// Names it.
         digest: RecordDigest,
     },
-    /// Read what the own store holds under a place, one level or more finer: [`Event::Restated`].
+    /// Read what the own store holds under a place: [`Event::Restated`] with every span of it, as large as they get
+    /// but one level finer than the place at least (a single chunk as it is). Generation and spans are read together.
     Restate {
         /// The file.
         file: FileId,
@@ -283,9 +285,9 @@ pub enum Effect {
         /// Under which place.
         place: Place,
     },
-    /// Keep a page of the ledger.
+    /// Keep a page of the ledger, in place of an older one of that segment.
     StorePage(FileId, Page),
-    /// Read a page: [`Event::PageLoaded`].
+    /// Read a page: [`Event::PageLoaded`], also if there is none. One of a file is asked for at a time.
     LoadPage(FileId, u64),
     /// Pull what is missing here under `place` from a holder that says it has `under`: [`Event::Pulled`].
     Pull {
@@ -356,6 +358,7 @@ pub struct File {
     fetch: Option<complete::Fetch>,
     home: complete::HomeWork,
     assembly: assemble::Assembly,
+    pages: pages::Pages,
     release: Option<release::Release>,
     last_progress: Timestamp,
     /// When it wants to be looked at.
@@ -377,6 +380,7 @@ impl File {
             fetch: None,
             home: complete::HomeWork::default(),
             assembly: assemble::Assembly::default(),
+            pages: pages::Pages::default(),
             release: None,
             last_progress: now,
             wake: None,
@@ -487,6 +491,7 @@ impl Aggregator {
             self.advance(id, now);
         }
         self.compare_when_due(now);
+        self.serve_waiting(now);
         std::mem::take(&mut self.effects)
     }
 
@@ -510,6 +515,17 @@ impl Aggregator {
     /// This process's incarnation.
     pub fn incarnation(&self) -> Incarnation {
         self.incarnation
+    }
+
+    /// The highest incarnation of a peer that was seen.
+    pub fn seen(&self, peer: DcId) -> Incarnation {
+        self.peers.get(&peer).map(peer::Peer::seen).unwrap_or_default()
+    }
+
+    /// The generation under which something that is stored now is held.
+    pub fn generation(&self, id: FileId) -> Generation {
+        let held = self.files.get(&id).and_then(|file| file.ledger.held_by(self.config.me));
+        held.map_or(self.generation_floor, |(generation, _)| generation.max(self.generation_floor))
     }
 
     /// Whether a peer can be reached.
@@ -547,7 +563,10 @@ impl Aggregator {
             Event::Created { record, home } => {
                 file.record = Some(record);
                 file.last_progress = now;
+                // A home that is no datacenter of this cluster would never assemble anything.
+                let home = if self.peers.contains_key(&home) { home } else { me };
                 let claim = Claim { epoch: HomeEpoch::new(0), home };
+                let before = (file.ledger.claim(), file.ledger.file());
                 if home == me {
                     file.own_claim = file.own_claim.max(Some(claim.epoch));
                 }
@@ -555,8 +574,15 @@ impl Aggregator {
                     Fact::Meta { claim, size: record.size, tenant: record.tenant, digest: record.digest };
                 // Local facts are never refused.
                 let _ = file.ledger.take(fact);
+                if before.0 != file.ledger.claim() {
+                    file.home_changed(me, before.0, now);
+                }
+                let sized = before.1 != file.ledger.file();
                 self.effects.push(Effect::Persist(id, file.memory()));
                 self.tell_everyone(id);
+                if sized && before.0.is_some() {
+                    self.restate_own(id);
+                }
             }
             Event::Loaded(stored) => {
                 file.load(&self.config, floor, &stored, now);
@@ -567,11 +593,12 @@ impl Aggregator {
             }
             Event::Stored { generation, spans } => {
                 file.last_progress = now;
-                for span in spans {
-                    let _ =
-                        file.ledger.take(Fact::Have { holder: me, generation: generation.max(floor), span });
+                let generation = generation.max(floor);
+                for &span in &spans {
+                    let _ = file.ledger.take(Fact::Have { holder: me, generation, span });
+                    file.touch(span.place);
                 }
-                file.note_unsaid(now);
+                file.owe(me, &spans, now);
                 self.effects.push(Effect::Changed(id));
             }
             Event::StoredOrphan { tenant } => file.note_orphan(tenant, &self.config, now),
@@ -585,10 +612,8 @@ impl Aggregator {
             Event::Wanted => file.want_record(now),
             Event::TakeOver => self.take_over(id),
             Event::FetchFailed => file.fetch_failed(now, self.config.retry_ms),
-            Event::Restated { to, generation, spans } => {
-                self.restated(id, to, generation.max(floor), spans, now)
-            }
-            Event::PageLoaded { page } => file.page_loaded(page.as_ref()),
+            Event::Restated { to, generation, spans } => self.restated(id, to, generation, spans, now),
+            Event::PageLoaded { page } => self.page_loaded(id, page.as_ref(), now),
             Event::Pulled { place, outcome } => file.pulled(place, outcome, now, self.config.retry_ms),
             Event::RootRead { root } => self.root_read(id, root, now),
             Event::Published { ok } => self.published(id, ok, now),
@@ -596,7 +621,7 @@ impl Aggregator {
                 file.resolved(me, resolution.as_ref(), now, self.config.retry_ms)
             }
             Event::Rechecked { to, nonce, root } => self.rechecked(id, to, nonce, root, now),
-            Event::Freed { generation } => self.freed(id, generation.max(floor)),
+            Event::Freed { generation } => self.freed(id, generation, now),
         }
     }
 
@@ -618,7 +643,7 @@ impl Aggregator {
     fn received(&mut self, verified: &Verified, now: Timestamp) {
         let command = verified.command();
         let (from, id) = (command.from, command.file);
-        if !self.heard(from, command.sequence.incarnation(), now) {
+        if !self.heard(from, command.sequence.incarnation()) {
             return;
         }
         match command.statement {
@@ -630,11 +655,13 @@ impl Aggregator {
                 self.advance(id, now);
             }
             Statement::WantSpans { place } => {
-                let holds = |file: &File| {
-                    file.ledger.held_by(self.config.me).is_some_and(|(_, tree)| !tree.is_empty())
-                };
-                if self.files.get(&id).is_some_and(holds) {
-                    self.effects.push(Effect::Restate { file: id, to: from, place });
+                let holds = |file: &&File| file.ledger.chunks_held_by(self.config.me) > 0;
+                let holding = self.files.get(&id).filter(holds);
+                if let Some(shape) = holding.and_then(|file| file.ledger.file()) {
+                    match place.check(shape) {
+                        Ok(()) => self.effects.push(Effect::Restate { file: id, to: from, place }),
+                        Err(error) => self.refuse(from, Kind::WantSpans, error.to_string()),
+                    }
                 } else {
                     let held = self.files.get(&id).and_then(|file| file.ledger.held_by(self.config.me));
                     let generation = held.map_or(self.generation_floor, |(generation, _)| {
@@ -685,12 +712,13 @@ impl Aggregator {
         };
         let known = self.files.contains_key(&id);
         let file = self.file_mut(id, now);
-        let before = (file.ledger.state(), file.ledger.claim());
+        let before = (file.ledger.state(), file.ledger.claim(), file.ledger.file());
         let taken = file.ledger.take(fact);
         if let Statement::Have { span, .. } = statement {
             file.home.answered(from, span.place);
+            file.touch(span.place);
         }
-        let after = (file.ledger.state(), file.ledger.claim());
+        let after = (file.ledger.state(), file.ledger.claim(), file.ledger.file());
         match taken {
             Ok(Taken::New) => {
                 file.last_progress = now;
@@ -708,6 +736,10 @@ impl Aggregator {
                     && file.is_worth_remembering()
                 {
                     self.effects.push(Effect::Persist(id, memory));
+                }
+                if before.2 != after.2 {
+                    // What is here has places only now.
+                    self.restate_own(id);
                 }
                 self.effects.push(Effect::Changed(id));
                 true
@@ -729,6 +761,18 @@ impl Aggregator {
         }
     }
 
+    /// Asks the own store what it holds of a file, to be taken as facts.
+    fn restate_own(&mut self, id: FileId) {
+        let me = self.me();
+        let Some(file) = self.files.get(&id).filter(|file| file.record.is_some()) else { return };
+        let Some(shape) = file.ledger.file() else { return };
+        let places = match Place::top_children(shape) {
+            Some((left, right)) => vec![left, right],
+            None => Place::tile(0..shape.chunks(), 0, shape),
+        };
+        self.effects.extend(places.into_iter().map(|place| Effect::Restate { file: id, to: me, place }));
+    }
+
     fn refuse(&mut self, peer: DcId, kind: Kind, reason: String) {
         self.effects.push(Effect::Refused { peer, kind, reason });
     }
@@ -738,12 +782,21 @@ impl Aggregator {
         self.advance_orphan(id, now);
         self.advance_fetch(id, now);
         self.advance_absence(id, now);
+        self.advance_pages(id, now);
         self.advance_home(id, now);
         self.advance_assembly(id, now);
         self.advance_release(id, now);
         self.advance_expiry(id, now);
         self.advance_telling(id, now);
         let Some(file) = self.files.get_mut(&id) else { return };
+        if file.ledger.state() == FileState::Unheard && file.record.is_none() && file.orphan.is_none() {
+            // Nothing is known and nothing is here: whoever only asked leaves no trace.
+            if let Some(at) = file.queued {
+                self.due.remove(&(at, id));
+            }
+            self.files.remove(&id);
+            return;
+        }
         if file.queued != file.wake {
             if let Some(at) = file.queued {
                 self.due.remove(&(at, id));

@@ -26,7 +26,6 @@ use crate::command::{DropReason, Statement};
 use crate::geometry::Geometry;
 use crate::hash::{ChainingValue, RecordDigest, Root};
 use crate::ids::{DcId, Generation, HomeEpoch, Nonce, TenantId};
-use crate::limits::{SEGMENT_CHUNKS, SEGMENT_LEVEL};
 use crate::ranges::Ranges;
 use crate::rules::Rules;
 use crate::span::{Place, PlaceError, Span};
@@ -220,10 +219,18 @@ impl<T: Ord + Copy> Sole<T> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Holding {
     generation: Generation,
+    /// Since which generation what is in pages counts.
+    since: Generation,
     tree: SpanTree,
     /// Coverage fingerprint of what was moved to pages.
     paged_hash: u64,
     paged_chunks: u64,
+}
+
+impl Holding {
+    fn new(generation: Generation, file: Geometry) -> Self {
+        Self { generation, since: generation, tree: SpanTree::new(file), paged_hash: 0, paged_chunks: 0 }
+    }
 }
 
 /// What is known of one file.
@@ -242,12 +249,15 @@ pub struct Ledger {
     /// Whether two holders ever overlapped since the union was last rebuilt.
     overlaps: bool,
     /// Segments whose spans were moved to pages.
-    paged: Ranges,
-    /// Paged segments of which more was said afterwards, so that the page must be compared with it.
-    contested: BTreeSet<u64>,
+    paged: BTreeMap<u64, page::Summary>,
+    /// Paged segments whose page must be read: more was said of them, or not all of it counts any more.
+    recalled: BTreeSet<u64>,
     /// Holders that cannot be reached, and so long that what only they have counts as missing. Not a fact: a view.
     absent: BTreeSet<DcId>,
     agreed: BTreeMap<(DcId, DcId), Ranges>,
+    /// Values that were missing when overlaps were last compared.
+    wanted: BTreeSet<(DcId, Place)>,
+    /// Values finer than the spans, of places that were wanted and no others.
     details: BTreeMap<(DcId, Place), ChainingValue>,
     rules: Rules,
 }
@@ -266,10 +276,11 @@ impl Ledger {
             holders: BTreeMap::new(),
             union: SpanTree::new(Geometry::largest()),
             overlaps: false,
-            paged: Ranges::new(),
-            contested: BTreeSet::new(),
+            paged: BTreeMap::new(),
+            recalled: BTreeSet::new(),
             absent: BTreeSet::new(),
             agreed: BTreeMap::new(),
+            wanted: BTreeSet::new(),
             details: BTreeMap::new(),
             rules,
         }
@@ -292,7 +303,7 @@ impl Ledger {
                 if self.file().is_none() {
                     return Ok(Taken::NotYet);
                 }
-                self.raise(holder, generation)
+                self.counts_spans() && self.raise(holder, generation)
             }
             Fact::Root { size, root } => self.take_size(size) | self.roots.join((root, size.size())),
             Fact::Assembled { claim, size, root } => {
@@ -323,28 +334,34 @@ impl Ledger {
     }
 
     fn take_size(&mut self, size: Geometry) -> bool {
-        let before = self.file();
         let new = self.sizes.join(size.size());
-        if self.file() != before {
+        if new {
             self.forget_spans();
         }
         new
+    }
+
+    /// Whether spans mean anything: not once the file is dropped, nor while two sizes contradict, so that it does not
+    /// matter which of these facts came first.
+    fn counts_spans(&self) -> bool {
+        self.drop.is_none() && !self.sizes.is_contradicted()
     }
 
     fn forget_spans(&mut self) {
         self.holders.clear();
         self.union = SpanTree::new(self.file().unwrap_or(Geometry::largest()));
         self.overlaps = false;
-        self.paged = Ranges::new();
-        self.contested.clear();
+        self.paged.clear();
+        self.recalled.clear();
         self.agreed.clear();
+        self.wanted.clear();
         self.details.clear();
     }
 
     fn take_have(&mut self, holder: DcId, generation: Generation, span: Span) -> Result<Taken, FactError> {
         let Some(file) = self.file() else { return Ok(Taken::NotYet) };
         span.place.check(file)?;
-        if self.drop.is_some() {
+        if !self.counts_spans() {
             return Ok(Taken::Known);
         }
         let raised = self.raise(holder, generation);
@@ -358,17 +375,12 @@ impl Ledger {
                     self.overlaps |= !self.union.overlapping(span.place).is_empty();
                     // What the union keeps where holders overlap does not matter: it is used once they agree.
                     let _ = self.union.insert(span);
-                }
-                if !self.paged.is_empty() && self.roots.first().is_none() {
-                    let range = span.place.range(file);
-                    let segments = range.start / SEGMENT_CHUNKS..range.end.div_ceil(SEGMENT_CHUNKS);
-                    self.contested
-                        .extend(segments.filter(|segment| self.paged.covers(*segment..segment + 1)));
+                    self.recall(span.place);
                 }
                 true
             }
             Ok(Insertion::Known) => false,
-            Ok(Insertion::Covered(_)) => self.details.insert((holder, span.place), span.value).is_none(),
+            Ok(Insertion::Covered(_)) => self.take_detail(holder, span),
             // A holder never says two things in one generation, unless it lies: the first stands, and whoever pulls
             // the bytes finds out.
             Err(_) => false,
@@ -376,46 +388,62 @@ impl Ledger {
         Ok(if raised | grown { Taken::New } else { Taken::Known })
     }
 
+    /// Keeps a finer value that a comparison waits for. Any other is not kept, so that nobody can fill the memory
+    /// with them.
+    fn take_detail(&mut self, holder: DcId, span: Span) -> bool {
+        let file = self.union.file();
+        let is_wanted = self.wanted.contains(&(holder, span.place))
+            || span.place.family(file).is_some_and(|family| self.wanted.contains(&(holder, family.parent)));
+        is_wanted && self.details.insert((holder, span.place), span.value) != Some(span.value)
+    }
+
     /// Moves a holder to a newer generation, in which it holds nothing yet.
     fn raise(&mut self, holder: DcId, generation: Generation) -> bool {
         let Some(file) = self.file() else { return false };
-        let fresh =
-            |generation| Holding { generation, tree: SpanTree::new(file), paged_hash: 0, paged_chunks: 0 };
         let Some(holding) = self.holders.get_mut(&holder) else {
-            self.holders.insert(holder, fresh(generation));
+            self.holders.insert(holder, Holding::new(generation, file));
             return true;
         };
         if generation <= holding.generation {
             return false;
         }
-        let old = std::mem::replace(holding, fresh(generation));
         if !self.rules.generations() {
-            holding.tree = old.tree;
+            holding.generation = generation;
             return true;
         }
+        *holding = Holding::new(generation, file);
         self.agreed.retain(|(a, b), _| *a != holder && *b != holder);
+        self.wanted.retain(|(dc, _)| *dc != holder);
         self.details.retain(|(dc, _), _| *dc != holder);
-        if old.paged_chunks > 0 {
-            // Pages that named this holder are void, and which ones is not kept: all go, and are asked for again.
-            self.paged = Ranges::new();
-            self.contested.clear();
-            for holding in self.holders.values_mut() {
-                (holding.paged_hash, holding.paged_chunks) = (0, 0);
-            }
-        }
+        self.void_pages_of(holder);
         self.rebuild_union();
         true
     }
 
+    /// Moves a holder to a newer generation in which it holds the same: for this datacenter's own spans, which it
+    /// says again. Takes [`Fact::HaveNothing`] and every span again, in one.
+    pub fn lift(&mut self, holder: DcId, generation: Generation) {
+        if self.file().is_none() || !self.counts_spans() {
+            return;
+        }
+        match self.holders.get_mut(&holder) {
+            Some(holding) => holding.generation = holding.generation.max(generation),
+            None => {
+                self.raise(holder, generation);
+            }
+        }
+    }
+
     fn rebuild_union(&mut self) {
         let Some(file) = self.file() else { return };
+        let level = self.rules.segment_level();
         let mut union = SpanTree::new(file);
         self.overlaps = false;
-        for segment in self.paged.iter().flatten() {
-            let place = Place::clipped(segment << SEGMENT_LEVEL, SEGMENT_LEVEL, file);
-            if let Some(value) = self.union.covering(place).filter(|span| span.place == place) {
+        for (&segment, summary) in self.paged.iter().filter(|(_, summary)| !summary.void) {
+            if let Some(value) = summary.value {
                 // Never contradicts: the tree was empty there.
-                let _ = union.insert(value);
+                let place = Place::clipped(segment << level, level, file);
+                let _ = union.insert(Span::new(place, value));
             }
         }
         for holding in
@@ -427,21 +455,32 @@ impl Ledger {
                 self.overlaps |= !(alone && grown);
             }
         }
+        for (&segment, summary) in self.paged.iter_mut().filter(|(_, summary)| !summary.void) {
+            // The larger span that had this segment is gone.
+            if union.covering(Place::clipped(segment << level, level, file)).is_none() {
+                summary.void = true;
+                self.recalled.insert(segment);
+            }
+        }
         self.union = union;
     }
 
-    /// Stops (or begins again) to count on a holder that cannot be reached. Pages in which it stands are void: their
-    /// segments are said again when the holders are compared with.
-    pub fn set_absent(&mut self, holder: DcId, is_absent: bool) {
+    /// Stops (or begins again) to count on a holder that cannot be reached. The pages in which it stands must be read
+    /// again; whether anything changed.
+    pub fn set_absent(&mut self, holder: DcId, is_absent: bool) -> bool {
         let changed = if is_absent { self.absent.insert(holder) } else { self.absent.remove(&holder) };
         if !changed {
-            return;
+            return false;
         }
-        if self.holders.get(&holder).is_some_and(|holding| holding.paged_chunks > 0) {
-            self.lose_pages();
-        } else {
-            self.rebuild_union();
+        if is_absent {
+            self.void_pages_of(holder);
+        } else if let Some(holding) = self.holders.get(&holder) {
+            // Nothing of it was compared with what is in pages.
+            let places: Vec<Place> = holding.tree.iter().map(|span| span.place).collect();
+            places.into_iter().for_each(|place| self.recall(place));
         }
+        self.rebuild_union();
+        true
     }
 
     /// Whether this holder is not counted on at present.
@@ -450,7 +489,7 @@ impl Ledger {
     }
 
     /// Removes what a holder says of a place, because its bytes turned out not to be what it says. It is believed
-    /// again when it restates under a newer generation.
+    /// again when it says so again.
     pub fn reject(&mut self, holder: DcId, place: Place) {
         if let Some(holding) = self.holders.get_mut(&holder) {
             if let Some(span) = holding.tree.covering(place) {
@@ -569,6 +608,16 @@ impl Ledger {
         self.holders.get(&dc).map_or(0, |holding| holding.tree.covered() + holding.paged_chunks)
     }
 
+    /// Whether a datacenter says that it holds every chunk. While pages must be read, what is in memory decides.
+    pub fn holds_all(&self, dc: DcId) -> bool {
+        let Some(holding) = self.holders.get(&dc) else {
+            return self.file().is_some_and(|file| file.chunks() == 0);
+        };
+        let chunks = holding.tree.file().chunks();
+        holding.tree.is_whole()
+            || (self.recalled.is_empty() && holding.tree.covered() + holding.paged_chunks == chunks)
+    }
+
     /// What any holder has, merged.
     pub fn union(&self) -> &SpanTree {
         &self.union
@@ -576,12 +625,12 @@ impl Ledger {
 
     /// Segments whose spans are in pages.
     pub fn paged(&self) -> impl Iterator<Item = u64> + '_ {
-        self.paged.iter().flatten()
+        self.paged.keys().copied()
     }
 
     /// Whether the spans of this segment are in a page.
     pub fn is_paged(&self, segment: u64) -> bool {
-        self.paged.covers(segment..segment + 1)
+        self.paged.contains_key(&segment)
     }
 
     /// Number of spans in memory: what the ledger's size is proportional to.
@@ -597,15 +646,19 @@ impl Ledger {
             out.push(Statement::Drop { reason, tenant });
             return out;
         }
-        let (Some(claim), Some(file)) = (self.claim, self.file()) else { return out };
+        let Some(claim) = self.claim else { return out };
         for &(digest, tenant) in &self.metas.0 {
-            for &size in self.sizes.0.iter() {
-                let size = Geometry::new(size).ok();
-                out.push(Statement::Meta { epoch: claim.epoch, home: claim.home, size, tenant, digest });
+            let meta =
+                |size| Statement::Meta { epoch: claim.epoch, home: claim.home, size, tenant, digest };
+            if self.sizes.0.is_empty() {
+                // Whoever holds a chunk must hear of the file before its size is settled.
+                out.push(meta(None));
             }
+            out.extend(self.sizes.0.iter().map(|&size| meta(Geometry::new(size).ok())));
         }
         for &(root, size) in &self.roots.0 {
-            let size = Geometry::new(size).unwrap_or(file);
+            // A size is in the set only because a shape was made of it.
+            let Ok(size) = Geometry::new(size) else { continue };
             out.push(Statement::Root { epoch: claim.epoch, home: claim.home, size, root });
         }
         if let Some(Disagreement { place, found, home }) = self.conflict {
@@ -671,7 +724,7 @@ impl Ledger {
         let Some(holding) = self.holders.get(&dc) else { return (Generation::new(0), 0) };
         let file = holding.tree.file();
         let hash =
-            holding.tree.iter().fold(holding.paged_hash, |hash, span| hash ^ coverage_hash(span.place, file));
+            holding.tree.iter().fold(holding.paged_hash, |hash, span| hash ^ self.coverage_hash(span.place, file));
         (holding.generation, hash)
     }
 
@@ -682,30 +735,4 @@ impl Ledger {
             None => Vec::new(),
         }
     }
-}
-
-/// The fingerprint of a place, as the exclusive or of the fingerprints of its segments.
-fn coverage_hash(place: Place, file: Geometry) -> u64 {
-    let range = place.range(file);
-    if place.level() <= SEGMENT_LEVEL {
-        return mix(range.start, range.end);
-    }
-    let mut hash = 0;
-    let mut at = range.start;
-    while at < range.end {
-        let end = (at + SEGMENT_CHUNKS).min(range.end);
-        hash ^= mix(at, end);
-        at = end;
-    }
-    hash
-}
-
-/// A well-spread hash of two numbers (the finaliser of SplitMix64, twice).
-fn mix(a: u64, b: u64) -> u64 {
-    let step = |mut z: u64| {
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
-    };
-    step(step(a.wrapping_add(0x9E37_79B9_7F4A_7C15)).wrapping_add(b))
 }

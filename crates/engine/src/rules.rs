@@ -1,7 +1,9 @@
 //! The safety rules that the simulation must be able to catch the breach of.
 //!
 //! In production all of them are in force, and nothing can switch one off. Tests can (feature `mutations`), to prove
-//! that the simulation notices.
+//! that the simulation notices; they can also scale segments down, so that a small file has several.
+
+use crate::limits::SEGMENT_LEVEL;
 
 /// One safety rule.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -19,21 +21,38 @@ pub enum Rule {
 }
 
 /// Which rules are in force.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Rules {
     broken: Option<Rule>,
+    segment_level: u8,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self::all()
+    }
 }
 
 impl Rules {
     /// All rules.
     pub const fn all() -> Self {
-        Self { broken: None }
+        Self { broken: None, segment_level: SEGMENT_LEVEL }
     }
 
     /// All rules but one.
     #[cfg(feature = "mutations")]
     pub const fn without(rule: Rule) -> Self {
-        Self { broken: Some(rule) }
+        Self { broken: Some(rule), segment_level: SEGMENT_LEVEL }
+    }
+
+    /// The same rules for segments of `2^level` chunks.
+    #[cfg(feature = "mutations")]
+    pub const fn with_segments_of(self, level: u8) -> Self {
+        Self { segment_level: level, ..self }
+    }
+
+    pub(crate) const fn segment_level(self) -> u8 {
+        self.segment_level
     }
 
     pub(crate) fn holds(self, rule: Rule) -> bool {

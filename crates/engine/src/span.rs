@@ -91,9 +91,9 @@ impl Place {
         self.level
     }
 
-    /// The chunks, clipped to the file.
+    /// The chunks, clipped to the file; none if the place lies past its end.
     pub fn range(self, file: Geometry) -> Range<u64> {
-        self.start..(self.start + (1u64 << self.level)).min(file.chunks())
+        self.start..(self.start + (1u64 << self.level)).min(file.chunks()).max(self.start)
     }
 
     /// Number of chunks, clipped to the file.

@@ -160,11 +160,26 @@ impl SpanTree {
             .collect()
     }
 
+    /// The spans that hold any chunk of `range`, in order.
+    pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = Span> + '_ {
+        let Range { start, end } = range;
+        let first = self.nodes.range(..=start).next_back();
+        let rest = self.nodes.range(start.saturating_add(1)..end.max(start.saturating_add(1)));
+        first
+            .into_iter()
+            .chain(rest)
+            .map(|(start, (level, value))| Span::new(Place::clipped(*start, *level, self.file), *value))
+            .filter(move |span| span.place.range(self.file).end > start && span.place.start() < end)
+    }
+
     /// The chunks of `range` that are not covered, as at most `limit` ranges.
     pub fn gaps(&self, range: Range<u64>, limit: usize) -> Vec<Range<u64>> {
         let end = range.end.min(self.file.chunks());
         let mut gaps = Vec::new();
         let mut at = range.start;
+        if at >= end {
+            return gaps;
+        }
         let before = self.nodes.range(..=at).next_back();
         for (start, (level, _)) in
             before.into_iter().chain(self.nodes.range(at.saturating_add(1)..end.max(at + 1)))
@@ -271,6 +286,31 @@ pub fn proof_places(file: Geometry, place: Place) -> Vec<Place> {
         places.push(if at == left { right } else { left });
     }
     places
+}
+
+/// The places beside the way from `place` up to `top`, lowest first; `None` if `place` is not inside `top`.
+pub fn path_places(file: Geometry, place: Place, top: Place) -> Option<Vec<Place>> {
+    let mut places = Vec::new();
+    let mut at = place;
+    while at != top {
+        let family = at.family(file).filter(|family| top.contains(family.parent))?;
+        places.push(family.sibling);
+        at = family.parent;
+    }
+    Some(places)
+}
+
+/// The value of `top` from that of a span inside it and the values beside the way up; `None` if their number is not
+/// that of the steps.
+pub fn climb(file: Geometry, span: Span, top: Place, beside: &[ChainingValue]) -> Option<ChainingValue> {
+    let Span { mut place, mut value } = span;
+    let mut steps = beside.iter();
+    while place != top {
+        let family = place.family(file).filter(|family| top.contains(family.parent))?;
+        value = family.merge(&value, steps.next()?);
+        place = family.parent;
+    }
+    steps.next().is_none().then_some(value)
 }
 
 #[cfg(test)]

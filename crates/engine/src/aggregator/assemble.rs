@@ -10,7 +10,7 @@ use super::{Aggregator, Effect, File, PullOutcome};
 use crate::geometry::Geometry;
 use crate::ids::{DcId, FileId, Timestamp};
 use crate::ledger::{Claim, Fact, FileState, Ledger};
-use crate::limits::{SEGMENT_CHUNKS, UNIT_LEVEL};
+use crate::limits::UNIT_LEVEL;
 use crate::resolve::Resolution;
 use crate::span::{Place, Span};
 
@@ -26,15 +26,10 @@ pub(super) struct Assembly {
     publishing: bool,
     /// The store refused to publish: what is here may not be what the root says.
     refused: bool,
-    loading_page: bool,
     retry_at: Option<Timestamp>,
 }
 
 impl Assembly {
-    pub(super) fn page_loaded(&mut self) {
-        self.loading_page = false;
-    }
-
     /// The store was read again, after chunks were lost on purpose or not.
     pub(super) fn reloaded(&mut self) {
         self.refused = false;
@@ -112,7 +107,7 @@ impl Aggregator {
             }
             file.assembly.retry_at = None;
         }
-        if file.ledger.chunks_held_by(me) == shape.chunks() {
+        if file.ledger.holds_all(me) {
             if let (true, Some(root)) = (complete, root) {
                 file.assembly.publishing = true;
                 if file.assembly.refused {
@@ -129,9 +124,8 @@ impl Aggregator {
         let room = self.config.max_pulls.saturating_sub(file.assembly.pulling.len());
         let usable = |dc: DcId| linked.contains(&dc) && !file.assembly.shunned.contains_key(&dc);
         let Plan { pulls, page } = plan(&file.ledger, shape, me, &file.assembly.pulling, room, &usable);
-        if let Some(segment) = page.filter(|_| !file.assembly.loading_page) {
-            file.assembly.loading_page = true;
-            self.effects.push(Effect::LoadPage(id, segment));
+        if let Some(segment) = page {
+            file.need_page(segment);
         }
         if pulls.is_empty() && file.assembly.pulling.is_empty() {
             file.wake_at(now.plus(retry_ms));
@@ -140,6 +134,7 @@ impl Aggregator {
             file.assembly.pulling.insert(place, from);
             self.effects.push(Effect::Pull { file: id, from, place, under });
         }
+        self.advance_pages(id, now);
     }
 
     pub(super) fn published(&mut self, id: FileId, ok: bool, now: Timestamp) {
@@ -188,9 +183,10 @@ fn plan(
     };
     for gap in gaps {
         // A gap can be petabytes long; only its beginning is looked at.
-        let end = gap.end.min(gap.start.saturating_add(SEGMENT_CHUNKS));
-        if ledger.is_paged(gap.start / SEGMENT_CHUNKS) {
-            plan.page = plan.page.or(Some(gap.start / SEGMENT_CHUNKS));
+        let end = gap.end.min(gap.start.saturating_add(ledger.segment_chunks()));
+        let segment = gap.start / ledger.segment_chunks();
+        if ledger.is_paged(segment) {
+            plan.page = plan.page.or(Some(segment));
             continue;
         }
         for unit in Place::tile(gap.start..end, UNIT_LEVEL, shape) {

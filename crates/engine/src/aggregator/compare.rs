@@ -46,10 +46,11 @@ impl Aggregator {
             }
             return;
         }
-        let (me, floor) = (self.me(), self.generation_floor);
+        let floor = self.generation_floor;
+        let seen = self.peers.get(&from).map(super::peer::Peer::seen).unwrap_or_default();
         for id in ids {
             if let Some(file) = self.files.get_mut(&id) {
-                file.restate_to(me, floor, from, now);
+                file.restate_if_settled(&self.config, floor, from, seen, now);
             }
             self.advance(id, now);
         }
@@ -85,13 +86,23 @@ impl Aggregator {
         now: Timestamp,
     ) {
         let me = self.me();
-        for span in spans {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        if file.ledger.held_by(me).is_some_and(|(newest, _)| generation < newest) {
+            // Read before something was freed or lost: it may be what went.
             if to == me {
-                if let Some(file) = self.files.get_mut(&id) {
-                    let _ = file.ledger.take(Fact::Have { holder: me, generation, span });
-                    file.home.answered(me, span.place);
-                }
-            } else {
+                self.restate_own(id);
+            }
+            return;
+        }
+        if to == me {
+            for &span in &spans {
+                let _ = file.ledger.take(Fact::Have { holder: me, generation, span });
+                file.home.answered(me, span.place);
+                file.touch(span.place);
+            }
+            file.owe(me, &spans, now);
+        } else {
+            for span in spans {
                 self.say(to, id, Statement::Have { generation, span }, now);
             }
         }

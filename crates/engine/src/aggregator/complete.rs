@@ -7,8 +7,7 @@ use super::{Aggregator, Config, Effect, File, StoredFile};
 use crate::command::{DropReason, Statement};
 use crate::hash::Root;
 use crate::ids::{DcId, FileId, Generation, HomeEpoch, Timestamp};
-use crate::ledger::{Claim, Disagreement, Fact, FileState, Page, Verdict};
-use crate::limits::SEGMENT_CHUNKS;
+use crate::ledger::{Claim, Disagreement, Fact, FileState, Verdict};
 use crate::span::Place;
 
 /// A metadata record that is being fetched.
@@ -35,15 +34,12 @@ pub(super) struct HomeWork {
     /// Until when to wait for them.
     patience: Option<Timestamp>,
     reading_root: bool,
-    /// Segments of which something was said since they were last looked at.
-    touched: BTreeSet<u64>,
 }
 
 impl HomeWork {
     /// A holder said something of a place.
     pub(super) fn answered(&mut self, from: DcId, place: Place) {
         self.asked.remove(&(from, place));
-        self.touched.insert(place.start() / SEGMENT_CHUNKS);
     }
 }
 
@@ -102,7 +98,8 @@ impl File {
             if claim.home == me {
                 self.own_claim = self.own_claim.max(Some(claim.epoch));
             }
-            let (size, tenant, digest) = (record.size, record.tenant, record.digest);
+            let (tenant, digest) = (record.tenant, record.digest);
+            let size = record.size.or(stored.memory.size());
             let _ = self.ledger.take(Fact::Meta { claim, size, tenant, digest });
         } else if stored.chunks > 0 && self.ledger.state() == FileState::Unheard {
             self.note_orphan(stored.tenant, config, now);
@@ -115,27 +112,18 @@ impl File {
         for tell in self.tell.keys().copied().collect::<Vec<_>>() {
             self.restate_to(me, floor, tell, now);
         }
+        self.published = stored.published.is_some() && self.ledger.file().is_some();
         if let (Some(root), Some(size)) = (stored.published, self.ledger.file()) {
-            self.published = true;
             let epoch = self.own_claim.unwrap_or_default();
             let _ = self.ledger.take(Fact::Assembled { claim: Claim { epoch, home: me }, size, root });
         }
         self.last_progress = now;
         self.assembly.reloaded();
+        if let Some(claim) = self.ledger.claim().filter(|claim| claim.home != me) {
+            self.owe_all(me, claim.home, now);
+        }
         if stored.spans.is_empty() {
             self.tell_nothing(generation);
-        } else {
-            self.note_unsaid(now);
-        }
-    }
-
-    /// A page was read; a lost one means that everything in pages must be said again.
-    pub(super) fn page_loaded(&mut self, page: Option<&Page>) {
-        self.home.patience = None;
-        self.assembly.page_loaded();
-        match page {
-            Some(page) => self.ledger.page_in(page),
-            None => self.ledger.lose_pages(),
         }
     }
 }
@@ -192,7 +180,10 @@ impl Aggregator {
                 continue;
             }
             let until = peer.down_since.plus(self.config.absent_ms);
-            file.ledger.set_absent(*dc, !peer.is_up() && now >= until);
+            let is_absent = !peer.is_up() && now >= until;
+            if file.ledger.set_absent(*dc, is_absent) && !is_absent {
+                file.touch_all();
+            }
             if !peer.is_up() && now < until {
                 file.wake_at(until);
             }
@@ -207,11 +198,6 @@ impl Aggregator {
         let is_home = file.ledger.claim().is_some_and(|claim| claim.home == me);
         if !is_home || file.record.is_none() || file.ledger.state() != FileState::Receiving {
             return;
-        }
-        for segment in std::mem::take(&mut file.home.touched) {
-            if let Some(page) = file.ledger.page_out(segment) {
-                self.effects.push(Effect::StorePage(id, page));
-            }
         }
         if let Some(until) = file.home.patience.filter(|until| now < *until && !file.home.asked.is_empty()) {
             file.wake_at(until);
@@ -230,18 +216,8 @@ impl Aggregator {
                     self.effects.push(Effect::ReadRoot(id));
                 }
             }
-            Verdict::Unpage(segments) => {
-                let until = now.plus(retry_ms);
-                file.home.patience = Some(until);
-                file.wake_at(until);
-                // Something to wait for, so that the pages are not asked for again at once.
-                file.home.asked.extend(segments.iter().filter_map(|segment| {
-                    Place::new(segment * SEGMENT_CHUNKS, 0).ok().map(|place| (DcId::EVERY, place))
-                }));
-                for segment in segments {
-                    self.effects.push(Effect::LoadPage(id, segment));
-                }
-            }
+            // They are being read already.
+            Verdict::Unpage(_) => {}
             Verdict::Compare(wanted) => {
                 let until = now.plus(retry_ms);
                 file.home.patience = Some(until);
@@ -339,15 +315,16 @@ impl Aggregator {
             self.tell_everyone(id);
             return;
         }
-        let (Some(takeover_ms), Some(home)) = (self.config.takeover_ms, self.peers.get(&claim.home)) else {
-            return;
+        let Some(takeover_ms) = self.config.takeover_ms.filter(|_| file.may_change_home(me)) else { return };
+        let down_since = match self.peers.get(&claim.home) {
+            Some(home) if home.is_up() => return,
+            Some(home) => home.down_since,
+            // No datacenter of this cluster (any more).
+            None => file.last_progress,
         };
-        if home.is_up() || !file.may_change_home(me) {
-            return;
-        }
         // One after the other, so that usually only the first does.
         let rank = self.config.peers.iter().filter(|peer| **peer < me && **peer != claim.home).count() as u64;
-        let at = home.down_since.plus(takeover_ms.saturating_mul(rank + 1));
+        let at = down_since.plus(takeover_ms.saturating_mul(rank + 1));
         if now < at {
             file.wake_at(at);
         } else {

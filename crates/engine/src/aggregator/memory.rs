@@ -6,10 +6,11 @@
 //! | bytes | of a file |
 //! | --- | --- |
 //! | 4 | `SLF` and version 1 |
-//! | 1 | flags: claim 1, own claim 2, root 4, conflict 8, unexpected root 16, drop 32 |
+//! | 1 | flags: claim 1, own claim 2, root 4, conflict 8, unexpected root 16, drop 32, size without a root 64 |
 //! | 1 + 2 | claim: epoch, home |
 //! | 1 | own claim: epoch |
 //! | 8 + 32 | root: size, root |
+//! | 8 | size without a root |
 //! | 8 + 1 + 2 + 32 | conflict: start, level, home, unexpected root |
 //! | 1 + 8 | drop: reason, tenant |
 //! | 1 + 3·n | datacenters that assembled the file: epoch, id |
@@ -48,6 +49,8 @@ pub struct FileMemory {
     claim: Option<Claim>,
     own_claim: Option<HomeEpoch>,
     root: Option<(Root, u64)>,
+    /// The size while there is no root: a record that leaves it open does not say.
+    size: Option<Geometry>,
     conflict: Option<Disagreement>,
     drop: Option<(DropReason, TenantId)>,
     assembled: Vec<Claim>,
@@ -60,6 +63,7 @@ impl FileMemory {
             claim: ledger.claim(),
             own_claim,
             root: ledger.root().zip(ledger.file()).map(|(root, file)| (root, file.size())),
+            size: ledger.file().filter(|_| ledger.root().is_none()),
             conflict: ledger.disagreement(),
             drop: ledger.dropped(),
             assembled: ledger.copies().collect(),
@@ -69,6 +73,11 @@ impl FileMemory {
     /// The remembered home.
     pub fn claim(&self) -> Option<Claim> {
         self.claim
+    }
+
+    /// The remembered shape.
+    pub(super) fn size(&self) -> Option<Geometry> {
+        self.size.or(self.root.and_then(|(_, size)| Geometry::new(size).ok()))
     }
 
     /// The highest epoch in which this datacenter claimed to be the home.
@@ -103,6 +112,7 @@ impl FileMemory {
             self.conflict.is_some(),
             found.is_some(),
             self.drop.is_some(),
+            self.size.is_some(),
         ];
         out.push(flags.iter().enumerate().fold(0, |bits, (i, flag)| bits | u8::from(*flag) << i));
         if let Some(claim) = self.claim {
@@ -113,6 +123,7 @@ impl FileMemory {
             out.extend_from_slice(&size.to_be_bytes());
             out.extend_from_slice(root.as_bytes());
         }
+        out.extend(self.size.into_iter().flat_map(|size| size.size().to_be_bytes()));
         if let Some(Disagreement { place, found, home }) = self.conflict {
             out.extend_from_slice(&place.start().to_be_bytes());
             out.push(place.level());
@@ -141,7 +152,7 @@ impl FileMemory {
         }
         let [flags] = rest.array()?;
         let has = |i: u8| flags & 1 << i != 0;
-        if flags >= 64 {
+        if flags >= 128 {
             return Err(rest.error("flags"));
         }
         let claim = if has(0) { Some(rest.claim()?) } else { None };
@@ -149,6 +160,12 @@ impl FileMemory {
         let root = if has(2) {
             let size = u64::from_be_bytes(rest.array()?);
             Some((Root::from_bytes(rest.array()?), size))
+        } else {
+            None
+        };
+        let size = if has(6) {
+            let size = Geometry::new(u64::from_be_bytes(rest.array()?));
+            Some(size.map_err(|_| rest.error("size"))?)
         } else {
             None
         };
@@ -174,7 +191,8 @@ impl FileMemory {
         if !rest.bytes.is_empty() {
             return Err(rest.error("trailing bytes"));
         }
-        Ok(Self { claim, own_claim, root, conflict, drop, assembled })
+        let memory = Self { claim, own_claim, root, size, conflict, drop, assembled };
+        if memory.to_bytes() == bytes { Ok(memory) } else { Err(rest.error("not canonical")) }
     }
 }
 
@@ -219,7 +237,8 @@ impl NodeMemory {
         if !rest.bytes.is_empty() {
             return Err(rest.error("trailing bytes"));
         }
-        Ok(Self { incarnation, seen })
+        let memory = Self { incarnation, seen };
+        if memory.to_bytes() == bytes { Ok(memory) } else { Err(rest.error("not canonical")) }
     }
 }
 
@@ -261,6 +280,7 @@ mod tests {
             claim: Some(claim),
             own_claim: Some(HomeEpoch::new(1)),
             root: Some((Root::empty(), 5)),
+            size: None,
             conflict: Some(Disagreement {
                 place: Place::new(8, 3).unwrap(),
                 found: Some(Root::empty()),

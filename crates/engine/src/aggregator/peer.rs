@@ -114,16 +114,27 @@ impl Aggregator {
         peer.up = true;
         peer.greeted = true;
         peer.next_compare = now;
-        let waiting = std::mem::take(&mut peer.waiting);
         if outdated {
             self.reincarnate(Incarnation::new(seen_of_me.number().saturating_add(1)), now);
         } else if newer {
             self.effects.push(Effect::PersistNode(self.node_memory()));
         }
-        for id in waiting {
-            self.advance(id, now);
+        // What waits to be said to this peer is served after every event; pulls and fetches have their own timers.
+    }
+
+    /// Says what waits for peers that can be reached and have room.
+    pub(super) fn serve_waiting(&mut self, now: Timestamp) {
+        let peers: Vec<DcId> = self.peers.keys().copied().collect();
+        for dc in peers {
+            let waiting = self.peers.get(&dc).map_or(0, |peer| peer.waiting.len());
+            for _ in 0..waiting {
+                let max_flights = self.config.max_flights;
+                let has_room = |peer: &&mut Peer| peer.up && peer.flights.len() < max_flights;
+                let Some(peer) = self.peers.get_mut(&dc).filter(has_room) else { break };
+                let Some(id) = peer.waiting.pop_first() else { break };
+                self.advance(id, now);
+            }
         }
-        // Whatever waited for this peer (pulls, fetches, confirmations) has its own timer.
     }
 
     pub(super) fn link_down(&mut self, dc: DcId, now: Timestamp) {
@@ -151,9 +162,9 @@ impl Aggregator {
         }
     }
 
-    /// Takes note of a peer's incarnation from what it says. Facts of an older one still count; whether a
-    /// confirmation does is for the caller, who is told if it is current.
-    pub(super) fn heard(&mut self, from: DcId, incarnation: Incarnation, _now: Timestamp) -> bool {
+    /// Takes note of a peer's incarnation from what it says; whether it is a peer at all. What an older incarnation
+    /// said still counts.
+    pub(super) fn heard(&mut self, from: DcId, incarnation: Incarnation) -> bool {
         let Some(peer) = self.peers.get_mut(&from) else { return false };
         if incarnation > peer.seen {
             peer.seen = incarnation;
@@ -163,7 +174,7 @@ impl Aggregator {
     }
 
     /// Becomes a new incarnation, in which everything held is said again under a new generation.
-    fn reincarnate(&mut self, incarnation: Incarnation, now: Timestamp) {
+    pub(super) fn reincarnate(&mut self, incarnation: Incarnation, now: Timestamp) {
         self.incarnation = incarnation;
         self.spoken = 0;
         self.generation_floor = Generation::floor_of(incarnation);
@@ -214,14 +225,9 @@ impl Aggregator {
     pub(super) fn acknowledged(&mut self, from: DcId, sequence: Sequence, now: Timestamp) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let Some(id) = peer.flights.remove(&sequence) else { return };
-        let next =
-            if peer.flights.len() + 1 == self.config.max_flights { peer.waiting.pop_first() } else { None };
         if let Some(file) = self.files.get_mut(&id) {
             file.landed(from, sequence);
         }
         self.advance(id, now);
-        if let Some(next) = next {
-            self.advance(next, now);
-        }
     }
 }

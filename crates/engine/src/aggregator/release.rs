@@ -4,9 +4,12 @@
 use super::{Aggregator, Effect};
 use crate::command::Statement;
 use crate::hash::Root;
-use crate::ids::{DcId, FileId, Generation, Nonce, Timestamp};
+use crate::ids::{DcId, FileId, Generation, Incarnation, Nonce, Timestamp};
 use crate::ledger::{Claim, Fact, FileState};
 use crate::rules::Rule;
+
+/// Questions are repeated at intervals that double up to 2^6 times the first.
+const MAX_BACKOFF: u32 = 6;
 
 /// A confirmation that was asked for.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +17,8 @@ pub(super) struct Release {
     nonce: Nonce,
     to: DcId,
     asked_at: Timestamp,
+    /// How often it was asked for: a large copy takes minutes to be checked again, so it is asked ever more rarely.
+    tries: u32,
     freeing: bool,
 }
 
@@ -48,13 +53,15 @@ impl Aggregator {
         if !self.config.rules.holds(Rule::ConfirmBeforeFree) {
             if !file.release.is_some_and(|release| release.freeing) {
                 file.release =
-                    Some(Release { nonce: Nonce::new(0), to: keeper.home, asked_at: now, freeing: true });
+                    Some(Release { nonce: Nonce::new(0), to: keeper.home, asked_at: now, tries: 0, freeing: true });
                 self.effects.push(Effect::Free(id));
             }
             return;
         }
+        let mut tries = 0;
         if let Some(release) = file.release.filter(|release| release.to == keeper.home) {
-            let again = release.asked_at.plus(wait_ms);
+            tries = release.tries + 1;
+            let again = release.asked_at.plus(wait_ms << release.tries.min(MAX_BACKOFF));
             if release.freeing {
                 return;
             }
@@ -63,14 +70,16 @@ impl Aggregator {
                 return;
             }
         }
-        if !self.peers.get(&keeper.home).is_some_and(super::peer::Peer::is_up) {
-            file.wake_at(now.plus(wait_ms));
+        let Some(peer) = self.peers.get_mut(&keeper.home) else { return };
+        if !peer.is_up() {
+            peer.wait_for(id);
+            file.wake_at(now.plus(self.config.compare_ms));
             return;
         }
         // Unique for good, because the sequence it goes with is.
         let nonce = Nonce::new((u64::from(self.incarnation.number()) << 32) | (u64::from(self.spoken) + 1));
-        file.release = Some(Release { nonce, to: keeper.home, asked_at: now, freeing: false });
-        file.wake_at(now.plus(wait_ms));
+        file.release = Some(Release { nonce, to: keeper.home, asked_at: now, tries, freeing: false });
+        file.wake_at(now.plus(wait_ms << tries.min(MAX_BACKOFF)));
         self.say(keeper.home, id, Statement::Confirm { nonce }, now);
     }
 
@@ -128,17 +137,31 @@ impl Aggregator {
     }
 
     /// The chunks here are gone.
-    pub(super) fn freed(&mut self, id: FileId, generation: Generation) {
+    pub(super) fn freed(&mut self, id: FileId, generation: Generation, now: Timestamp) {
         let me = self.me();
         let retract = self.config.rules.holds(Rule::RetractFreed);
         let Some(file) = self.files.get_mut(&id) else { return };
         file.release = None;
         file.published = false;
-        file.unsaid = None;
-        if retract {
-            let _ = file.ledger.take(Fact::HaveNothing { holder: me, generation });
-            file.tell_nothing(generation);
-        }
+        let newest = file.ledger.held_by(me).map(|(newest, _)| newest);
         self.effects.push(Effect::Changed(id));
+        if !retract {
+            file.unsaid = None;
+            return;
+        }
+        if newest.is_none_or(|newest| newest <= generation) {
+            let _ = file.ledger.take(Fact::HaveNothing { holder: me, generation });
+            if file.ledger.chunks_held_by(me) == 0 {
+                file.tell_nothing(generation);
+            }
+            return;
+        }
+        // What was freed has been said again since, under a generation that is newer than that of the freeing. Only a
+        // newer one still can take that back; what is really here the store knows.
+        let next = Incarnation::new(self.incarnation.number().saturating_add(1));
+        let generation = Generation::floor_of(next);
+        let _ = file.ledger.take(Fact::HaveNothing { holder: me, generation });
+        self.reincarnate(next, now);
+        self.restate_own(id);
     }
 }

@@ -23,7 +23,7 @@ pub enum Verdict {
     Disagree(Place),
     /// These values are needed to go on: from whom, and where.
     Compare(Vec<(DcId, Place)>),
-    /// These pages are needed to go on.
+    /// These pages are needed to go on ([`Ledger::recalled`]).
     Unpage(Vec<u64>),
     /// One chunk, of this value: only its bytes give the root.
     OneChunk(ChainingValue),
@@ -46,14 +46,18 @@ impl Ledger {
             return Verdict::Open;
         }
         if self.overlaps && self.rules.holds(Rule::OverlapsAgree) {
-            let unpage: Vec<u64> = self.contested.iter().copied().take(MAX_WANTED).collect();
+            let unpage: Vec<u64> = self.recalled().take(MAX_WANTED).collect();
             if !unpage.is_empty() {
                 return Verdict::Unpage(unpage);
             }
             match self.compare(None) {
                 Comparison::Agree => {}
                 Comparison::Disagree(place) => return Verdict::Disagree(place),
-                Comparison::Want(wanted) => return Verdict::Compare(wanted),
+                Comparison::Want(wanted) => {
+                    // Answers to what is no longer wanted are of no use, and make room.
+                    self.wanted = wanted.iter().copied().collect();
+                    return Verdict::Compare(wanted);
+                }
             }
         }
         if file.chunks() == 1 {
@@ -120,15 +124,21 @@ impl Ledger {
                 }
             }
         }
-        if wanted.is_empty() {
-            // What was compared is in `agreed`; the values themselves are no longer needed.
-            if only.is_none() {
-                self.details.clear();
-            }
-            Comparison::Agree
-        } else {
-            Comparison::Want(wanted)
+        if only.is_none() {
+            // What was compared is in `agreed`; its values are no longer needed.
+            self.forget_details(&wanted);
         }
+        if wanted.is_empty() { Comparison::Agree } else { Comparison::Want(wanted) }
+    }
+
+    /// Forgets the finer values that no pending comparison needs.
+    fn forget_details(&mut self, wanted: &[(DcId, Place)]) {
+        if wanted.is_empty() {
+            self.wanted.clear();
+            self.details.clear();
+        }
+        let near = |place: &Place| wanted.iter().any(|(_, want)| want.contains(*place) || place.contains(*want));
+        self.details.retain(|(_, place), _| near(place));
     }
 
     /// The value of a holder's own node: kept as such, stated in detail, or merged from details.

@@ -11,16 +11,19 @@
 //! | 4 | number of entries |
 //! | 2 + 8 + 8 + 1 + 32 | per entry: holder, generation, start, level, value |
 
-use super::{Holding, Ledger, coverage_hash};
+use super::Ledger;
+use crate::geometry::Geometry;
 use crate::hash::ChainingValue;
 use crate::ids::{DcId, Generation};
-use crate::limits::{SEGMENT_CHUNKS, SEGMENT_LEVEL};
-use crate::ranges::Ranges;
 use crate::span::{Place, PlaceError, Span};
+use crate::span_tree::SpanTree;
 
 const MAGIC: [u8; 4] = *b"SLP\x01";
 const HEAD_LEN: usize = 16;
 const ENTRY_LEN: usize = 51;
+
+/// The most entries of a page, so that it stays under 8 MiB; a segment in more pieces stays in memory.
+const MAX_ENTRIES: usize = ((8 << 20) - HEAD_LEN) / ENTRY_LEN;
 
 /// The spans of one finished segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -81,65 +84,228 @@ fn number(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b))
 }
 
+/// What stays in memory of a segment whose spans are in a page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Summary {
+    /// The merged value of the segment; `None` if a larger span in memory has it.
+    pub(super) value: Option<ChainingValue>,
+    /// Whether some of what is in the page does not count any more, so that the segment may be open again.
+    pub(super) void: bool,
+    shares: Vec<Share>,
+}
+
+/// What one holder has in a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Share {
+    holder: DcId,
+    hash: u64,
+    chunks: u64,
+}
+
 impl Ledger {
     /// Takes the spans of a finished segment out of memory: one that is whole, agreed, held in pieces, and of a file
     /// that has more than one. The page must be stored; losing it costs asking the holders again.
     pub fn page_out(&mut self, segment: u64) -> Option<Page> {
+        self.page_out_but(segment, None)
+    }
+
+    /// Takes what others hold of a segment out of memory, once `me` has all of it and the root is known.
+    pub fn page_out_others(&mut self, segment: u64, me: DcId) -> Option<Page> {
+        let place = self.place_of_segment(segment)?;
+        let own = self.holders.get(&me)?.tree.covering(place).is_some();
+        if own && self.roots.first().is_some() { self.page_out_but(segment, Some(me)) } else { None }
+    }
+
+    fn page_out_but(&mut self, segment: u64, kept: Option<DcId>) -> Option<Page> {
         let file = self.file()?;
-        let place = Place::clipped(segment.checked_mul(SEGMENT_CHUNKS)?, SEGMENT_LEVEL, file);
-        if file.chunks() <= SEGMENT_CHUNKS || self.is_paged(segment) || self.union.covering(place).is_none() {
+        let place = self.place_of_segment(segment)?;
+        let several = file.chunks() > self.segment_chunks();
+        if !several || self.is_paged(segment) || self.union.covering(place).is_none() {
             return None;
         }
-        let pieces = |holding: &Holding| {
-            let spans = holding.tree.overlapping(place);
-            spans.into_iter().filter(|span| place.contains(span.place)).collect::<Vec<_>>()
-        };
-        let count: usize = self.holders.values().map(|holding| pieces(holding).len()).sum();
-        if count < 2 || !self.segment_agrees(place) {
+        // What an absent holder says was not compared, and stays.
+        let leaves = |dc: &DcId| Some(*dc) != kept && !self.absent.contains(dc);
+        let pieces: Vec<(DcId, Generation, Span)> = self
+            .holders
+            .iter()
+            .filter(|(dc, _)| leaves(dc))
+            .flat_map(|(dc, holding)| {
+                let spans = holding.tree.overlapping(place).into_iter();
+                let inside = spans.filter(|span| place.contains(span.place));
+                inside.map(|span| (*dc, holding.generation, span))
+            })
+            .collect();
+        let fits = if kept.is_some() { 1..=MAX_ENTRIES } else { 2..=MAX_ENTRIES };
+        if !fits.contains(&pieces.len()) || (self.roots.first().is_none() && !self.segment_agrees(place)) {
             return None;
         }
-        let mut entries = Vec::with_capacity(count);
-        for (dc, holding) in &mut self.holders {
-            for span in pieces(holding) {
-                holding.paged_hash ^= coverage_hash(span.place, file);
-                holding.paged_chunks += span.place.chunks(file);
+        let value = self.segment_value(place);
+        let mut shares: Vec<Share> = Vec::new();
+        for (dc, _, span) in &pieces {
+            let (hash, chunks) = (self.coverage_hash(span.place, file), span.place.chunks(file));
+            match shares.last_mut().filter(|share| share.holder == *dc) {
+                Some(share) => {
+                    share.hash ^= hash;
+                    share.chunks += chunks;
+                }
+                None => shares.push(Share { holder: *dc, hash, chunks }),
+            }
+            if let Some(holding) = self.holders.get_mut(dc) {
+                holding.paged_hash ^= hash;
+                holding.paged_chunks += chunks;
                 holding.tree.cut(span.place);
-                entries.push((*dc, holding.generation, span));
             }
         }
-        self.paged.insert(segment..segment + 1);
-        Some(Page { segment, entries })
+        for agreed in self.agreed.values_mut() {
+            agreed.remove(place.range(file));
+        }
+        self.paged.insert(segment, Summary { value, void: false, shares });
+        Some(Page { segment, entries: pieces })
     }
 
-    /// Puts the spans of a page back into memory. Entries of an older generation are void; a page that is not out
-    /// changes nothing.
+    /// The value of a segment that the union covers: its own, or merged from the holders' where the union keeps only
+    /// a larger one.
+    fn segment_value(&self, place: Place) -> Option<ChainingValue> {
+        if let Some(value) = self.union.value(place) {
+            return Some(value);
+        }
+        let file = self.union.file();
+        let mut merged = SpanTree::new(file);
+        for (_, holding) in self.holders.iter().filter(|(dc, _)| !self.absent.contains(dc)) {
+            for span in holding.tree.overlapping(place).into_iter().filter(|span| place.contains(span.place)) {
+                let _ = merged.insert(span);
+            }
+        }
+        merged.value(place)
+    }
+
+    /// Puts the spans of a page back into memory. Entries of an older generation, and any that are not of this file
+    /// and segment, are void; a page that is not out changes nothing.
     pub fn page_in(&mut self, page: &Page) {
         let Some(file) = self.file() else { return };
-        if !self.is_paged(page.segment) {
-            return;
-        }
-        self.paged.remove(page.segment..page.segment + 1);
-        self.contested.remove(&page.segment);
+        let Some(place) = self.place_of_segment(page.segment) else { return };
+        let Some(summary) = self.forget_page(page.segment) else { return };
         for (dc, generation, span) in &page.entries {
-            let Some(holding) = self.holders.get_mut(dc).filter(|holding| holding.generation == *generation)
-            else {
+            let fits = place.contains(span.place) && span.place.check(file).is_ok();
+            let Some(holding) = self.holders.get_mut(dc).filter(|holding| {
+                fits && *generation >= holding.since && *generation <= holding.generation
+            }) else {
                 continue;
             };
-            holding.paged_hash ^= coverage_hash(span.place, file);
-            holding.paged_chunks = holding.paged_chunks.saturating_sub(span.place.chunks(file));
             let _ = holding.tree.insert(*span);
+            if summary.void && !self.absent.contains(dc) {
+                self.overlaps |= !self.union.overlapping(span.place).is_empty();
+                let _ = self.union.insert(*span);
+            }
         }
     }
 
-    /// Forgets every page, because one was lost: their segments are open again, and must be said again.
+    /// A page was lost: its segment is open again. Answers who held any of it, to be asked.
+    pub fn lose_page(&mut self, segment: u64) -> Vec<DcId> {
+        let Some(summary) = self.forget_page(segment) else { return Vec::new() };
+        self.rebuild_union();
+        summary.shares.iter().map(|share| share.holder).collect()
+    }
+
+    /// Forgets every page: their segments are open again, and must be said again.
     pub fn lose_pages(&mut self) {
-        self.paged = Ranges::new();
-        self.contested.clear();
-        for holding in self.holders.values_mut() {
-            (holding.paged_hash, holding.paged_chunks) = (0, 0);
+        for segment in self.paged.keys().copied().collect::<Vec<_>>() {
+            self.forget_page(segment);
         }
         self.rebuild_union();
     }
+
+    /// The segments whose pages must be read before the spans can be judged.
+    pub fn recalled(&self) -> impl Iterator<Item = u64> + '_ {
+        self.recalled.iter().copied()
+    }
+
+    /// Every page must be read: the spans are needed in memory.
+    pub fn recall_all(&mut self) {
+        self.recalled.extend(self.paged.keys());
+    }
+
+    /// More is said of a place: pages that it touches must be read to be compared with it.
+    pub(super) fn recall(&mut self, place: Place) {
+        let Some(file) = self.file().filter(|_| !self.paged.is_empty()) else { return };
+        let (range, level) = (place.range(file), self.rules.segment_level());
+        let segments = range.start >> level..=(range.end.max(range.start + 1) - 1) >> level;
+        self.recalled.extend(self.paged.range(segments).map(|(segment, _)| segment));
+    }
+
+    /// What a holder said does not count any more: the pages in which it stands must be read for what is left.
+    /// The union is the caller's to rebuild.
+    pub(super) fn void_pages_of(&mut self, holder: DcId) {
+        for (segment, summary) in &mut self.paged {
+            if summary.shares.iter().any(|share| share.holder == holder) {
+                summary.void = true;
+                self.recalled.insert(*segment);
+            }
+        }
+        if self.holders.get(&holder).is_none_or(|holding| holding.paged_chunks == 0) {
+            // Its shares went with its generation, and with the last share the page.
+            self.paged.retain(|segment, summary| {
+                summary.shares.retain(|share| share.holder != holder);
+                let keep = !summary.shares.is_empty();
+                if !keep {
+                    self.recalled.remove(segment);
+                }
+                keep
+            });
+        }
+    }
+
+    fn forget_page(&mut self, segment: u64) -> Option<Summary> {
+        let summary = self.paged.remove(&segment)?;
+        self.recalled.remove(&segment);
+        for share in &summary.shares {
+            if let Some(holding) = self.holders.get_mut(&share.holder) {
+                holding.paged_hash ^= share.hash;
+                holding.paged_chunks = holding.paged_chunks.saturating_sub(share.chunks);
+            }
+        }
+        Some(summary)
+    }
+
+    /// Chunks in a segment.
+    pub(crate) const fn segment_chunks(&self) -> u64 {
+        1 << self.rules.segment_level()
+    }
+
+    /// Where a segment lies; `None` past the end of the file.
+    pub(crate) fn place_of_segment(&self, segment: u64) -> Option<Place> {
+        let file = self.file()?;
+        let start = segment.checked_mul(self.segment_chunks())?;
+        (start < file.chunks()).then(|| Place::clipped(start, self.rules.segment_level(), file))
+    }
+
+    /// The fingerprint of a place, as the exclusive or of the fingerprints of its segments, so that it does not
+    /// matter whether larger spans were cut at segments.
+    pub(super) fn coverage_hash(&self, place: Place, file: Geometry) -> u64 {
+        let range = place.range(file);
+        let level = self.rules.segment_level();
+        if place.level() <= level {
+            return mix(range.start, range.end);
+        }
+        let mut hash = 0;
+        let mut at = range.start;
+        while at < range.end {
+            let end = (at + (1 << level)).min(range.end);
+            hash ^= mix(at, end);
+            at = end;
+        }
+        hash
+    }
+}
+
+/// A well-spread hash of two numbers (the finaliser of SplitMix64, twice).
+fn mix(a: u64, b: u64) -> u64 {
+    let step = |mut z: u64| {
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    };
+    step(step(a.wrapping_add(0x9E37_79B9_7F4A_7C15)).wrapping_add(b))
 }
 
 #[cfg(test)]
