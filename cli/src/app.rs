@@ -10,13 +10,15 @@ use clap::{Parser, Subcommand};
 use crate::context::Context;
 use crate::failure::{Failure, report};
 use crate::settings::Flags;
-use crate::{command, config, get, ls, put, rm, status};
+use crate::{command, config, demo, dev, get, ls, put, rm, status};
 
 /// How long tasks may take to end after the result is known.
 const SHUTDOWN: Duration = Duration::from_secs(2);
 
 const EXAMPLES: &str = "\
 Examples:
+  sluice demo                     see it work, without a cluster
+  sluice dev                      a cluster of your own, on this machine
   export SLUICE_URL=https://dc-a.example:8443,https://dc-b.example:8443
   export SLUICE_TOKEN_FILE=~/.sluice/token SLUICE_CA=~/.sluice/ca.pem
   id=$(sluice put disk.img)       send a file, print its id
@@ -46,6 +48,10 @@ pub(crate) struct Cli {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
+    /// Show all of it: two datacenters here, one of which dies on the way.
+    Demo(demo::Args),
+    /// Run whole datacenters here, in the foreground.
+    Dev(dev::Args),
     /// Send a file; running it again carries on.
     Put(put::Args),
     /// Read a file back, verified; running it again carries on.
@@ -64,8 +70,26 @@ pub(crate) enum Verb {
     Config(config::Action),
 }
 
+impl Verb {
+    /// Whether it deals with signals itself, because there is something to end in order.
+    fn minds_signals(&self) -> bool {
+        match self {
+            Self::Demo(_) | Self::Dev(_) => true,
+            Self::Put(_)
+            | Self::Get(_)
+            | Self::Status(_)
+            | Self::Ls(_)
+            | Self::Rm(_)
+            | Self::Command(_)
+            | Self::Config(_) => false,
+        }
+    }
+}
+
 async fn dispatch(verb: Verb, context: &Context) -> anyhow::Result<()> {
     match verb {
+        Verb::Demo(args) => demo::run(args, context).await,
+        Verb::Dev(args) => dev::run(args, context).await,
         Verb::Put(args) => put::run(args, context).await,
         Verb::Get(args) => get::run(args, context).await,
         Verb::Status(args) => status::run(args, context).await,
@@ -84,10 +108,11 @@ pub(crate) fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return report(&error.into(), &context),
     };
+    let minds_signals = cli.verb.minds_signals();
     let result = runtime.block_on(async {
         tokio::select! {
             result = dispatch(cli.verb, &context) => result,
-            () = interrupted() => Err(Failure::Interrupted.into()),
+            () = interrupted(), if !minds_signals => Err(Failure::Interrupted.into()),
         }
     });
     // A read that blocks on a pipe must not keep an interrupted process.

@@ -4,12 +4,13 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use serde_json::json;
+use sluice::datacenter::StartError;
 use sluice_client::{ClientError, ExitClass};
 
 use crate::context::Context;
 
 /// The exit code of a process that was interrupted.
-const INTERRUPTED: u8 = 130;
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// What a command refuses by itself, without asking a cluster.
 #[derive(Debug, thiserror::Error)]
@@ -24,7 +25,7 @@ pub(crate) enum Failure {
         /// What to do.
         hint: Option<String>,
     },
-    /// A signature does not hold.
+    /// A signature does not hold, or bytes are not what they should be.
     #[error("{message}")]
     Integrity {
         /// The word in brackets.
@@ -89,6 +90,16 @@ fn words(error: &anyhow::Error) -> Words {
             hint: error.hint(),
             trace: error.trace().map(str::to_owned),
             dc: error.dc().map(str::to_owned),
+            exit: error.exit_class().code(),
+        };
+    }
+    if let Some(error) = error.downcast_ref::<StartError>() {
+        return Words {
+            message: error.to_string(),
+            code: error.code().to_owned(),
+            hint: error.hint().map(str::to_owned),
+            trace: None,
+            dc: None,
             exit: error.exit_class().code(),
         };
     }

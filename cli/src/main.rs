@@ -7,6 +7,8 @@ mod app;
 mod command;
 mod config;
 mod context;
+mod demo;
+mod dev;
 mod failure;
 mod get;
 mod ls;
@@ -14,6 +16,7 @@ mod progress;
 mod put;
 mod rm;
 mod settings;
+mod size;
 mod status;
 
 fn main() -> std::process::ExitCode {

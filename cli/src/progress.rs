@@ -63,6 +63,14 @@ impl Progress {
         Self { shown, ticker }
     }
 
+    /// Does something that writes to the terminal, with the bar out of the way.
+    pub(crate) fn suspend<T>(&self, act: impl FnOnce() -> T) -> T {
+        match &self.shown.bar {
+            Some(bar) => bar.suspend(act),
+            None => act(),
+        }
+    }
+
     /// What a transfer is to be watched by.
     pub(crate) fn observer(&self) -> SharedObserver {
         self.shown.clone()

@@ -1,0 +1,457 @@
+//! One whole datacenter in this process.
+//!
+//! [`Datacenter::start`] opens the chunk store, starts the aggregator, and opens the edge and the admin port last,
+//! when all is loaded. Whoever holds the [`Datacenter`] owns all of it: tasks run on three
+//! [`Shutdown`]s, which [`stop`](Datacenter::stop) ends in this order: edge and workers, so that no request is
+//! cut; the aggregator, which they ask; the admin port, so that `/readyz` can be seen to fail meanwhile. The chunk
+//! store is closed last. [`kill`](Datacenter::kill) ends them where they stand. Dropping it is a kill that waits for
+//! nothing but the disk operations under way.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use sluice_aggregator::{
+    AggregatorError, AggregatorParts, AggregatorService, AggregatorSettings, Listener, PeerAddress, Traffic,
+};
+use sluice_client::ExitClass;
+use sluice_edge::{Edge, EdgeConfig, EdgeError, EdgeParts, EdgeSettings};
+use sluice_engine::ids::DcId;
+use sluice_node::access::{ContextVerifier, Revocations};
+use sluice_node::admin::{Admin, AdminError, Health};
+use sluice_node::budget::MemoryBudget;
+use sluice_node::clock::SharedClock;
+use sluice_node::material::{ClusterMaterial, MaterialError};
+use sluice_node::metrics::Metrics;
+use sluice_node::shutdown::{Shutdown, Stopped};
+use sluice_node::tls::{self, TlsError};
+use sluice_session::MemorySessions;
+use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError};
+use sluice_worker::{Worker, WorkerParts, WorkerSettings};
+use tokio::time::Instant;
+
+use crate::ports::ReservedPorts;
+
+/// What the tasks of an aggregator get to finish, however little of a deadline is left.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// What a datacenter spends.
+#[derive(Clone, Debug)]
+pub struct DatacenterSettings {
+    /// Bytes of memory for bodies in flight and chunks read ahead. Default: 256 MiB.
+    pub memory: u64,
+    /// Settings of the volume.
+    pub store: FsOptions,
+    /// Settings of the worker.
+    pub worker: WorkerSettings,
+    /// Settings of the edge.
+    pub edge: EdgeSettings,
+    /// Settings of the aggregator.
+    pub aggregator: AggregatorSettings,
+}
+
+impl Default for DatacenterSettings {
+    fn default() -> Self {
+        Self {
+            memory: 256 << 20,
+            store: FsOptions::default(),
+            worker: WorkerSettings::default(),
+            edge: EdgeSettings::default(),
+            aggregator: AggregatorSettings::default(),
+        }
+    }
+}
+
+/// What makes a datacenter the one it is; kept, it starts again and again.
+#[derive(Clone, Debug)]
+pub struct DatacenterConfig {
+    /// Which one.
+    pub dc: DcId,
+    /// Certificates and keys: its own, and the public halves of the others'.
+    pub material: Arc<ClusterMaterial>,
+    /// The directory of its volume; made if it is missing.
+    pub directory: PathBuf,
+    /// Where it listens.
+    pub ports: Arc<ReservedPorts>,
+    /// The other datacenters.
+    pub peers: Vec<PeerAddress>,
+    /// What time it is.
+    pub clock: SharedClock,
+    /// What it spends.
+    pub settings: DatacenterSettings,
+}
+
+impl DatacenterConfig {
+    /// Name of the datacenter.
+    pub fn name(&self) -> &str {
+        self.material.dc_name(self.dc).unwrap_or("unnamed")
+    }
+
+    /// Where clients find it.
+    pub fn url(&self) -> String {
+        format!("https://{}", reachable(self.ports.edge.address()))
+    }
+
+    /// Where its admin port is.
+    pub fn admin_url(&self) -> String {
+        format!("http://{}", reachable(self.ports.admin.address()))
+    }
+}
+
+/// An address that one can connect to from here: loopback for one that means every interface.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let ip = match address {
+        SocketAddr::V4(v4) if v4.ip().is_unspecified() => std::net::Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(v6) if v6.ip().is_unspecified() => std::net::Ipv6Addr::LOCALHOST.into(),
+        SocketAddr::V4(_) | SocketAddr::V6(_) => address.ip(),
+    };
+    SocketAddr::new(ip, address.port())
+}
+
+/// Why a datacenter does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// Somebody else listens on a port.
+    #[error("{address} is in use")]
+    Busy {
+        /// Where.
+        address: SocketAddr,
+    },
+    /// A port cannot be had.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The data directory may not be written.
+    #[error("{} cannot be written: {source}", path.display())]
+    NotWritable {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The data directory is no directory, or cannot be made.
+    #[error("{} cannot be used as a data directory: {source}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The chunk store does not open.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Keys or certificates are missing or garbled.
+    #[error(transparent)]
+    Material(#[from] MaterialError),
+    /// TLS does not take them.
+    #[error("TLS cannot be set up: {reason}")]
+    Tls {
+        /// What it says.
+        reason: String,
+    },
+    /// The aggregator does not start.
+    #[error("the aggregator does not start: {reason}")]
+    Aggregator {
+        /// What it says.
+        reason: String,
+    },
+    /// A bug.
+    #[error("a task of the datacenter failed: {cause}")]
+    Task {
+        /// What is known of it.
+        cause: String,
+    },
+}
+
+impl StartError {
+    /// That `address` is not to be had.
+    pub(crate) fn of_port(address: SocketAddr, source: io::Error) -> Self {
+        match source.kind() {
+            io::ErrorKind::AddrInUse => Self::Busy { address },
+            _ => Self::Listen { address, source },
+        }
+    }
+
+    /// That a directory cannot be used.
+    pub fn of_directory(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                Self::NotWritable { path, source }
+            }
+            _ => Self::Directory { path, source },
+        }
+    }
+
+    /// The word that names the kind of error.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Busy { .. } => "port-in-use",
+            Self::Listen { .. } => "listen",
+            Self::NotWritable { .. } => "data-not-writable",
+            Self::Directory { .. } => "data-directory",
+            Self::Store(StoreError::InUse { .. }) => "data-in-use",
+            Self::Store(StoreError::NewerVersion { .. }) => "data-newer",
+            Self::Store(StoreError::Unreadable { .. }) => "data-unreadable",
+            Self::Store(_) => "data",
+            Self::Material(_) | Self::Tls { .. } => "material",
+            Self::Aggregator { .. } => "aggregator",
+            Self::Task { .. } => "internal",
+        }
+    }
+
+    /// What to do about it.
+    pub fn hint(&self) -> Option<&'static str> {
+        match self {
+            Self::Busy { .. } => Some("stop what listens there, or listen on another port"),
+            Self::Listen { .. } => Some("listen on an address of this machine"),
+            Self::NotWritable { .. } => Some("change its owner or mode, or use another directory"),
+            Self::Directory { .. } => Some("use another directory"),
+            Self::Store(StoreError::InUse { .. }) => Some("stop that process, or use another directory"),
+            Self::Store(StoreError::NewerVersion { .. }) => {
+                Some("use the newer version of sluice that wrote it")
+            }
+            Self::Store(StoreError::Unreadable { .. }) => {
+                Some("restore the directory, or use another one and upload again")
+            }
+            Self::Material(_) => Some("restore the keys from a copy, or begin with another directory"),
+            Self::Store(_) | Self::Tls { .. } | Self::Aggregator { .. } | Self::Task { .. } => None,
+        }
+    }
+
+    /// How a process that fails with it should end.
+    pub fn exit_class(&self) -> ExitClass {
+        match self {
+            Self::Busy { .. } => ExitClass::TryLater,
+            Self::Listen { .. } | Self::Directory { .. } => ExitClass::Usage,
+            Self::NotWritable { .. } => ExitClass::NotAllowed,
+            Self::Store(StoreError::InUse { .. } | StoreError::Full { .. }) => ExitClass::TryLater,
+            Self::Store(StoreError::NewerVersion { .. }) => ExitClass::Usage,
+            Self::Store(StoreError::Unreadable { .. } | StoreError::Corrupt { .. }) => ExitClass::Integrity,
+            Self::Material(MaterialError::Garbled { .. } | MaterialError::Missing { .. }) => {
+                ExitClass::Integrity
+            }
+            Self::Store(_)
+            | Self::Material(_)
+            | Self::Tls { .. }
+            | Self::Aggregator { .. }
+            | Self::Task { .. } => ExitClass::Unexpected,
+        }
+    }
+}
+
+impl From<TlsError> for StartError {
+    fn from(error: TlsError) -> Self {
+        match error {
+            TlsError::Material(error) => error.into(),
+            TlsError::Refused { .. } => Self::Tls { reason: error.to_string() },
+        }
+    }
+}
+
+impl From<EdgeError> for StartError {
+    fn from(error: EdgeError) -> Self {
+        match error {
+            EdgeError::Busy { address } => Self::Busy { address },
+            EdgeError::Listen { address, source } => Self::Listen { address, source },
+        }
+    }
+}
+
+impl From<AdminError> for StartError {
+    fn from(AdminError { address, source }: AdminError) -> Self {
+        Self::of_port(address, source)
+    }
+}
+
+impl From<AggregatorError> for StartError {
+    fn from(error: AggregatorError) -> Self {
+        match error {
+            AggregatorError::Busy { address } => Self::Busy { address },
+            AggregatorError::Material(error) => error.into(),
+            AggregatorError::Tls(error) => error.into(),
+            AggregatorError::Store(error) => error.into(),
+            AggregatorError::Listen { .. }
+            | AggregatorError::Memory(_)
+            | AggregatorError::Peer(_)
+            | AggregatorError::Stopped => Self::Aggregator { reason: error.to_string() },
+        }
+    }
+}
+
+/// A running datacenter.
+pub struct Datacenter {
+    store: Arc<FsStore>,
+    aggregator: Option<Arc<AggregatorService>>,
+    health: Health,
+    tasks: Tasks,
+}
+
+/// What runs, by the order in which it ends.
+#[derive(Clone, Debug, Default)]
+struct Tasks {
+    requests: Shutdown,
+    aggregator: Shutdown,
+    admin: Shutdown,
+}
+
+impl fmt::Debug for Datacenter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Datacenter({} tasks)", self.tasks.requests.tasks() + self.tasks.aggregator.tasks())
+    }
+}
+
+impl Datacenter {
+    /// Starts a datacenter. When this returns it serves; when it fails nothing of it is left.
+    pub async fn start(config: &DatacenterConfig) -> Result<Self, StartError> {
+        let store = open_store(config.directory.clone(), config.settings.store.clone()).await?;
+        let mut datacenter =
+            Self { store: Arc::new(store), aggregator: None, health: Health::new(), tasks: Tasks::default() };
+        match datacenter.open(config).await {
+            Ok(()) => Ok(datacenter),
+            Err(error) => {
+                datacenter.kill().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn open(&mut self, config: &DatacenterConfig) -> Result<(), StartError> {
+        tls::install_provider();
+        let DatacenterConfig { dc, material, ports, peers, clock, settings, .. } = config;
+        let dc = *dc;
+        let name = config.name().to_owned();
+        let metrics = Arc::new(Metrics::new(&name));
+        Admin::open(ports.admin.address(), self.health.clone(), metrics.clone(), &self.tasks.admin).await?;
+        let memory = MemoryBudget::measured(settings.memory, &metrics);
+        let revocations = Revocations::new();
+        let access =
+            Arc::new(ContextVerifier::new(material.context_ring(), dc, clock.clone(), revocations.clone()));
+        let sessions = MemorySessions::new(
+            dc,
+            material.token_verifier(),
+            material.context_key(dc)?,
+            clock.clone(),
+            revocations,
+        );
+        let listener = Listener::bind(ports.peer.address())?;
+        let aggregator = sluice_aggregator::start(
+            AggregatorParts {
+                dc,
+                material: material.clone(),
+                store: self.store.clone(),
+                access: access.clone(),
+                metrics: metrics.clone(),
+                clock: clock.clone(),
+                tasks: self.tasks.aggregator.clone(),
+                settings: settings.aggregator,
+            },
+            listener,
+            Some(config.url()),
+            peers.clone(),
+        )
+        .await?;
+        self.aggregator = Some(aggregator.clone());
+        let worker = Worker::new(
+            WorkerParts {
+                dc: name.clone(),
+                store: self.store.clone(),
+                slots: aggregator,
+                access,
+                memory: memory.clone(),
+                metrics: metrics.clone(),
+                tasks: self.tasks.requests.clone(),
+            },
+            settings.worker.clone(),
+        );
+        let edge = Edge::bind(
+            EdgeConfig {
+                listen: ports.edge.address(),
+                dc: name,
+                tls: tls::edge_server(material, clock.clone())?,
+                settings: settings.edge.clone(),
+            },
+            EdgeParts {
+                sessions: Arc::new(sessions),
+                workers: Arc::new(worker),
+                memory,
+                metrics,
+                health: self.health.clone(),
+            },
+        )?;
+        self.health.set_started();
+        edge.serve(&self.tasks.requests);
+        Ok(())
+    }
+
+    /// What it has sent to and pulled from other datacenters since it started.
+    pub fn traffic(&self) -> Traffic {
+        self.aggregator.as_ref().map(|aggregator| aggregator.traffic()).unwrap_or_default()
+    }
+
+    /// Its chunk store.
+    pub fn store(&self) -> &Arc<FsStore> {
+        &self.store
+    }
+
+    /// Finishes the requests in flight and what the aggregator has begun, and closes the volume, all in `deadline`
+    /// and a moment. What has not ended by then is killed; nothing acknowledged is lost by that.
+    pub async fn stop(self, deadline: Duration) -> Stopped {
+        let until = Instant::now() + deadline;
+        let left = || until.saturating_duration_since(Instant::now()).max(LAST_WORDS);
+        let mut killed = 0;
+        for tasks in [&self.tasks.requests, &self.tasks.aggregator, &self.tasks.admin] {
+            if let Stopped::Killed { tasks } = tasks.stop(left()).await {
+                killed += tasks;
+            }
+        }
+        match tokio::time::timeout(left(), self.store.close()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the volume was not closed in order"),
+            Err(_) => tracing::warn!("the volume was not closed in time"),
+        }
+        self.kill().await;
+        if killed == 0 { Stopped::Clean } else { Stopped::Killed { tasks: killed } }
+    }
+
+    /// Ends it at once, as a power cut would: nothing more is answered, told to peers, or written.
+    pub async fn kill(self) {
+        self.tasks.requests.kill().await;
+        self.tasks.aggregator.kill().await;
+        self.tasks.admin.kill().await;
+        let store = self.store.clone();
+        // A panic in there has been reported by the panic hook, and ends nothing less.
+        let _ = tokio::task::spawn_blocking(move || store.kill()).await;
+    }
+}
+
+impl Drop for Datacenter {
+    fn drop(&mut self) {
+        for tasks in [&self.tasks.requests, &self.tasks.aggregator, &self.tasks.admin] {
+            // Asked once, a kill has told every task; only the wait for their ends is left out.
+            let _ = tasks.kill().now_or_never();
+        }
+        self.store.kill();
+    }
+}
+
+/// Opens the volume in `directory`, which is made if need be.
+async fn open_store(directory: PathBuf, options: FsOptions) -> Result<FsStore, StartError> {
+    let open = move || {
+        let failed = |source| StartError::of_directory(&directory, source);
+        std::fs::create_dir_all(&directory).map_err(failed)?;
+        let access = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+        rustix::fs::access(&directory, access).map_err(|error| failed(error.into()))?;
+        Ok(FsStore::open(&directory, options)?)
+    };
+    let opened = tokio::task::spawn_blocking(open).await;
+    opened.unwrap_or_else(|error| Err(StartError::Task { cause: error.to_string() }))
+}
