@@ -67,6 +67,21 @@ impl Ranges {
             || self.ends.range(..=range.start).next_back().is_some_and(|(_, end)| *end >= range.end)
     }
 
+    /// The ranges of what both sets have, rising.
+    pub fn common(&self, other: &Self) -> Vec<Range<u64>> {
+        let (mut left, mut right) = (self.iter().peekable(), other.iter().peekable());
+        let mut common = Vec::new();
+        while let (Some(a), Some(b)) = (left.peek(), right.peek()) {
+            let both = a.start.max(b.start)..a.end.min(b.end);
+            let left_ends = a.end < b.end;
+            if !both.is_empty() {
+                common.push(both);
+            }
+            if left_ends { left.next() } else { right.next() };
+        }
+        common
+    }
+
     /// The ranges, rising.
     pub fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
         self.ends.iter().map(|(start, end)| *start..*end)
@@ -80,6 +95,20 @@ mod tests {
     use std::collections::BTreeSet;
 
     proptest! {
+        #[test]
+        fn common_is_the_intersection(a in proptest::collection::vec((0u64..60, 0u64..9), 0..9),
+                                      b in proptest::collection::vec((0u64..60, 0u64..9), 0..9)) {
+            let of = |list: Vec<(u64, u64)>| {
+                let mut ranges = Ranges::new();
+                list.into_iter().for_each(|(start, len)| ranges.insert(start..start + len));
+                ranges
+            };
+            let (a, b) = (of(a), of(b));
+            let common: Vec<u64> = a.common(&b).into_iter().flatten().collect();
+            let expected: Vec<u64> = a.iter().flatten().filter(|n| b.covers(*n..n + 1)).collect();
+            prop_assert_eq!(common, expected);
+        }
+
         #[test]
         fn behaves_like_a_set(steps in proptest::collection::vec((any::<bool>(), 0u64..40, 0u64..10), 0..30)) {
             let (mut ranges, mut set) = (Ranges::new(), BTreeSet::new());

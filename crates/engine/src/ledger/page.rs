@@ -11,10 +11,14 @@
 //! | 4 | number of entries |
 //! | 2 + 8 + 8 + 1 + 32 | per entry: holder, generation, start, level, value |
 
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
 use super::Ledger;
 use crate::geometry::Geometry;
 use crate::hash::ChainingValue;
 use crate::ids::{DcId, Generation};
+use crate::ranges::Ranges;
 use crate::span::{Place, PlaceError, Span};
 use crate::span_tree::SpanTree;
 
@@ -185,6 +189,7 @@ impl Ledger {
         let Some(file) = self.file() else { return };
         let Some(place) = self.place_of_segment(page.segment) else { return };
         let Some(summary) = self.forget_page(page.segment) else { return };
+        let mut counted: BTreeMap<DcId, Ranges> = BTreeMap::new();
         for (dc, generation, span) in &page.entries {
             let fits = place.contains(span.place) && span.place.check(file).is_ok();
             let Some(holding) = self.holders.get_mut(dc).filter(|holding| {
@@ -193,9 +198,17 @@ impl Ledger {
                 continue;
             };
             let _ = holding.tree.insert(*span);
+            counted.entry(*dc).or_default().insert(span.place.range(file));
             if summary.void && !self.absent.contains(dc) {
                 self.overlaps |= !self.union.overlapping(span.place).is_empty();
                 let _ = self.union.insert(*span);
+            }
+        }
+        // What stands in one page agreed when it was handed out: nothing of that is asked for again.
+        for (a, left) in &counted {
+            for (b, right) in counted.range((Bound::Excluded(a), Bound::Unbounded)) {
+                let agreed = self.agreed.entry((*a, *b)).or_default();
+                left.common(right).into_iter().for_each(|range| agreed.insert(range));
             }
         }
     }
