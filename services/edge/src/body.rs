@@ -2,7 +2,8 @@
 //!
 //! Whoever refuses a request drops its body. On HTTP/1.1 the client may still be writing, and would never see the
 //! answer if the connection were closed under it (RFC 9112, section 9.6): so a body that is dropped early is drained
-//! by a task of the datacenter's [`Shutdown`], a bounded while. On HTTP/2 the stream is reset after the answer.
+//! by a task of the datacenter's [`Shutdown`], a bounded while. On HTTP/2 the stream would be reset after the answer,
+//! which is right (RFC 9113, section 8.1), but clients there are (curl among them) that then forget the answer.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -10,8 +11,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header;
 use http::request::Parts;
-use http::{Version, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -41,7 +42,7 @@ impl Default for DrainLimits {
 /// The body of a request.
 pub(crate) struct RequestBody {
     incoming: Option<Incoming>,
-    /// Whether bytes come though nobody has asked for them yet: not on HTTP/2, nor from a client that waits for 100.
+    /// Whether bytes come though nobody has asked for them yet: not from a client that waits for 100.
     comes_unasked: bool,
     limits: DrainLimits,
     tasks: Shutdown,
@@ -50,7 +51,7 @@ pub(crate) struct RequestBody {
 
 impl RequestBody {
     pub(crate) fn new(incoming: Incoming, head: &Parts, app: &App, activity: Arc<Activity>) -> Self {
-        let comes_unasked = head.version < Version::HTTP_2 && !head.headers.contains_key(header::EXPECT);
+        let comes_unasked = !head.headers.contains_key(header::EXPECT);
         let (limits, tasks) = (app.settings.drain, app.tasks.clone());
         Self { incoming: Some(incoming), comes_unasked, limits, tasks, activity }
     }
