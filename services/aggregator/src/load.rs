@@ -26,6 +26,12 @@ pub(crate) async fn load_all(service: &Arc<AggregatorService>) -> Result<(), Agg
         let files = service.parts.store.list(after, PAGE).await?;
         for &file in &files {
             match stored(service, file, None).await {
+                // A crash came between a record and the home that goes with it. This need not be the home: others
+                // are asked, or whoever creates the file asks again, since nobody was told that it exists.
+                Ok(Some(stored)) if stored.record.is_some() && stored.memory.claim().is_none() => {
+                    let stored = StoredFile { record: None, spans: Vec::new(), ..stored };
+                    service.ledgers.tell(NodeEvent::File(file, Event::Loaded(stored))).await;
+                }
                 Ok(Some(stored)) => service.ledgers.tell(NodeEvent::File(file, Event::Loaded(stored))).await,
                 Ok(None) => {}
                 // One damaged file must not keep the others from being served.
