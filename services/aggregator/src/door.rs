@@ -229,11 +229,18 @@ impl peer_server::Peer for Door {
         // Holds the hello; stays open for as long as the link does.
         let (sender, receiver) = mpsc::channel(1);
         sender.send(Ok(answer)).await.map_err(|_| Status::cancelled("gone"))?;
-        let service = self.service.clone();
+        let (service, tasks) = (self.service.clone(), self.tasks.clone());
         self.tasks.spawn(async move {
             let _open = sender;
-            while let Ok(Some(frame)) = frames.message().await {
-                take_commands(&service, from, &frame.commands).await;
+            loop {
+                tokio::select! {
+                    // Whoever speaks would go on for ever: the end of our silence tells it that we stop.
+                    () = tasks.draining() => return,
+                    frame = frames.message() => match frame {
+                        Ok(Some(frame)) => take_commands(&service, from, &frame.commands).await,
+                        Ok(None) | Err(_) => return,
+                    },
+                }
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))

@@ -198,7 +198,10 @@ async fn dial(service: Arc<AggregatorService>, peer: Arc<Peer>) {
         }
         // Up to half as much again, so that peers that lost each other do not dial in step.
         let jitter = u64::from(sluice_node::clock::random_bytes::<1>()[0]);
-        tokio::time::sleep(pause + pause * (jitter as u32) / 512).await;
+        tokio::select! {
+            () = service.parts.tasks.draining() => return,
+            () = tokio::time::sleep(pause + pause * (jitter as u32) / 512) => {}
+        }
         pause = (pause * 2).min(PAUSES.1);
     }
 }
