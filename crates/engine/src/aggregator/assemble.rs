@@ -30,6 +30,11 @@ pub(super) struct Assembly {
 }
 
 impl Assembly {
+    /// Whether the store refused to publish, and it must be found out why.
+    pub(super) fn is_refused(&self) -> bool {
+        self.refused
+    }
+
     /// The store was read again, after chunks were lost on purpose or not.
     pub(super) fn reloaded(&mut self) {
         self.refused = false;
@@ -108,6 +113,11 @@ impl Aggregator {
             file.assembly.retry_at = None;
         }
         if file.ledger.holds_all(me) {
+            if file.assembly.refused && file.ledger.paged().next().is_some() {
+                // What the others say is needed in memory first.
+                self.advance_pages(id, now);
+                return;
+            }
             if let (true, Some(root)) = (complete, root) {
                 file.assembly.publishing = true;
                 if file.assembly.refused {

@@ -62,7 +62,8 @@ impl Aggregator {
         let needed = file.pages.needed.take();
         let is_home = file.ledger.claim().is_some_and(|claim| claim.home == me);
         let state = file.ledger.state();
-        if is_home && file.record.is_some() && !file.published {
+        let judging = file.assembly.is_refused();
+        if is_home && file.record.is_some() && !file.published && !judging {
             for segment in touched {
                 let page = match state {
                     FileState::Receiving => file.ledger.page_out(segment),
@@ -72,8 +73,9 @@ impl Aggregator {
                 self.effects.extend(page.map(|page| Effect::StorePage(id, page)));
             }
         }
-        if !is_home && file.ledger.paged().next().is_some() {
-            // Another home: it must be told what is here, and that is told from memory.
+        if (!is_home || judging) && file.ledger.paged().next().is_some() {
+            // Another home must be told what is here, and that is told from memory. Whoever contradicts the root is
+            // found in memory as well.
             file.ledger.recall_all();
         }
         let next = needed.filter(|segment| file.ledger.is_paged(*segment));

@@ -1,0 +1,10 @@
+//! Properties that hold for every input: what `simulation.rs` shows in running clusters, shown here piece by piece.
+
+mod agreement;
+mod bytes;
+mod facts;
+mod pages;
+mod scale;
+mod telling;
+mod tree;
+mod world;
