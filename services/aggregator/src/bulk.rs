@@ -259,13 +259,18 @@ pub(crate) async fn record_from(
     }
 }
 
-/// A chunk of the own store did not hash to its value: report it, and if the file is not published yet, retract it, so
-/// that it comes again from another holder or its client.
+/// A chunk of the own store did not hash to its value: report it, and retract it if the file is not published yet or
+/// somebody else holds the chunk, so that it comes again from there or from its client.
 pub(crate) async fn damaged(service: &Arc<AggregatorService>, file: FileId, index: ChunkIndex) {
     service.metrics.integrity_failures.inc();
     tracing::error!(%file, %index, "a stored chunk does not hash to its value");
-    let published = service.ledgers.ask(move |a| a.file(file).is_some_and(|file| file.is_published())).await;
-    if !matches!(published, Ok(false)) {
+    let me = service.parts.dc;
+    let asked = service.ledgers.ask(move |aggregator| {
+        let Some(file) = aggregator.file(file) else { return false };
+        let mut others = file.ledger().holders().filter(|(dc, ..)| *dc != me);
+        !file.is_published() || others.any(|(_, _, tree)| tree.has(index.number()))
+    });
+    if !matches!(asked.await, Ok(true)) {
         // An assembled file is the only copy once the others have freed theirs: keep what is left of it.
         return;
     }
