@@ -187,6 +187,11 @@ impl Cluster {
         self.members.get(&dc).map(|member| &member.config)
     }
 
+    /// The same, to be changed before its next start.
+    pub fn config_mut(&mut self, dc: DcId) -> Option<&mut DatacenterConfig> {
+        self.members.get_mut(&dc).map(|member| &mut member.config)
+    }
+
     /// One that runs.
     pub fn running(&self, dc: DcId) -> Option<&Datacenter> {
         self.members.get(&dc).and_then(|member| member.running.as_ref())

@@ -1,0 +1,190 @@
+//! Who may do what: tenants, certificates, signatures.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use hyper_util::rt::TokioIo;
+use sluice::datacenter::DatacenterSettings;
+use sluice_client::WaitFor;
+use sluice_engine::command::{COMMAND_LEN, Command, DropReason, Statement};
+use sluice_engine::ids::{DcId, Incarnation, Sequence, Timestamp};
+use sluice_node::material::ClusterMaterial;
+use sluice_node::tls;
+use sluice_proto::http::State;
+use sluice_proto::peer::peer_client::PeerClient;
+use sluice_proto::peer::{Hello, LinkFrame, RecordRequest};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_rustls::TlsConnector;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+use uuid::Uuid;
+
+use crate::bed::{A, B, Bed, C, MIB, STRANGER, TENANT, chunk, eventually, noise};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_of_another_tenant_is_as_one_that_does_not_exist() {
+    let bed = Bed::start(2).await;
+    let sent = bed.upload(&[A, B], noise(70, 2 * MIB), WaitFor::Assembled).await;
+    bed.reach(B, sent.id, State::Assembled).await;
+    let nothing = Uuid::now_v7();
+    for dc in [A, B] {
+        for (method, rest) in [
+            (Method::GET, ""),
+            (Method::GET, "?wait=complete&timeout=0"),
+            (Method::GET, "/content"),
+            (Method::HEAD, "/content"),
+            (Method::GET, "/tree?start=0&level=1"),
+            (Method::DELETE, ""),
+        ] {
+            let ask = async |id: Uuid| {
+                let path = format!("/files/{id}{rest}");
+                let answer = bed.ask_as(STRANGER, dc, method.clone(), &path, &[], "").await.unwrap();
+                let body = String::from_utf8(answer.body.to_vec()).unwrap();
+                // Nothing but the trace may differ.
+                let body = match serde_json::from_str::<serde_json::Value>(&body) {
+                    Ok(mut problem) => {
+                        problem.as_object_mut().unwrap().remove("trace");
+                        problem.to_string()
+                    }
+                    Err(_) => body,
+                };
+                (answer.status, body)
+            };
+            let (theirs, none) = (ask(sent.id).await, ask(nothing).await);
+            assert_eq!(theirs, none, "{method} {rest} at {dc}");
+            assert_eq!(theirs.0, 404, "{method} {rest} at {dc}");
+        }
+        let list = bed.ask_as(STRANGER, dc, Method::GET, "/files", &[], "").await.unwrap();
+        assert!(list.json::<sluice_proto::http::FilePage>().files.is_empty());
+    }
+    // The same id is free for the stranger's own file, and neither touches the other.
+    let body = serde_json::to_vec(&crate::bed::new_file(sent.id, 7)).unwrap();
+    let json = [("content-type", "application/json")];
+    let own = bed.ask_as(STRANGER, B, Method::POST, "/files", &json, body).await.unwrap();
+    assert_eq!(own.status, 201);
+    assert_eq!(bed.reach(B, sent.id, State::Assembled).await.size, 2 * MIB as u64);
+}
+
+/// Opens the peer port of dc-a with this material, as this datacenter.
+async fn dial(bed: &Bed, material: &ClusterMaterial, me: DcId) -> Result<PeerClient<Channel>, String> {
+    let address = bed.cluster.config(A).unwrap().ports.peer.address();
+    let tls = TlsConnector::from(tls::peer_client(material, me).unwrap());
+    // Our own CA would refuse dc-a's certificate first: a stranger that trusts anyone gets no further.
+    let name = tls::peer_name(material, A).unwrap();
+    let connector = tower::service_fn(move |_| {
+        let (tls, name) = (tls.clone(), name.clone());
+        async move {
+            let stream = TcpStream::connect(address).await?;
+            Ok::<_, std::io::Error>(TokioIo::new(tls.connect(name, stream).await?))
+        }
+    });
+    let endpoint = Endpoint::from_static("http://peer.sluice");
+    let channel = endpoint.connect_with_connector(connector).await.map_err(|error| format!("{error:?}"))?;
+    Ok(PeerClient::new(channel))
+}
+
+/// Says hello as `dc`, and returns a way to send commands.
+async fn link(
+    client: &mut PeerClient<Channel>,
+    dc: DcId,
+) -> Result<(mpsc::Sender<LinkFrame>, tonic::Streaming<LinkFrame>), tonic::Status> {
+    let (frames, receiver) = mpsc::channel(8);
+    let hello = Hello { dc: dc.number().into(), incarnation: 1, seen: 0 };
+    frames.send(LinkFrame { hello: Some(hello), commands: Bytes::new() }).await.unwrap();
+    let mut answers = client.link(ReceiverStream::new(receiver)).await?.into_inner();
+    let answer = answers.message().await?.and_then(|frame| frame.hello);
+    assert_eq!(answer.map(|hello| hello.dc), Some(A.number().into()));
+    Ok((frames, answers))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_of_another_ca_and_a_false_name_are_refused() {
+    // Only dc-a runs: the others' certificates are used by the test.
+    let mut bed = Bed::reserve(3, DatacenterSettings::default());
+    bed.cluster.start(A).await.unwrap();
+    let names = [(A, "dc-a"), (B, "dc-b"), (C, "dc-c")];
+    let stranger = ClusterMaterial::generate("test", &names).unwrap();
+
+    let id = bed.create(A, MIB).await;
+    let request = RecordRequest { file: Bed::file_id(id).as_bytes().to_vec().into() };
+    assert!(dial(&bed, &stranger, B).await.is_err(), "another CA");
+    // One that would take any server gets no further either.
+    let address = bed.cluster.config(A).unwrap().ports.peer.address();
+    let nobody = tls::edge_client(bed.cluster.material().ca(), &[b"h2"]).unwrap();
+    let name = tls::peer_name(bed.cluster.material(), A).unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
+    if let Ok(mut stream) = TlsConnector::from(Arc::new(nobody)).connect(name, stream).await {
+        // TLS 1.3 tells a client without certificate with the first thing it reads.
+        let mut byte = [0];
+        assert!(tokio::io::AsyncReadExt::read_exact(&mut stream, &mut byte).await.is_err());
+    }
+
+    let mut b = dial(&bed, bed.cluster.material(), B).await.unwrap();
+    assert!(b.record(request).await.is_ok(), "dc-b may ask");
+    let refused = link(&mut b, C).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused}");
+    assert!(link(&mut b, B).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn commands_count_only_with_the_signature_of_who_speaks() {
+    let mut bed = Bed::reserve(3, DatacenterSettings::default());
+    bed.cluster.start(A).await.unwrap();
+    let material = bed.cluster.material();
+    let bytes = noise(71, 2 * MIB);
+    let id = bed.create(A, bytes.len()).await;
+    bed.put_ok(A, id, 0, chunk(&bytes, 0)).await;
+
+    let file = Bed::file_id(id);
+    let drop = |from: DcId, to: DcId, count: u32| Command {
+        from,
+        to,
+        sequence: Sequence::of(Incarnation::new(1), count),
+        slot: file.slot(),
+        sent_at: Timestamp::new(1),
+        file,
+        statement: Statement::Drop { reason: DropReason::Deleted, tenant: TENANT },
+    };
+    let key = |material: &ClusterMaterial, dc| material.command_key(dc).unwrap();
+    let mut flipped = drop(B, A, 1).sign(&key(material, B));
+    flipped[COMMAND_LEN - 1] ^= 1;
+    let mut altered = drop(B, A, 2).sign(&key(material, B));
+    altered[20] ^= 1;
+    let stranger = ClusterMaterial::generate("test", &[(A, "dc-a"), (B, "dc-b"), (C, "dc-c")]).unwrap();
+    let other = ClusterMaterial::generate("other", &[(A, "dc-a"), (B, "dc-b"), (C, "dc-c")]).unwrap();
+    let bad: Vec<[u8; COMMAND_LEN]> = vec![
+        flipped,
+        altered,
+        drop(B, A, 3).sign(&key(&stranger, B)),
+        drop(B, A, 4).sign(&key(&other, B)),
+        // A valid signer that speaks for another, even over its own link.
+        drop(C, A, 5).sign(&key(material, B)),
+        // For somebody else.
+        drop(B, C, 6).sign(&key(material, B)),
+        [0; COMMAND_LEN],
+    ];
+    let mut client = dial(&bed, material, B).await.unwrap();
+    let (frames, _answers) = link(&mut client, B).await.unwrap();
+    for command in &bad {
+        let commands = Bytes::copy_from_slice(command);
+        frames.send(LinkFrame { hello: None, commands }).await.unwrap();
+    }
+    frames.send(LinkFrame { hello: None, commands: Bytes::from_static(&[1; 33]) }).await.unwrap();
+    eventually("eight refusals", async || {
+        let refused = bed.metric(A, "sluice_commands_total", "outcome=\"refused\"").await;
+        let length = bed.metric(A, "sluice_commands_total", "outcome=\"length\"").await;
+        (refused >= bad.len() as f64 && length >= 1.0).then_some(())
+    })
+    .await;
+    let status: sluice_proto::http::FileStatus = bed.get(A, &format!("/files/{id}"), &[]).await.json();
+    assert_eq!((status.state, status.missing_chunks), (State::Receiving, 1), "nothing has changed");
+
+    // The same with the signature that counts does what it says.
+    let good = Bytes::copy_from_slice(&drop(B, A, 7).sign(&key(material, B)));
+    frames.send(LinkFrame { hello: None, commands: good }).await.unwrap();
+    let gone = tokio::time::timeout(Duration::from_secs(30), bed.answers(A, id, 410)).await;
+    assert_eq!(gone.unwrap().problem(), "dropped");
+}

@@ -1,0 +1,18 @@
+//! Whole clusters in one process: real datacenters, real TLS and mTLS on loopback, real disks.
+//!
+//! Every test makes its own cluster, with ports of its own in a directory of its own. What is waited for is asked
+//! for again until it is so, and a test that waits too long fails.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+mod authority;
+mod bed;
+mod conflict;
+mod damage;
+mod death;
+mod early;
+mod economy;
+mod lists;
+mod partition;
+mod whole;
+mod wire;
