@@ -1,4 +1,4 @@
-//! The binary against a stand-in for a cluster: what it prints, and how it ends.
+//! The binary: against a stand-in for a cluster, and with clusters of its own.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on may panic")]
 
@@ -6,6 +6,7 @@
 #[path = "../../../crates/client/tests/client/fake/mod.rs"]
 mod fake;
 
+mod cluster;
 mod local;
 mod transfer;
 
