@@ -100,11 +100,18 @@ async fn dispatch(verb: Verb, context: &Context) -> anyhow::Result<()> {
     }
 }
 
+/// Threads for what blocks (disk, mostly): more of them wait, and cost memory, for the same disk.
+const MAX_BLOCKING: usize = 32;
+
 /// Runs the command line to its end.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
     let context = Context::new(cli.json, cli.flags);
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .max_blocking_threads(MAX_BLOCKING)
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => return report(&error.into(), &context),
     };

@@ -22,6 +22,9 @@ use crate::{AggregatorService, load};
 /// Spans said in answer to one WANT_SPANS: what is in more pieces is asked for again, finer.
 const MAX_RESTATED: usize = 64;
 
+/// Pulls under way at once, over all files.
+pub(crate) const PULLS: usize = 4;
+
 /// Carries out one effect.
 pub(crate) async fn carry(service: Arc<AggregatorService>, effect: Effect) {
     let store = service.parts.store.clone();
@@ -40,6 +43,8 @@ pub(crate) async fn carry(service: Arc<AggregatorService>, effect: Effect) {
             tell(&service, file, Event::PageLoaded { page }).await;
         }
         Effect::Pull { file, from, place, under } => {
+            // Never closed.
+            let _turn = service.pulls.acquire().await;
             let outcome = pull(&service, file, from, place, under).await;
             debug!(%file, %place, %from, ?outcome, "pull");
             tell(&service, file, Event::Pulled { place, outcome }).await;

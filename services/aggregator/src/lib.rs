@@ -157,6 +157,8 @@ pub struct AggregatorService {
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) metrics: Arc<AggregatorMetrics>,
     pub(crate) units: locate::Units,
+    /// Pulls under way at once, over all files: more would only be larger.
+    pub(crate) pulls: tokio::sync::Semaphore,
     pub(crate) edge_url: Option<String>,
     /// Itself, for the tasks that calls spawn.
     pub(crate) this: std::sync::Weak<AggregatorService>,
@@ -201,6 +203,7 @@ pub async fn start(
         catalogue,
         metrics,
         units: locate::Units::default(),
+        pulls: tokio::sync::Semaphore::new(carry::PULLS),
         edge_url,
         parts: parts.clone(),
     });

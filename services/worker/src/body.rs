@@ -10,7 +10,8 @@ use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::RunWriter;
 use tokio::time::{Instant, timeout};
 
-use crate::refusal;
+use crate::turn::Turn;
+use crate::{refusal, turn};
 
 /// How fast a body must arrive. Only time spent waiting for the client counts, not the store's.
 #[derive(Clone, Debug)]
@@ -43,13 +44,23 @@ pub(crate) async fn copy(
     mut body: ByteStream,
     len: u64,
     pace: &Pace,
+    mut turn: Option<Turn>,
     writer: &mut dyn RunWriter,
 ) -> Result<(), Refusal> {
     let mut received = 0;
     let mut waited = Duration::ZERO;
     loop {
         let asked = Instant::now();
-        let next = timeout(pace.allowance(received, waited), body.next());
+        let piece = async {
+            if turn.is_some() {
+                match timeout(turn::PAUSE, body.next()).await {
+                    Ok(piece) => return piece,
+                    Err(_) => turn = None,
+                }
+            }
+            body.next().await
+        };
+        let next = timeout(pace.allowance(received, waited), piece);
         let Ok(piece) = next.await else {
             return Err(Refusal::new(
                 Problem::Timeout,

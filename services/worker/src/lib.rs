@@ -16,6 +16,7 @@
 mod body;
 mod read;
 mod refusal;
+mod turn;
 
 use std::future::Future;
 use std::ops::Range;
@@ -52,6 +53,8 @@ pub struct WorkerSettings {
     pub prefetch: usize,
     /// How long a reader may take for one chunk before its stream is broken off.
     pub stall: Duration,
+    /// Bodies that flow into the store at full speed at once; the next ones wait a moment for their turn.
+    pub turns: usize,
 }
 
 impl Default for WorkerSettings {
@@ -61,6 +64,7 @@ impl Default for WorkerSettings {
             patience: Duration::from_secs(30),
             prefetch: 3,
             stall: Duration::from_secs(60),
+            turns: 16,
         }
     }
 }
@@ -88,12 +92,13 @@ pub struct WorkerParts {
 pub struct Worker {
     parts: WorkerParts,
     settings: WorkerSettings,
+    turns: turn::Turns,
 }
 
 impl Worker {
     /// A worker with these parts.
     pub fn new(parts: WorkerParts, settings: WorkerSettings) -> Self {
-        Self { parts, settings }
+        Self { turns: turn::Turns::new(settings.turns), parts, settings }
     }
 
     /// Awaits an answer from the owner of a slot, or refuses when it takes too long.
@@ -141,12 +146,13 @@ impl Workers for Worker {
             .hint("send one value per chunk, or none"));
         }
 
+        let turn = self.turns.take().await;
         let begin = async {
             let writer = self.parts.store.begin_run(file, session.tenant, run, len).await;
             writer.map_err(|error| refusal::of_store(&error))
         };
         let mut writer = within(self.settings.patience, "another writer of the same chunk", begin).await?;
-        body::copy(body, len, &self.settings.pace, &mut *writer).await?;
+        body::copy(body, len, &self.settings.pace, turn, &mut *writer).await?;
         let receipt = writer.finish(expected.as_deref()).await.map_err(|error| refusal::of_store(&error))?;
         let provisional = self.ask(self.parts.slots.register(context, file, run, &receipt.values)).await?;
         Ok(ChunkReceipt {
