@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use indicatif::HumanCount;
 use serde_json::{Map, Value, json};
 use sluice::cluster::{Cluster, ClusterConfig};
 use sluice::datacenter::StartError;
@@ -263,7 +264,15 @@ async fn upload(
     same("the root that the client computed", Some(&root.to_string()), hash)?;
 
     let seen: Seen = seen.borrow().clone();
-    let shares: Vec<String> = seen.chunks.iter().map(|(dc, chunks)| format!("{chunks} to {dc}")).collect();
+    let shares: Vec<String> = seen
+        .chunks
+        .iter()
+        .enumerate()
+        .map(|(nth, (dc, chunks))| match nth {
+            0 => format!("{} to {dc}", count(*chunks, "chunk")),
+            _ => format!("{} to {dc}", HumanCount(*chunks)),
+        })
+        .collect();
     let shares = if shares.is_empty() { "nothing to send".to_owned() } else { shares.join(", ") };
     let happened = match &incident {
         Some(Incident { at, down }) => format!(

@@ -23,6 +23,7 @@ use sluice_node::tls;
 use sluice_node::token::TokenGrant;
 use sluice_proto::http::{ChunkReceipt, CreateFile, FileStatus, ProblemDetails, State};
 use tempfile::TempDir;
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::wire::Wire;
@@ -343,9 +344,12 @@ pub(crate) fn value(index: u64, bytes: &[u8]) -> String {
     hasher.finish().unwrap().to_string()
 }
 
-/// An observer that hears every acknowledgement: datacenter, first chunk, number of chunks.
-pub(crate) fn acknowledgements() -> (SharedObserver, tokio::sync::watch::Receiver<Vec<(String, u64, u64)>>) {
-    let (sender, receiver) = tokio::sync::watch::channel(Vec::new());
+/// One acknowledgement: datacenter, first chunk, number of chunks.
+pub(crate) type Acknowledged = (String, u64, u64);
+
+/// An observer that hears every acknowledgement.
+pub(crate) fn acknowledgements() -> (SharedObserver, watch::Receiver<Vec<Acknowledged>>) {
+    let (sender, receiver) = watch::channel(Vec::new());
     let observer = move |event: &sluice_client::Event<'_>| {
         if let sluice_client::Event::Acknowledged { dc, start, count, .. } = event {
             sender.send_modify(|seen| seen.push(((*dc).to_owned(), *start, *count)));
@@ -355,6 +359,6 @@ pub(crate) fn acknowledgements() -> (SharedObserver, tokio::sync::watch::Receive
 }
 
 /// Chunks in a list of acknowledgements.
-pub(crate) fn chunks_in(seen: &[(String, u64, u64)]) -> u64 {
+pub(crate) fn chunks_in(seen: &[Acknowledged]) -> u64 {
     seen.iter().map(|(_, _, count)| count).sum()
 }
