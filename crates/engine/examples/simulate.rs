@@ -48,7 +48,18 @@ fn main() -> ExitCode {
         total.add(&outcome.figures);
     }
     let Figures { steps, commands, lost, doubled, crashes, disks_lost, restores, homes_lost, .. } = total;
-    let Figures { takeovers, files, assembled, conflicts, dropped, freed, pages_out, pages_in, virtual_ms, .. } = total;
+    let Figures {
+        takeovers,
+        files,
+        assembled,
+        conflicts,
+        dropped,
+        freed,
+        pages_out,
+        pages_in,
+        virtual_ms,
+        ..
+    } = total;
     println!(
         "{seeds} seeds from {from}: {broken} violations; {} h simulated in {steps} steps; {commands} commands \
          ({lost} lost, {doubled} doubled); {crashes} crashes, {disks_lost} disks lost, {restores} restored, \

@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::Root;
-use sluice_engine::ids::{DcId, FileId};
+use sluice_engine::ids::{DcId, FileId, Generation};
 use sluice_engine::ledger::FileState;
 use sluice_engine::span::Span;
 
@@ -97,7 +97,7 @@ pub fn before_free(world: &mut World, dc: DcId, file: FileId) {
     let dropped = world.dcs.values().any(|other| other.disk.files.get(&file).is_some_and(|f| f.dropped));
     let somewhere = dropped || world.dcs.values().any(whole);
     // A copy that went with its disk after it was confirmed is not the asker's fault.
-    let just_now = |other: &super::world::Dc| other.disk_lost_at.iter().any(|at| world.now - at < 5_000);
+    let just_now = |other: &super::world::Dc| other.disk_lost_at.iter().any(|at| world.now - at < 20_000);
     let excused = world.dcs.values().any(|other| other.id != dc && just_now(other));
     if !somewhere && !freed.is_empty() && !excused {
         let detail = format!(
@@ -123,8 +123,19 @@ pub fn before_lose(world: &mut World, dc: DcId, file: FileId, chunks: &[Range<u6
     }
 }
 
-/// HAVE means durable here, now, with these bytes.
-pub fn have_said(world: &mut World, dc: DcId, file: FileId, shape: Geometry, span: Span) {
+/// HAVE means durable here, now, with these bytes; unless the store has a newer generation already, of which the
+/// process has not heard: then what is said is void.
+pub fn have_said(
+    world: &mut World,
+    dc: DcId,
+    file: FileId,
+    shape: Geometry,
+    generation: Generation,
+    span: Span,
+) {
+    if generation < world.generation(dc, file) {
+        return;
+    }
     let held = world.dcs[&dc].disk.files.get(&file).map(|f| f.chunks.clone()).unwrap_or_default();
     if value_at(file, shape, span.place, &held) != Some(span.value) {
         let detail =
@@ -305,7 +316,13 @@ pub fn finally(world: &mut World) {
                     world.violate("G3 convergence", format!("{} is in conflict without a cause", short(id)));
                 }
             }
-            Ok(Some(FileState::Dropped)) => world.figures.dropped += 1,
+            Ok(Some(FileState::Dropped)) => {
+                world.figures.dropped += 1;
+                let client = world.clients.iter().find(|client| client.id == id);
+                if !client.is_some_and(|client| matches!(client.plan, Plan::Remove | Plan::Expire)) {
+                    world.violate("G1 durability", format!("{} was dropped by nobody", short(id)));
+                }
+            }
             Ok(_) => {}
             Err(detail) => world.violate("progress", detail),
         }

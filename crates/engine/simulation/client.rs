@@ -25,6 +25,10 @@ pub enum Plan {
     TwoRecords,
     /// Send chunks and never the metadata.
     NeverDescribe,
+    /// Upload it, to be kept for a while only.
+    Expire,
+    /// Upload it, and say its size at the end.
+    SizeLater,
 }
 
 pub struct Client {
@@ -43,6 +47,8 @@ pub struct Client {
     pub described: bool,
     pub described_twice: bool,
     pub removed: bool,
+    /// Whether the size was said.
+    pub settled: bool,
     pub done: bool,
     /// Where the client would like the file to be reassembled.
     pub home: Option<DcId>,
@@ -67,6 +73,8 @@ impl Client {
             3 => Plan::WrongExpectation,
             4 => Plan::TwoRecords,
             5 if chunks > 0 => Plan::NeverDescribe,
+            6 => Plan::Expire,
+            7 => Plan::SizeLater,
             _ => Plan::Upload,
         };
         let contents: BTreeMap<u64, Content> = (0..chunks).map(|i| (i, 1)).collect();
@@ -82,9 +90,9 @@ impl Client {
         let record = RecordSummary {
             digest: digest(number),
             tenant,
-            size: Some(shape),
+            size: (plan != Plan::SizeLater).then_some(shape),
             expected_root,
-            expiry_ms: None,
+            expiry_ms: (plan == Plan::Expire).then(|| 20_000 + random.below(60_000)),
         };
         let other_record =
             (plan == Plan::TwoRecords).then(|| RecordSummary { digest: digest(number + 1000), ..record });
@@ -108,6 +116,7 @@ impl Client {
             described: false,
             described_twice: false,
             removed: false,
+            settled: plan != Plan::SizeLater,
             done: false,
             home,
         }

@@ -148,11 +148,12 @@ pub enum Event {
         /// Where the file should be reassembled.
         home: DcId,
     },
-    /// What the store has of a file: at start, after a record was fetched, after a loss.
+    /// What the store has of a file: at start, after a record was fetched, after a loss. What was read under an older
+    /// generation than the newest that was reported counts for the record and what is remembered, not for the chunks.
     Loaded(StoredFile),
     /// Chunks of a known file are durable here.
     Stored {
-        /// Under this generation.
+        /// Under this generation, the store's when they became durable.
         generation: Generation,
         /// Their spans.
         spans: Vec<Span>,
@@ -360,6 +361,9 @@ pub struct File {
     assembly: assemble::Assembly,
     pages: pages::Pages,
     release: Option<release::Release>,
+    rechecks: BTreeMap<DcId, release::Recheck>,
+    /// When the own store is asked again what it holds, after an answer that was void.
+    recount_at: Option<Timestamp>,
     last_progress: Timestamp,
     /// When it wants to be looked at.
     wake: Option<Timestamp>,
@@ -382,6 +386,8 @@ impl File {
             assembly: assemble::Assembly::default(),
             pages: pages::Pages::default(),
             release: None,
+            rechecks: BTreeMap::new(),
+            recount_at: None,
             last_progress: now,
             wake: None,
             queued: None,
@@ -432,6 +438,8 @@ pub struct Aggregator {
     /// Sequence numbers used in this incarnation.
     spoken: u32,
     generation_floor: Generation,
+    /// The floor when this process started: nothing it hears of was stored or read under an older generation.
+    first_floor: Generation,
     peers: BTreeMap<DcId, peer::Peer>,
     files: BTreeMap<FileId, File>,
     /// When which file wants to be looked at.
@@ -453,6 +461,7 @@ impl Aggregator {
             incarnation,
             spoken: 0,
             generation_floor: Generation::floor_of(incarnation),
+            first_floor: Generation::floor_of(incarnation),
             peers: peers.collect(),
             files: BTreeMap::new(),
             due: BTreeSet::new(),
@@ -558,6 +567,7 @@ impl Aggregator {
         let me = self.me();
         let rules = self.config.rules;
         let floor = self.generation_floor;
+        let first_floor = self.first_floor;
         let file = self.files.entry(id).or_insert_with(|| File::new(rules, now));
         match event {
             Event::Created { record, home } => {
@@ -585,20 +595,19 @@ impl Aggregator {
                 }
             }
             Event::Loaded(stored) => {
-                file.load(&self.config, floor, &stored, now);
+                let generation = stored.generation.max(first_floor);
+                let counts = file.load(&self.config, floor, generation, &stored, now);
                 if file.is_worth_remembering() {
                     self.effects.push(Effect::Persist(id, file.memory()));
                 }
                 self.effects.push(Effect::Changed(id));
+                if !counts {
+                    self.retract(id, now);
+                }
             }
             Event::Stored { generation, spans } => {
                 file.last_progress = now;
-                let generation = generation.max(floor);
-                for &span in &spans {
-                    let _ = file.ledger.take(Fact::Have { holder: me, generation, span });
-                    file.touch(span.place);
-                }
-                file.owe(me, &spans, now);
+                file.take_own(&self.config, floor, generation.max(first_floor), &spans, now);
                 self.effects.push(Effect::Changed(id));
             }
             Event::StoredOrphan { tenant } => file.note_orphan(tenant, &self.config, now),
@@ -612,7 +621,9 @@ impl Aggregator {
             Event::Wanted => file.want_record(now),
             Event::TakeOver => self.take_over(id),
             Event::FetchFailed => file.fetch_failed(now, self.config.retry_ms),
-            Event::Restated { to, generation, spans } => self.restated(id, to, generation, spans, now),
+            Event::Restated { to, generation, spans } => {
+                self.restated(id, to, generation.max(first_floor), spans, now)
+            }
             Event::PageLoaded { page } => self.page_loaded(id, page.as_ref(), now),
             Event::Pulled { place, outcome } => file.pulled(place, outcome, now, self.config.retry_ms),
             Event::RootRead { root } => self.root_read(id, root, now),
@@ -634,6 +645,8 @@ impl Aggregator {
         file.home = complete::HomeWork::default();
         file.assembly = assemble::Assembly::default();
         file.release = None;
+        file.rechecks = BTreeMap::new();
+        file.recount_at = None;
         file.published = false;
         self.effects.push(Effect::Drop(id, tenant, file.memory()));
         self.effects.push(Effect::Changed(id));
@@ -671,7 +684,7 @@ impl Aggregator {
                 }
             }
             Statement::WantFiles { bits, digest } => self.compare(from, id, bits, digest, now),
-            Statement::Confirm { nonce } => self.asked_to_confirm(id, from, nonce),
+            Statement::Confirm { nonce } => self.asked_to_confirm(id, from, nonce, now),
             Statement::Ack { sequence, .. } => self.acknowledged(from, sequence, now),
             Statement::Assembled { nonce, .. } if nonce.number() != 0 => {
                 self.take_fact(from, id, &command.statement, now);
@@ -773,6 +786,18 @@ impl Aggregator {
         self.effects.extend(places.into_iter().map(|place| Effect::Restate { file: id, to: me, place }));
     }
 
+    /// Asks the own store again, a while after an answer that was void.
+    fn advance_recount(&mut self, id: FileId, now: Timestamp) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let Some(at) = file.recount_at else { return };
+        if now < at {
+            file.wake_at(at);
+        } else {
+            file.recount_at = None;
+            self.restate_own(id);
+        }
+    }
+
     fn refuse(&mut self, peer: DcId, kind: Kind, reason: String) {
         self.effects.push(Effect::Refused { peer, kind, reason });
     }
@@ -781,6 +806,7 @@ impl Aggregator {
     fn advance(&mut self, id: FileId, now: Timestamp) {
         self.advance_orphan(id, now);
         self.advance_fetch(id, now);
+        self.advance_recount(id, now);
         self.advance_absence(id, now);
         self.advance_pages(id, now);
         self.advance_home(id, now);

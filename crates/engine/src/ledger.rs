@@ -603,6 +603,11 @@ impl Ledger {
         self.holders.get(&dc).map(|holding| (holding.generation, &holding.tree))
     }
 
+    /// Since which generation what a holder says counts: what was read or stored under an older one may have gone.
+    pub(crate) fn counts_since(&self, dc: DcId) -> Option<Generation> {
+        self.holders.get(&dc).map(|holding| holding.since)
+    }
+
     /// Number of chunks a datacenter says it holds, pages included.
     pub fn chunks_held_by(&self, dc: DcId) -> u64 {
         self.holders.get(&dc).map_or(0, |holding| holding.tree.covered() + holding.paged_chunks)
@@ -648,8 +653,7 @@ impl Ledger {
         }
         let Some(claim) = self.claim else { return out };
         for &(digest, tenant) in &self.metas.0 {
-            let meta =
-                |size| Statement::Meta { epoch: claim.epoch, home: claim.home, size, tenant, digest };
+            let meta = |size| Statement::Meta { epoch: claim.epoch, home: claim.home, size, tenant, digest };
             if self.sizes.0.is_empty() {
                 // Whoever holds a chunk must hear of the file before its size is settled.
                 out.push(meta(None));
@@ -723,8 +727,10 @@ impl Ledger {
     fn coverage(&self, dc: DcId) -> (Generation, u64) {
         let Some(holding) = self.holders.get(&dc) else { return (Generation::new(0), 0) };
         let file = holding.tree.file();
-        let hash =
-            holding.tree.iter().fold(holding.paged_hash, |hash, span| hash ^ self.coverage_hash(span.place, file));
+        let hash = holding
+            .tree
+            .iter()
+            .fold(holding.paged_hash, |hash, span| hash ^ self.coverage_hash(span.place, file));
         (holding.generation, hash)
     }
 

@@ -77,7 +77,11 @@ impl Ranges {
             if !both.is_empty() {
                 common.push(both);
             }
-            if left_ends { left.next() } else { right.next() };
+            if left_ends {
+                left.next()
+            } else {
+                right.next()
+            };
         }
         common
     }

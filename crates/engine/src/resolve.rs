@@ -12,6 +12,7 @@ use crate::geometry::Geometry;
 use crate::hash::{ChainingValue, Root};
 use crate::ids::DcId;
 use crate::span::{Place, Span};
+use crate::span_tree::merge_chunks;
 
 /// Past so many other holders no combination is tried: the home waits for a person.
 const MAX_HOLDERS: usize = 8;
@@ -37,43 +38,69 @@ pub fn resolve(
     if holders.len() > MAX_HOLDERS || own.len() as u64 != file.chunks() {
         return None;
     }
+    // Only where somebody says something else than the own chunks do can a combination differ from them.
+    let mut own = Own { file, values: own, nodes: BTreeMap::new() };
+    let different: BTreeMap<DcId, Vec<Span>> = others
+        .iter()
+        .map(|(dc, spans)| {
+            let differs = |span: &&Span| {
+                span.place.check(file).is_ok()
+                    && own.value(span.place).is_some_and(|value| value != span.value)
+            };
+            (*dc, spans.iter().filter(differs).copied().collect())
+        })
+        .collect();
     for subset in 1u32..1 << holders.len() {
         let trusted: BTreeSet<DcId> =
             holders.iter().enumerate().filter(|(i, _)| subset & 1 << i != 0).map(|(_, dc)| *dc).collect();
         let over: BTreeMap<Place, ChainingValue> = trusted
             .iter()
-            .filter_map(|dc| others.get(dc))
+            .filter_map(|dc| different.get(dc))
             .flatten()
             .map(|span| (span.place, span.value))
             .collect();
         let (left, right) = Place::top_children(file)?;
-        let (left, right) = (value(file, left, own, &over)?, value(file, right, own, &over)?);
+        let (left, right) = (own.value_under(left, &over)?, own.value_under(right, &over)?);
         if Root::merge(&left, &right) == root {
-            let none = BTreeMap::new();
-            let lost = over
-                .iter()
-                .filter(|(place, theirs)| value(file, **place, own, &none).as_ref() != Some(theirs))
-                .map(|(place, _)| place.range(file))
-                .collect();
+            let lost = over.keys().map(|place| place.range(file)).collect();
             return Some(Resolution { lost, trusted });
         }
     }
     None
 }
 
-fn value(
+/// The own chunks, and the values of the nodes that were asked for.
+struct Own<'a> {
     file: Geometry,
-    place: Place,
-    own: &[ChainingValue],
-    over: &BTreeMap<Place, ChainingValue>,
-) -> Option<ChainingValue> {
-    if let Some(value) = over.get(&place) {
-        return Some(*value);
+    values: &'a [ChainingValue],
+    nodes: BTreeMap<Place, ChainingValue>,
+}
+
+impl Own<'_> {
+    fn value(&mut self, place: Place) -> Option<ChainingValue> {
+        if let Some(value) = self.nodes.get(&place) {
+            return Some(*value);
+        }
+        let range = place.range(self.file);
+        let values = self.values.get(range.start as usize..range.end as usize)?;
+        let value = merge_chunks(self.file, place, values)?;
+        self.nodes.insert(place, value);
+        Some(value)
     }
-    match place.children(file) {
-        None => own.get(place.start() as usize).copied(),
-        Some((left, right)) => {
-            Some(ChainingValue::merge(&value(file, left, own, over)?, &value(file, right, own, over)?))
+
+    /// The value of a place with other values put over the own.
+    fn value_under(&mut self, place: Place, over: &BTreeMap<Place, ChainingValue>) -> Option<ChainingValue> {
+        if let Some(value) = over.get(&place) {
+            return Some(*value);
+        }
+        let range = place.range(self.file);
+        let first = Place::clipped(range.start, 0, self.file);
+        let touched = over.range(first..).next().is_some_and(|(other, _)| other.start() < range.end);
+        match place.children(self.file) {
+            Some((left, right)) if touched => {
+                Some(ChainingValue::merge(&self.value_under(left, over)?, &self.value_under(right, over)?))
+            }
+            Some(_) | None => self.value(place),
         }
     }
 }
@@ -81,7 +108,6 @@ fn value(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::span_tree::merge_chunks;
 
     #[test]
     fn the_holder_of_the_right_bytes_is_found() {

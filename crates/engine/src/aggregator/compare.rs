@@ -3,7 +3,7 @@
 use super::{Aggregator, File};
 use crate::command::Statement;
 use crate::ids::{DcId, FileId, Generation, Timestamp};
-use crate::ledger::{Fact, FileState};
+use crate::ledger::FileState;
 use crate::span::Span;
 
 /// Ranges with at most this many files are restated rather than split.
@@ -87,24 +87,22 @@ impl Aggregator {
     ) {
         let me = self.me();
         let Some(file) = self.files.get_mut(&id) else { return };
-        if file.ledger.held_by(me).is_some_and(|(newest, _)| generation < newest) {
-            // Read before something was freed or lost: it may be what went.
-            if to == me {
-                self.restate_own(id);
-            }
+        if file.ledger.state() == FileState::Dropped {
             return;
         }
         if to == me {
-            for &span in &spans {
-                let _ = file.ledger.take(Fact::Have { holder: me, generation, span });
-                file.home.answered(me, span.place);
-                file.touch(span.place);
-            }
-            file.owe(me, &spans, now);
-        } else {
-            for span in spans {
-                self.say(to, id, Statement::Have { generation, span }, now);
-            }
+            spans.iter().for_each(|span| file.home.answered(me, span.place));
+            file.take_own(&self.config, self.generation_floor, generation, &spans, now);
+            return;
+        }
+        let newest = file.ledger.held_by(me).map(|(newest, _)| newest);
+        if file.ledger.counts_since(me).is_some_and(|since| generation < since) {
+            // Read before something was freed or lost: it may be what went. Whoever asked will ask again.
+            return;
+        }
+        let generation = generation.max(newest.unwrap_or_default());
+        for span in spans {
+            self.say(to, id, Statement::Have { generation, span }, now);
         }
     }
 

@@ -8,7 +8,11 @@ use crate::command::{DropReason, Statement};
 use crate::hash::Root;
 use crate::ids::{DcId, FileId, Generation, HomeEpoch, Timestamp};
 use crate::ledger::{Claim, Disagreement, Fact, FileState, Verdict};
-use crate::span::Place;
+use crate::span::{Place, Span};
+
+/// After how many questions, each given twice the time of the one before, a holder that answers none of them is not
+/// believed.
+const MAX_UNANSWERED: u32 = 6;
 
 /// A metadata record that is being fetched.
 #[derive(Clone, Debug)]
@@ -33,13 +37,17 @@ pub(super) struct HomeWork {
     asked: BTreeSet<(DcId, Place)>,
     /// Until when to wait for them.
     patience: Option<Timestamp>,
+    /// How often nothing at all was answered.
+    unanswered: u32,
     reading_root: bool,
 }
 
 impl HomeWork {
     /// A holder said something of a place.
     pub(super) fn answered(&mut self, from: DcId, place: Place) {
-        self.asked.remove(&(from, place));
+        if self.asked.remove(&(from, place)) {
+            self.unanswered = 0;
+        }
     }
 }
 
@@ -83,8 +91,45 @@ impl File {
         self.record.is_some()
     }
 
-    /// Takes what the store has.
-    pub(super) fn load(&mut self, config: &Config, floor: Generation, stored: &StoredFile, now: Timestamp) {
+    /// Takes spans that are durable here, as of a generation.
+    pub(super) fn take_own(
+        &mut self,
+        config: &Config,
+        floor: Generation,
+        generation: Generation,
+        spans: &[Span],
+        now: Timestamp,
+    ) {
+        let me = config.me;
+        if self.ledger.file().is_none() && !spans.is_empty() {
+            // They have no places yet; the record will find them.
+            self.want_record(now);
+            return;
+        }
+        if self.ledger.counts_since(me).is_some_and(|since| generation < since) {
+            // Something was freed or lost since, perhaps these.
+            self.recount_at = Some(now.plus(config.retry_ms));
+            return;
+        }
+        let newest = self.ledger.held_by(me).map(|(newest, _)| newest);
+        let generation = generation.max(newest.unwrap_or_default()).max(floor);
+        for &span in spans {
+            let _ = self.ledger.take(Fact::Have { holder: me, generation, span });
+            self.touch(span.place);
+        }
+        self.owe(me, spans, now);
+    }
+
+    /// Takes what the store has. `false` if that is less than was said of it since, under a newer generation than the
+    /// store had when it was read.
+    pub(super) fn load(
+        &mut self,
+        config: &Config,
+        floor: Generation,
+        generation: Generation,
+        stored: &StoredFile,
+        now: Timestamp,
+    ) -> bool {
         let me = config.me;
         for fact in stored.memory.facts() {
             let _ = self.ledger.take(fact);
@@ -104,7 +149,23 @@ impl File {
         } else if stored.chunks > 0 && self.ledger.state() == FileState::Unheard {
             self.note_orphan(stored.tenant, config, now);
         }
-        let generation = stored.generation.max(floor);
+        self.last_progress = now;
+        self.assembly.reloaded();
+        if self.ledger.counts_since(me).is_some_and(|since| generation < since) {
+            // Read before something was freed or lost: what is really here must be asked again.
+            self.recount_at = Some(now.plus(config.retry_ms));
+            return true;
+        }
+        let newest = self.ledger.held_by(me).map(|(newest, _)| newest);
+        if newest.is_some_and(|newest| generation < newest) && stored.chunks < self.ledger.chunks_held_by(me)
+        {
+            return false;
+        }
+        if stored.chunks > 0 && stored.spans.is_empty() && self.ledger.file().is_some() {
+            // Whoever read it did not know the size.
+            self.recount_at = Some(now);
+        }
+        let generation = generation.max(floor);
         let _ = self.ledger.take(Fact::HaveNothing { holder: me, generation });
         for &span in &stored.spans {
             let _ = self.ledger.take(Fact::Have { holder: me, generation, span });
@@ -117,14 +178,13 @@ impl File {
             let epoch = self.own_claim.unwrap_or_default();
             let _ = self.ledger.take(Fact::Assembled { claim: Claim { epoch, home: me }, size, root });
         }
-        self.last_progress = now;
-        self.assembly.reloaded();
         if let Some(claim) = self.ledger.claim().filter(|claim| claim.home != me) {
             self.owe_all(me, claim.home, now);
         }
         if stored.spans.is_empty() {
             self.tell_nothing(generation);
         }
+        true
     }
 }
 
@@ -218,8 +278,22 @@ impl Aggregator {
             }
             // They are being read already.
             Verdict::Unpage(_) => {}
+            Verdict::Compare(wanted) if file.home.unanswered >= MAX_UNANSWERED => {
+                // Whoever cannot say what it has there is not believed to have it. It will say what it has.
+                file.home.unanswered = 0;
+                for (holder, place) in wanted {
+                    file.ledger.reject(holder, place);
+                    if holder == me {
+                        file.recount_at = Some(now);
+                    }
+                }
+                file.wake_at(now.plus(retry_ms));
+            }
             Verdict::Compare(wanted) => {
-                let until = now.plus(retry_ms);
+                let until = now.plus(retry_ms << file.home.unanswered);
+                if !file.home.asked.is_empty() {
+                    file.home.unanswered += 1;
+                }
                 file.home.patience = Some(until);
                 file.home.asked = wanted.iter().copied().collect();
                 file.wake_at(until);

@@ -119,6 +119,13 @@ impl Aggregator {
         } else if newer {
             self.effects.push(Effect::PersistNode(self.node_memory()));
         }
+        // Whoever did not count on it counts on it again.
+        let absent = |file: &super::File| file.ledger.is_absent(dc);
+        let ids: Vec<FileId> =
+            self.files.iter().filter(|(_, file)| absent(file)).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.advance(id, now);
+        }
         // What waits to be said to this peer is served after every event; pulls and fetches have their own timers.
     }
 

@@ -1,15 +1,27 @@
 //! Freeing a copy: only when the home, asked with a fresh nonce, has checked its own again, and its claim is above
 //! the asker's. Of two datacenters that assembled a file, the one with the highest claim therefore keeps it.
 
-use super::{Aggregator, Effect};
+use super::{Aggregator, Effect, File};
 use crate::command::Statement;
 use crate::hash::Root;
 use crate::ids::{DcId, FileId, Generation, Incarnation, Nonce, Timestamp};
 use crate::ledger::{Claim, Fact, FileState};
 use crate::rules::Rule;
 
-/// Questions are repeated at intervals that double up to 2^6 times the first.
-const MAX_BACKOFF: u32 = 6;
+/// Questions are repeated at intervals that double up to 2^3 times the first. An answer counts until the question is
+/// repeated, so this also bounds how old it can be.
+const MAX_BACKOFF: u32 = 3;
+
+/// After this many milliseconds a check that was not answered is asked of the store again.
+const RECHECK_PATIENCE_MS: u64 = 600_000;
+
+/// A check of the own copy that is under way for a peer.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Recheck {
+    /// The newest that the peer asked with: checking a large copy takes longer than a question stands.
+    nonce: Nonce,
+    since: Timestamp,
+}
 
 /// A confirmation that was asked for.
 #[derive(Clone, Copy, Debug)]
@@ -17,9 +29,16 @@ pub(super) struct Release {
     nonce: Nonce,
     to: DcId,
     asked_at: Timestamp,
-    /// How often it was asked for: a large copy takes minutes to be checked again, so it is asked ever more rarely.
+    /// How often it was asked for.
     tries: u32,
     freeing: bool,
+}
+
+impl File {
+    /// Whether the chunks here are being freed: nothing is promised of them any more.
+    pub(super) fn is_freeing(&self) -> bool {
+        self.release.is_some_and(|release| release.freeing)
+    }
 }
 
 impl Aggregator {
@@ -52,8 +71,13 @@ impl Aggregator {
         };
         if !self.config.rules.holds(Rule::ConfirmBeforeFree) {
             if !file.release.is_some_and(|release| release.freeing) {
-                file.release =
-                    Some(Release { nonce: Nonce::new(0), to: keeper.home, asked_at: now, tries: 0, freeing: true });
+                file.release = Some(Release {
+                    nonce: Nonce::new(0),
+                    to: keeper.home,
+                    asked_at: now,
+                    tries: 0,
+                    freeing: true,
+                });
                 self.effects.push(Effect::Free(id));
             }
             return;
@@ -84,10 +108,15 @@ impl Aggregator {
     }
 
     /// A peer wants to free its copy.
-    pub(super) fn asked_to_confirm(&mut self, id: FileId, from: DcId, nonce: Nonce) {
-        let good = |file: &super::File| file.published && file.ledger.state() == FileState::Assembled;
-        if self.files.get(&id).is_some_and(good) {
-            self.effects.push(Effect::Recheck { file: id, to: from, nonce });
+    pub(super) fn asked_to_confirm(&mut self, id: FileId, from: DcId, nonce: Nonce, now: Timestamp) {
+        let good = |file: &&mut File| file.published && file.ledger.state() == FileState::Assembled;
+        let Some(file) = self.files.get_mut(&id).filter(good) else { return };
+        match file.rechecks.get_mut(&from).filter(|check| now.since(check.since) < RECHECK_PATIENCE_MS) {
+            Some(check) => check.nonce = nonce,
+            None => {
+                file.rechecks.insert(from, Recheck { nonce, since: now });
+                self.effects.push(Effect::Recheck { file: id, to: from, nonce });
+            }
         }
     }
 
@@ -101,10 +130,11 @@ impl Aggregator {
         now: Timestamp,
     ) {
         let me = self.me();
-        let Some(file) = self.files.get(&id) else { return };
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let nonce = file.rechecks.remove(&to).map_or(nonce, |check| check.nonce);
         let good = file.published && root.is_some() && root == file.ledger.root();
         // A copy that is itself about to go confirms nothing.
-        let leaving = file.release.is_some_and(|release| release.freeing);
+        let leaving = file.is_freeing();
         if good
             && !leaving
             && let Some(statement) = file.ledger.assembled_statement(me, nonce)
@@ -149,6 +179,10 @@ impl Aggregator {
             file.unsaid = None;
             return;
         }
+        if file.ledger.counts_since(me).is_some_and(|since| generation < since) {
+            // What is here was read after this.
+            return;
+        }
         if newest.is_none_or(|newest| newest <= generation) {
             let _ = file.ledger.take(Fact::HaveNothing { holder: me, generation });
             if file.ledger.chunks_held_by(me) == 0 {
@@ -156,11 +190,18 @@ impl Aggregator {
             }
             return;
         }
-        // What was freed has been said again since, under a generation that is newer than that of the freeing. Only a
-        // newer one still can take that back; what is really here the store knows.
+        self.retract(id, now);
+    }
+
+    /// What is here no more has been said again, under a newer generation than the store had when it went. Only a newer
+    /// one still can take that back; what is really here the store knows.
+    pub(super) fn retract(&mut self, id: FileId, now: Timestamp) {
+        let holder = self.me();
         let next = Incarnation::new(self.incarnation.number().saturating_add(1));
-        let generation = Generation::floor_of(next);
-        let _ = file.ledger.take(Fact::HaveNothing { holder: me, generation });
+        if let Some(file) = self.files.get_mut(&id) {
+            let generation = Generation::floor_of(next);
+            let _ = file.ledger.take(Fact::HaveNothing { holder, generation });
+        }
         self.reincarnate(next, now);
         self.restate_own(id);
     }

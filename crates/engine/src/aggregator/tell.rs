@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::{Aggregator, Config, File};
 use crate::command::Statement;
 use crate::ids::{DcId, FileId, Generation, Incarnation, Nonce, Sequence, Timestamp};
-use crate::ledger::{Claim, FileState, Ledger};
+use crate::ledger::{Claim, Fact, FileState, Ledger};
 use crate::limits::STRIPE_LEVEL;
 use crate::ranges::Ranges;
 use crate::span::Span;
@@ -57,6 +57,11 @@ impl Tell {
             }
         }
         late
+    }
+
+    /// Whether nothing is left to be said.
+    fn is_done(&self) -> bool {
+        !self.facts && self.owed.is_empty() && self.nothing.is_none() && self.flights.is_empty()
     }
 
     /// Whether spans are on their way, or were just now.
@@ -178,7 +183,12 @@ impl File {
             tell.flights.clear();
         }
         let Some((generation, _)) = self.ledger.held_by(me) else { return };
-        self.ledger.lift(me, floor);
+        if self.is_freeing() {
+            // By now they may be gone, and under this generation that would be a lie.
+            let _ = self.ledger.take(Fact::HaveNothing { holder: me, generation: floor });
+        } else {
+            self.ledger.lift(me, floor);
+        }
         if self.ledger.chunks_held_by(me) == 0 {
             self.tell_nothing(generation.max(floor));
         } else if let Some(claim) = self.ledger.claim().filter(|claim| claim.home != me) {
@@ -238,6 +248,12 @@ impl Aggregator {
         };
         for peer in peers {
             self.tell_peer(id, peer, home == Some(peer), now);
+        }
+        if let Some(file) = self.files.get_mut(&id)
+            && matches!(file.ledger.state(), FileState::Assembled | FileState::Dropped)
+        {
+            // Hardly anything will be said of it again: what was told is not worth its memory.
+            file.tell.retain(|_, tell| !tell.is_done());
         }
         if let Some(file) = self.files.get_mut(&id)
             && (home == Some(self.config.me) || file.ledger.state() == FileState::Dropped)

@@ -137,7 +137,8 @@ impl Ledger {
             self.wanted.clear();
             self.details.clear();
         }
-        let near = |place: &Place| wanted.iter().any(|(_, want)| want.contains(*place) || place.contains(*want));
+        let near =
+            |place: &Place| wanted.iter().any(|(_, want)| want.contains(*place) || place.contains(*want));
         self.details.retain(|(_, place), _| near(place));
     }
 

@@ -176,7 +176,8 @@ impl Ledger {
         let file = self.union.file();
         let mut merged = SpanTree::new(file);
         for (_, holding) in self.holders.iter().filter(|(dc, _)| !self.absent.contains(dc)) {
-            for span in holding.tree.overlapping(place).into_iter().filter(|span| place.contains(span.place)) {
+            for span in holding.tree.overlapping(place).into_iter().filter(|span| place.contains(span.place))
+            {
                 let _ = merged.insert(span);
             }
         }
@@ -192,9 +193,11 @@ impl Ledger {
         let mut counted: BTreeMap<DcId, Ranges> = BTreeMap::new();
         for (dc, generation, span) in &page.entries {
             let fits = place.contains(span.place) && span.place.check(file).is_ok();
-            let Some(holding) = self.holders.get_mut(dc).filter(|holding| {
-                fits && *generation >= holding.since && *generation <= holding.generation
-            }) else {
+            let Some(holding) = self
+                .holders
+                .get_mut(dc)
+                .filter(|holding| fits && *generation >= holding.since && *generation <= holding.generation)
+            else {
                 continue;
             };
             let _ = holding.tree.insert(*span);

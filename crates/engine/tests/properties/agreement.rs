@@ -23,7 +23,8 @@ fn ledger_of(file: Geometry) -> Ledger {
 /// Says one span, as a holder does that holds these values.
 fn say(ledger: &mut Ledger, holder: DcId, place: Place, values: &[ChainingValue]) {
     let file = ledger.file().unwrap();
-    let fact = Fact::Have { holder, generation: generation(1), span: span(file, place, values) };
+    let newest = ledger.held_by(holder).map_or(generation(1), |(newest, _)| newest);
+    let fact = Fact::Have { holder, generation: newest, span: span(file, place, values) };
     ledger.take(fact).unwrap();
 }
 

@@ -14,10 +14,8 @@ use crate::world::{TENANT, dc, generation, place, value};
 /// Bytes that begin as they should, so that more than the magic is tried.
 fn after(head: &'static [u8], len: usize) -> impl Strategy<Value = Vec<u8>> {
     let small = prop_oneof![3 => Just(0u8), 2 => 0u8..8, 1 => any::<u8>()];
-    let body = prop_oneof![
-        proptest::collection::vec(small, 0..len),
-        proptest::collection::vec(any::<u8>(), 0..len)
-    ];
+    let body =
+        prop_oneof![proptest::collection::vec(small, 0..len), proptest::collection::vec(any::<u8>(), 0..len)];
     body.prop_map(move |body| [head, &body].concat())
 }
 

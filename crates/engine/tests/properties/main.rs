@@ -2,6 +2,7 @@
 
 mod agreement;
 mod bytes;
+mod cluster;
 mod facts;
 mod pages;
 mod scale;

@@ -1,0 +1,205 @@
+//! What clients do, and what a front door answers them.
+
+use sluice_engine::aggregator::{Event, NodeEvent, RecordSummary};
+use sluice_engine::ids::{DcId, FileId};
+use sluice_engine::ledger::FileState;
+
+use super::client::Plan;
+use super::disk::{chunk_span, dc_name};
+use super::world::{Dc, Todo, World, short};
+
+impl World {
+    /// A client does one thing, and comes back.
+    pub fn client(&mut self, number: usize) {
+        let alive = self.alive();
+        let Some(dc) = self.random.pick(&alive) else {
+            self.schedule(500, Todo::Client(number));
+            return;
+        };
+        let client = &mut self.clients[number];
+        let id = client.id;
+        if !client.described
+            && client.plan != Plan::NeverDescribe
+            && (self.random.chance(85) || client.todo.is_empty())
+        {
+            client.described = true;
+            let record = client.record;
+            let home = client.home.unwrap_or(dc);
+            if !self.create(dc, id, record, home) {
+                self.clients[number].described = false;
+            }
+        } else if let Some(other) =
+            client.other_record.filter(|_| !client.described_twice && client.described)
+        {
+            client.described_twice = true;
+            if !self.create(dc, id, other, dc) {
+                self.clients[number].described_twice = false;
+            }
+        } else if let Some(index) = client.todo.pop() {
+            let content = client.contents[&index];
+            if client.bad_chunk == Some(index) {
+                client.bad_chunk = None;
+                self.put(dc, number, index, 2);
+            }
+            // Now and then the same chunk goes to two datacenters.
+            let again = self.random.chance(15);
+            let targets = self.alive();
+            let target = self.random.pick(&targets).unwrap_or(dc);
+            if !self.put(target, number, index, content) {
+                self.clients[number].todo.insert(0, index);
+            } else if again && let Some(other) = self.random.pick(&targets) {
+                self.put(other, number, index, content);
+            }
+        } else if client.described && !client.settled {
+            let sized = RecordSummary { size: Some(client.shape), ..client.record };
+            self.clients[number].settled = self.create(dc, id, sized, dc);
+        } else if client.plan == Plan::Remove && !client.removed {
+            client.removed = true;
+            let tenant = client.tenant;
+            let known = self.dcs[&dc]
+                .agg
+                .as_ref()
+                .and_then(|agg| agg.file(id))
+                .is_some_and(|file| file.record().is_some());
+            if known {
+                self.note(|| format!("client removes {} at {}", short(id), dc_name(dc)));
+                let reason = sluice_engine::command::DropReason::Deleted;
+                self.feed(dc, NodeEvent::File(id, Event::Remove { reason, tenant }));
+            } else {
+                self.clients[number].removed = false;
+                self.resume(number);
+            }
+        } else {
+            self.resume(number);
+        }
+        if !self.clients[number].done {
+            let delay = if self.clients[number].todo.is_empty() { 1_000 } else { 5 + self.random.below(300) };
+            self.schedule(delay, Todo::Client(number));
+        }
+    }
+
+    pub fn create(&mut self, dc: DcId, id: FileId, record: RecordSummary, home: DcId) -> bool {
+        let is_open = self.clients.iter().any(|client| client.id == id && client.plan == Plan::SizeLater);
+        let Some(node) = self.dcs.get_mut(&dc).filter(|node| node.agg.is_some()) else { return false };
+        let stored = node.disk.file(id);
+        if stored.dropped {
+            return true;
+        }
+        if stored.record.is_some_and(|held| held.digest != record.digest) {
+            // 409: the first stands.
+            return true;
+        }
+        let orphans = stored.record.is_none() && !stored.chunks.is_empty();
+        // The record's bytes leave the size open for good, whoever settles it.
+        stored.record.get_or_insert(RecordSummary { size: record.size.filter(|_| !is_open), ..record });
+        stored.tenant = Some(record.tenant);
+        self.note(|| format!("client creates {} at {}", short(id), dc_name(dc)));
+        self.feed(dc, NodeEvent::File(id, Event::Created { record, home }));
+        if orphans && let Some(stored) = self.dcs[&dc].disk.stored(id, None) {
+            self.feed(dc, NodeEvent::File(id, Event::Loaded(stored)));
+        }
+        // The answer may be lost with the process; then the client describes the file again elsewhere.
+        self.dcs[&dc].agg.is_some()
+    }
+
+    /// Sends one chunk; whether it was acknowledged.
+    pub fn put(&mut self, dc: DcId, number: usize, index: u64, content: u32) -> bool {
+        let (id, tenant) = (self.clients[number].id, self.clients[number].tenant);
+        let Some(agg) = self.dcs[&dc].agg.as_ref() else { return false };
+        let known = agg.file(id);
+        let state = known.map_or(FileState::Unheard, |file| file.state());
+        match state {
+            FileState::Dropped | FileState::Conflict => return true,
+            FileState::Unheard | FileState::Receiving | FileState::Complete | FileState::Assembled => {}
+        }
+        let node = self.dcs.get_mut(&dc).expect("alive");
+        let stored = node.disk.file(id);
+        if stored.dropped {
+            return true;
+        }
+        stored.tenant.get_or_insert(tenant);
+        match stored.chunks.get(&index) {
+            Some(held) if *held != content => {
+                // 409: the first stays.
+                self.note(|| format!("{} refuses chunk {index} of {}", dc_name(dc), short(id)));
+                return true;
+            }
+            Some(_) => {}
+            None => {
+                stored.chunks.insert(index, content);
+            }
+        }
+        // Durable; the process may die before anyone hears of it.
+        if !self.calm && self.random.below(150) == 0 {
+            self.crash(dc);
+            let delay = 100 + self.random.below(4_000);
+            self.schedule(delay, Todo::Restart(dc));
+            return false;
+        }
+        self.note(|| format!("{} has chunk {index} of {} ({content})", dc_name(dc), short(id)));
+        let event = if state == FileState::Unheard {
+            Event::StoredOrphan { tenant }
+        } else {
+            let generation = self.generation(dc, id);
+            Event::Stored { generation, spans: vec![chunk_span(id, index, content)] }
+        };
+        self.feed(dc, NodeEvent::File(id, event));
+        if self.dcs[&dc].disk.chunk(id, index) == Some(content) {
+            self.acked.insert((id, dc, index), content);
+        }
+        // The answer may be lost on the way.
+        self.dcs[&dc].agg.is_some() && (self.calm || !self.random.chance(10))
+    }
+
+    /// All was sent: ask what is missing, and send that again.
+    pub fn resume(&mut self, number: usize) {
+        let client = &self.clients[number];
+        let (id, shape) = (client.id, client.shape);
+        let mut missing: Option<Vec<u64>> = None;
+        let mut over = false;
+        for dc in self.alive() {
+            let Some(file) = self.dcs[&dc].agg.as_ref().and_then(|agg| agg.file(id)) else { continue };
+            match file.state() {
+                FileState::Assembled | FileState::Conflict | FileState::Dropped => over = true,
+                FileState::Receiving | FileState::Complete => {
+                    // The home knows best; without it, what the reachable ones hold together counts.
+                    let home = file.ledger().claim().map(|claim| claim.home);
+                    if home == Some(dc) {
+                        missing = Some(
+                            file.ledger().missing(0..shape.chunks(), 1_000).into_iter().flatten().collect(),
+                        );
+                    }
+                }
+                FileState::Unheard => {}
+            }
+        }
+        // Whoever hears that the file is assembled goes home, whatever happens to it later.
+        if over && (self.calm || self.random.chance(5)) {
+            self.clients[number].done = true;
+        }
+        if over {
+            return;
+        }
+        if missing.is_none() {
+            // Nobody reachable is the home: send what nobody reachable has, and describe the file again.
+            let alive = self.alive();
+            let held = |index: &u64| alive.iter().any(|dc| self.dcs[dc].disk.chunk(id, *index).is_some());
+            missing = Some((0..shape.chunks()).filter(|index| !held(index)).collect());
+        }
+        let recorded = |dc: &Dc| dc.disk.files.get(&id).is_some_and(|file| file.record.is_some());
+        if (self.calm && self.clients[number].plan == Plan::NeverDescribe) || self.clients[number].removed {
+            self.clients[number].done = true;
+            return;
+        }
+        let shape_known = |dc: &Dc| {
+            dc.agg.as_ref().and_then(|agg| agg.file(id)).is_some_and(|file| file.ledger().file().is_some())
+        };
+        if self.clients[number].plan == Plan::SizeLater && !self.dcs.values().any(shape_known) {
+            self.clients[number].settled = false;
+        }
+        if !self.dcs.values().any(recorded) && self.clients[number].plan != Plan::NeverDescribe {
+            self.clients[number].described = false;
+        }
+        self.clients[number].todo.extend(missing.unwrap_or_default());
+    }
+}
