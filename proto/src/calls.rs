@@ -95,7 +95,12 @@ pub trait Workers: Send + Sync + 'static {
     ) -> Result<ByteStream, Refusal>;
 
     /// The chunk values under a node of at most [`UNIT_LEVEL`](sluice_engine::limits::UNIT_LEVEL), and its proof.
-    async fn tree(&self, context: &SignedContext, id: ClientFileId, place: Place) -> Result<TreeNode, Refusal>;
+    async fn tree(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        place: Place,
+    ) -> Result<TreeNode, Refusal>;
 
     /// Ends a file for good.
     async fn remove(&self, context: &SignedContext, id: ClientFileId) -> Result<(), Refusal>;
@@ -207,7 +212,12 @@ pub trait Slots: Send + Sync + 'static {
     async fn report_damage(&self, file: FileId, index: ChunkIndex);
 
     /// The chunk values under a node, and its proof.
-    async fn tree(&self, context: &SignedContext, id: ClientFileId, place: Place) -> Result<TreeNode, Refusal>;
+    async fn tree(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        place: Place,
+    ) -> Result<TreeNode, Refusal>;
 
     /// Ends a file for good.
     async fn remove(&self, context: &SignedContext, id: ClientFileId) -> Result<(), Refusal>;

@@ -60,7 +60,8 @@ pub enum State {
 
 impl State {
     /// Every state.
-    pub const ALL: [Self; 5] = [Self::Receiving, Self::Complete, Self::Assembled, Self::Conflict, Self::Dropped];
+    pub const ALL: [Self; 5] =
+        [Self::Receiving, Self::Complete, Self::Assembled, Self::Conflict, Self::Dropped];
 
     /// The state's name.
     pub const fn name(self) -> &'static str {
