@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use indicatif::HumanCount;
 use serde_json::{Map, Value, json};
 use sluice::cluster::{Cluster, ClusterConfig};
@@ -27,7 +28,6 @@ use sluice_engine::hash::Root;
 use sluice_engine::ids::{ClientFileId, DcId, FileId, TenantId};
 use sluice_node::clock::{Clock, SystemClock};
 use sluice_node::material::ClusterMaterial;
-use sluice_node::shutdown::signalled;
 use sluice_node::telemetry;
 use sluice_node::token::TokenGrant;
 use sluice_proto::http::{FileStatus, State};
@@ -40,6 +40,7 @@ use self::watch::{Seen, Watch};
 use crate::context::Context;
 use crate::failure::{Failure, INTERRUPTED};
 use crate::progress::Progress;
+use crate::signals::Signals;
 use crate::size::{self, count};
 
 const EXAMPLES: &str = "\
@@ -94,12 +95,13 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     // What happens to dc-b is no news here; RUST_LOG says otherwise.
     telemetry::init("off")?;
+    let mut signals = Signals::listen().context("cannot listen for signals")?;
     let scratch = Scratch::open(args.keep.as_deref())?;
     let mut stage = Stage::new(context);
     let mut cluster = None;
     let outcome = tokio::select! {
         outcome = play(&args, &scratch, &mut cluster, &mut stage) => outcome,
-        _ = signalled() => Err(Failure::Interrupted.into()),
+        () = signals.next() => Err(Failure::Interrupted.into()),
     };
     let tidied = async {
         if let Some(cluster) = &mut cluster {
@@ -113,7 +115,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     };
     let tidied = tokio::select! {
         tidied = tidied => tidied,
-        _ = signalled() => std::process::exit(INTERRUPTED.into()),
+        () = signals.next() => std::process::exit(INTERRUPTED.into()),
     };
     outcome?;
     tidied?;

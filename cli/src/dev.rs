@@ -16,13 +16,14 @@ use sluice::ports::ReservedPorts;
 use sluice_engine::ids::{DcId, TenantId};
 use sluice_node::clock::{Clock, SystemClock};
 use sluice_node::material::ClusterMaterial;
-use sluice_node::shutdown::{Stopped, signalled};
+use sluice_node::shutdown::Stopped;
 use sluice_node::telemetry;
 use sluice_node::token::TokenGrant;
 
 use self::directory::Directory;
 use crate::context::{Context, quoted};
 use crate::failure::{Failure, INTERRUPTED};
+use crate::signals::Signals;
 
 const EXAMPLES: &str = "\
 Files, keys and ports stay in --data, so that the next run is the same cluster. Ctrl-C stops in
@@ -98,7 +99,12 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let ca = material.ca_pem();
     let ports = reserve(&material, args.listen, &directory, context)?;
     let config = ClusterConfig { ports, ..ClusterConfig::new(material, directory.path()) };
-    let mut cluster = Cluster::start_all(config).await?;
+    // Before anyone is told where to send signals.
+    let mut signals = Signals::listen().context("cannot listen for signals")?;
+    let mut cluster = tokio::select! {
+        started = Cluster::start_all(config) => started?,
+        () = signals.next() => return Err(Failure::Interrupted.into()),
+    };
 
     let listening = cluster.dcs().map(|dc| {
         let ports = &dc.ports;
@@ -110,7 +116,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     directory.equip_clients(&ca, &token, &cluster.urls())?;
     announce(&cluster, &directory, context)?;
 
-    signalled().await.context("cannot wait for signals")?;
+    signals.next().await;
     context.remark("stopping; once more to quit at once");
     tokio::select! {
         stopped = cluster.stop_all(DEADLINE) => match stopped {
@@ -120,7 +126,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
                 Ok(())
             }
         },
-        _ = signalled() => std::process::exit(INTERRUPTED.into()),
+        () = signals.next() => std::process::exit(INTERRUPTED.into()),
     }
 }
 

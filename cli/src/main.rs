@@ -16,6 +16,7 @@ mod progress;
 mod put;
 mod rm;
 mod settings;
+mod signals;
 mod size;
 mod status;
 
