@@ -364,6 +364,8 @@ pub struct File {
     rechecks: BTreeMap<DcId, release::Recheck>,
     /// When the own store is asked again what it holds, after an answer that was void.
     recount_at: Option<Timestamp>,
+    /// How often a comparison with a holder found a difference, since it last said something new.
+    disputes: BTreeMap<DcId, u32>,
     last_progress: Timestamp,
     /// When it wants to be looked at.
     wake: Option<Timestamp>,
@@ -388,6 +390,7 @@ impl File {
             release: None,
             rechecks: BTreeMap::new(),
             recount_at: None,
+            disputes: BTreeMap::new(),
             last_progress: now,
             wake: None,
             queued: None,
@@ -735,6 +738,9 @@ impl Aggregator {
         match taken {
             Ok(Taken::New) => {
                 file.last_progress = now;
+                if let Fact::Have { holder, .. } = fact {
+                    file.disputes.remove(&holder);
+                }
                 if let Fact::Meta { claim, .. } = fact {
                     file.heard_of(claim, me);
                 }

@@ -252,6 +252,8 @@ pub struct Ledger {
     paged: BTreeMap<u64, page::Summary>,
     /// Paged segments whose page must be read: more was said of them, or not all of it counts any more.
     recalled: BTreeSet<u64>,
+    /// What was said of paged segments since, until their pages are read.
+    late: page::Late,
     /// Holders that cannot be reached, and so long that what only they have counts as missing. Not a fact: a view.
     absent: BTreeSet<DcId>,
     agreed: BTreeMap<(DcId, DcId), Ranges>,
@@ -278,6 +280,7 @@ impl Ledger {
             overlaps: false,
             paged: BTreeMap::new(),
             recalled: BTreeSet::new(),
+            late: page::Late::default(),
             absent: BTreeSet::new(),
             agreed: BTreeMap::new(),
             wanted: BTreeSet::new(),
@@ -353,6 +356,7 @@ impl Ledger {
         self.overlaps = false;
         self.paged.clear();
         self.recalled.clear();
+        self.late = page::Late::default();
         self.agreed.clear();
         self.wanted.clear();
         self.details.clear();
@@ -368,6 +372,13 @@ impl Ledger {
         let Some(holding) = self.holders.get_mut(&holder) else { return Ok(Taken::Known) };
         if self.rules.generations() && generation < holding.generation {
             return Ok(Taken::Known);
+        }
+        if !self.paged.is_empty() && holding.tree.covering(span.place).is_none() {
+            let segment = span.place.start() >> self.rules.segment_level();
+            if span.place.level() <= self.rules.segment_level() && self.paged.contains_key(&segment) {
+                // Whether it is new only the page can tell.
+                return Ok(self.keep_for_page(segment, (holder, generation, span)));
+            }
         }
         let grown = match holding.tree.insert(span) {
             Ok(Insertion::Grown(_)) => {
@@ -412,12 +423,26 @@ impl Ledger {
             return true;
         }
         *holding = Holding::new(generation, file);
+        self.begin_again(holder);
+        true
+    }
+
+    /// Nothing that a holder said counts any more; its holding is empty.
+    fn begin_again(&mut self, holder: DcId) {
         self.agreed.retain(|(a, b), _| *a != holder && *b != holder);
         self.wanted.retain(|(dc, _)| *dc != holder);
         self.details.retain(|(dc, _), _| *dc != holder);
         self.void_pages_of(holder);
         self.rebuild_union();
-        true
+    }
+
+    /// Does not believe anything that a holder said until it says it again: what it says and what is known here do
+    /// not become equal.
+    pub fn doubt(&mut self, holder: DcId) {
+        let Some(file) = self.file() else { return };
+        let Some(holding) = self.holders.get_mut(&holder) else { return };
+        *holding = Holding { generation: holding.generation, ..Holding::new(holding.since, file) };
+        self.begin_again(holder);
     }
 
     /// Moves a holder to a newer generation in which it holds the same: for this datacenter's own spans, which it

@@ -12,6 +12,29 @@ const LEAF_FILES: usize = 8;
 /// Bits by which a range is split.
 const SPLIT_BITS: u8 = 4;
 
+/// After this many comparisons in a row that found a difference, and nothing new from the holder in between, the home
+/// forgets what it knows of the holder, who is about to say everything again.
+const MAX_DISPUTES: u32 = 4;
+
+impl File {
+    /// Something is known here otherwise than at a peer, and perhaps it is what that peer holds. What it says adds to
+    /// what is known and takes nothing away.
+    fn dispute(&mut self, me: DcId, from: DcId) {
+        let is_home = self.ledger.claim().is_some_and(|claim| claim.home == me);
+        let open = matches!(self.ledger.state(), FileState::Receiving | FileState::Complete);
+        if !is_home || !open || self.ledger.chunks_held_by(from) == 0 {
+            self.disputes.remove(&from);
+            return;
+        }
+        let disputes = self.disputes.entry(from).or_default();
+        *disputes += 1;
+        if *disputes > MAX_DISPUTES {
+            self.disputes.remove(&from);
+            self.ledger.doubt(from);
+        }
+    }
+}
+
 impl Aggregator {
     /// Begins to compare with every reachable peer for which it is time.
     pub(super) fn compare_when_due(&mut self, now: Timestamp) {
@@ -50,6 +73,7 @@ impl Aggregator {
         let seen = self.peers.get(&from).map(super::peer::Peer::seen).unwrap_or_default();
         for id in ids {
             if let Some(file) = self.files.get_mut(&id) {
+                file.dispute(self.config.me, from);
                 file.restate_if_settled(&self.config, floor, from, seen, now);
             }
             self.advance(id, now);

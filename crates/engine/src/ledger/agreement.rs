@@ -45,11 +45,11 @@ impl Ledger {
         if file.chunks() > 0 && !self.union.is_whole() {
             return Verdict::Open;
         }
+        let unpage: Vec<u64> = self.recalled().take(MAX_WANTED).collect();
+        if !unpage.is_empty() {
+            return Verdict::Unpage(unpage);
+        }
         if self.overlaps && self.rules.holds(Rule::OverlapsAgree) {
-            let unpage: Vec<u64> = self.recalled().take(MAX_WANTED).collect();
-            if !unpage.is_empty() {
-                return Verdict::Unpage(unpage);
-            }
             match self.compare(None) {
                 Comparison::Agree => {}
                 Comparison::Disagree(place) => return Verdict::Disagree(place),

@@ -11,10 +11,10 @@
 //! | 4 | number of entries |
 //! | 2 + 8 + 8 + 1 + 32 | per entry: holder, generation, start, level, value |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use super::Ledger;
+use super::{Fact, Ledger, Taken};
 use crate::geometry::Geometry;
 use crate::hash::ChainingValue;
 use crate::ids::{DcId, Generation};
@@ -25,6 +25,9 @@ use crate::span_tree::SpanTree;
 const MAGIC: [u8; 4] = *b"SLP\x01";
 const HEAD_LEN: usize = 16;
 const ENTRY_LEN: usize = 51;
+
+/// How many spans may wait for pages to be read. Whoever says more is asked to say it again later.
+const MAX_LATE: usize = 1 << 14;
 
 /// The most entries of a page, so that it stays under 8 MiB; a segment in more pieces stays in memory.
 const MAX_ENTRIES: usize = ((8 << 20) - HEAD_LEN) / ENTRY_LEN;
@@ -96,6 +99,15 @@ pub(super) struct Summary {
     /// Whether some of what is in the page does not count any more, so that the segment may be open again.
     pub(super) void: bool,
     shares: Vec<Share>,
+    /// Holders whose entries do not count any more.
+    without: BTreeSet<DcId>,
+}
+
+/// Spans of paged segments, to be taken once their pages are read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Late {
+    spans: BTreeMap<u64, BTreeSet<(DcId, Generation, Span)>>,
+    count: usize,
 }
 
 /// What one holder has in a page.
@@ -163,7 +175,7 @@ impl Ledger {
         for agreed in self.agreed.values_mut() {
             agreed.remove(place.range(file));
         }
-        self.paged.insert(segment, Summary { value, void: false, shares });
+        self.paged.insert(segment, Summary { value, void: false, shares, without: BTreeSet::new() });
         Some(Page { segment, entries: pieces })
     }
 
@@ -192,7 +204,8 @@ impl Ledger {
         let Some(summary) = self.forget_page(page.segment) else { return };
         let mut counted: BTreeMap<DcId, Ranges> = BTreeMap::new();
         for (dc, generation, span) in &page.entries {
-            let fits = place.contains(span.place) && span.place.check(file).is_ok();
+            let fits =
+                place.contains(span.place) && span.place.check(file).is_ok() && !summary.without.contains(dc);
             let Some(holding) = self
                 .holders
                 .get_mut(dc)
@@ -214,21 +227,47 @@ impl Ledger {
                 left.common(right).into_iter().for_each(|range| agreed.insert(range));
             }
         }
+        self.take_late(page.segment);
+    }
+
+    /// Keeps a span until the page of its segment is read.
+    pub(super) fn keep_for_page(&mut self, segment: u64, late: (DcId, Generation, Span)) -> Taken {
+        self.recalled.insert(segment);
+        if self.late.count >= MAX_LATE {
+            return Taken::NotYet;
+        }
+        if self.late.spans.entry(segment).or_default().insert(late) {
+            self.late.count += 1;
+        }
+        Taken::Known
+    }
+
+    /// Takes what was said of a segment while it was in a page.
+    fn take_late(&mut self, segment: u64) {
+        let late = self.late.spans.remove(&segment).unwrap_or_default();
+        self.late.count -= late.len();
+        for (holder, generation, span) in late {
+            // It was checked when it came.
+            let _ = self.take(Fact::Have { holder, generation, span });
+        }
     }
 
     /// A page was lost: its segment is open again. Answers who held any of it, to be asked.
     pub fn lose_page(&mut self, segment: u64) -> Vec<DcId> {
         let Some(summary) = self.forget_page(segment) else { return Vec::new() };
         self.rebuild_union();
+        self.take_late(segment);
         summary.shares.iter().map(|share| share.holder).collect()
     }
 
     /// Forgets every page: their segments are open again, and must be said again.
     pub fn lose_pages(&mut self) {
-        for segment in self.paged.keys().copied().collect::<Vec<_>>() {
-            self.forget_page(segment);
+        let segments: Vec<u64> = self.paged.keys().copied().collect();
+        for segment in &segments {
+            self.forget_page(*segment);
         }
         self.rebuild_union();
+        segments.into_iter().for_each(|segment| self.take_late(segment));
     }
 
     /// The segments whose pages must be read before the spans can be judged.
@@ -259,15 +298,21 @@ impl Ledger {
             }
         }
         if self.holders.get(&holder).is_none_or(|holding| holding.paged_chunks == 0) {
-            // Its shares went with its generation, and with the last share the page.
-            self.paged.retain(|segment, summary| {
+            // Its shares went with its holding, and with the last share the page.
+            let mut empty = Vec::new();
+            for (segment, summary) in &mut self.paged {
+                summary
+                    .without
+                    .extend(summary.shares.iter().any(|share| share.holder == holder).then_some(holder));
                 summary.shares.retain(|share| share.holder != holder);
-                let keep = !summary.shares.is_empty();
-                if !keep {
-                    self.recalled.remove(segment);
+                if summary.shares.is_empty() {
+                    empty.push(*segment);
                 }
-                keep
-            });
+            }
+            for segment in empty {
+                self.forget_page(segment);
+                self.take_late(segment);
+            }
         }
     }
 

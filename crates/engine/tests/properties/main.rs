@@ -1,5 +1,7 @@
 //! Properties that hold for every input: what `simulation.rs` shows in running clusters, shown here piece by piece.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
 mod agreement;
 mod bytes;
 mod cluster;
