@@ -296,7 +296,7 @@ impl Cluster {
                 let theirs = &self.nodes[&from];
                 let outcome = if !self.reaches(id, from) {
                     PullOutcome::Unreachable
-                } else if !theirs.held.covering(under.place).is_some() {
+                } else if theirs.held.covering(under.place).is_none() {
                     PullOutcome::Missing
                 } else if crate::world::span(file, under.place, &theirs.values) != under {
                     PullOutcome::Mismatch(place)

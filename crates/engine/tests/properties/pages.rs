@@ -79,7 +79,9 @@ fn start(file: Geometry) -> Ledger {
 }
 
 /// What must not depend on what is paged.
-fn outside(ledger: &Ledger) -> (Vec<u64>, Vec<Option<[u8; 32]>>, Vec<std::ops::Range<u64>>) {
+type Outside = (Vec<u64>, Vec<Option<[u8; 32]>>, Vec<std::ops::Range<u64>>);
+
+fn outside(ledger: &Ledger) -> Outside {
     let held = (1..4).map(|holder| ledger.chunks_held_by(dc(holder))).collect();
     let digests = (2..4).map(|peer| ledger.digest_between(dc(1), dc(peer))).collect();
     (held, digests, ledger.missing(0..u64::MAX, 1_000))
