@@ -392,6 +392,7 @@ impl World {
             Todo::Report(id, process, file, events) => {
                 for event in events {
                     if self.dcs[&id].process == process {
+                        self.note(|| format!("{} hears of {}: {event:?}", dc_name(id), short(file)));
                         self.feed(id, NodeEvent::File(file, event));
                     }
                 }

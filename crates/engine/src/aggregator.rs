@@ -609,7 +609,9 @@ impl Aggregator {
                 }
             }
             Event::Stored { generation, spans } => {
-                file.last_progress = now;
+                if !spans.is_empty() {
+                    file.last_progress = now;
+                }
                 file.take_own(&self.config, floor, generation.max(first_floor), &spans, now);
                 self.effects.push(Effect::Changed(id));
             }
@@ -628,7 +630,7 @@ impl Aggregator {
                 self.restated(id, to, generation.max(first_floor), spans, now)
             }
             Event::PageLoaded { page } => self.page_loaded(id, page.as_ref(), now),
-            Event::Pulled { place, outcome } => file.pulled(place, outcome, now, self.config.retry_ms),
+            Event::Pulled { place, outcome } => file.pulled(me, place, outcome, now, self.config.retry_ms),
             Event::RootRead { root } => self.root_read(id, root, now),
             Event::Published { ok } => self.published(id, ok, now),
             Event::Resolved { resolution } => {

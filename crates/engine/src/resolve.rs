@@ -27,7 +27,7 @@ pub struct Resolution {
 }
 
 /// Finds the holders whose spans, put over the own chunks, give the root. `own` are the values of all chunks of the
-/// file, in order; `others` the spans of every other holder.
+/// file, in order, which were found not to give it; `others` the spans of every other holder.
 pub fn resolve(
     file: Geometry,
     root: Root,
@@ -37,6 +37,15 @@ pub fn resolve(
     let holders: Vec<DcId> = others.keys().copied().collect();
     if holders.len() > MAX_HOLDERS || own.len() as u64 != file.chunks() {
         return None;
+    }
+    if file.chunks() == 1 {
+        // Its value does not show the root. The own bytes were found not to give it: whoever has others may be right,
+        // and what is pulled is checked again.
+        let differs = |span: &Span| own.first().is_some_and(|own| span.value != *own);
+        let trusted: BTreeSet<DcId> =
+            others.iter().filter(|(_, spans)| spans.iter().any(differs)).map(|(dc, _)| *dc).collect();
+        let lost = std::iter::once(0..1).collect();
+        return (!trusted.is_empty()).then_some(Resolution { lost, trusted });
     }
     // Only where somebody says something else than the own chunks do can a combination differ from them.
     let mut own = Own { file, values: own, nodes: BTreeMap::new() };

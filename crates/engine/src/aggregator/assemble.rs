@@ -26,6 +26,8 @@ pub(super) struct Assembly {
     publishing: bool,
     /// The store refused to publish: what is here may not be what the root says.
     refused: bool,
+    /// The bytes of the only chunk were read, and do not give the root.
+    contradicted: bool,
     retry_at: Option<Timestamp>,
 }
 
@@ -35,6 +37,16 @@ impl Assembly {
         self.refused
     }
 
+    /// The root of the only chunk was read again, after the store refused to publish it.
+    pub(super) fn root_read(&mut self, contradicts: bool, again: Timestamp) {
+        self.publishing = false;
+        self.contradicted = contradicts;
+        if !contradicts {
+            self.refused = false;
+            self.retry_at = Some(again);
+        }
+    }
+
     /// The store was read again, after chunks were lost on purpose or not.
     pub(super) fn reloaded(&mut self) {
         self.refused = false;
@@ -42,11 +54,25 @@ impl Assembly {
 }
 
 impl File {
-    pub(super) fn pulled(&mut self, place: Place, outcome: PullOutcome, now: Timestamp, retry_ms: u64) {
+    pub(super) fn pulled(
+        &mut self,
+        me: DcId,
+        place: Place,
+        outcome: PullOutcome,
+        now: Timestamp,
+        retry_ms: u64,
+    ) {
         let Some(holder) = self.assembly.pulling.remove(&place) else { return };
         let later = now.plus(retry_ms);
         match outcome {
-            PullOutcome::Done => {}
+            PullOutcome::Done => {
+                let own = self.ledger.held_by(me).and_then(|(_, tree)| tree.covering(place));
+                if own.is_none() {
+                    // The store has it by now; the ledger should have heard.
+                    self.recount_at = Some(now);
+                    self.assembly.retry_at = Some(later);
+                }
+            }
             PullOutcome::Unreachable => {
                 self.assembly.shunned.insert(holder, later);
             }
@@ -54,7 +80,6 @@ impl File {
             PullOutcome::Mismatch(at) => self.ledger.reject(holder, at),
             PullOutcome::StoreFailed => self.assembly.retry_at = Some(later),
         }
-        self.last_progress = now;
     }
 }
 
@@ -63,6 +88,7 @@ impl File {
     pub(super) fn resolved(&mut self, me: DcId, found: Option<&Resolution>, now: Timestamp, retry_ms: u64) {
         self.assembly.publishing = false;
         self.assembly.refused = false;
+        self.assembly.contradicted = false;
         let (Some(found), Some(shape)) = (found, self.ledger.file()) else {
             // Perhaps it was no contradiction but the disk: try again, ever more slowly.
             self.assembly.retry_at = Some(now.plus(retry_ms * 16));
@@ -120,7 +146,9 @@ impl Aggregator {
             }
             if let (true, Some(root)) = (complete, root) {
                 file.assembly.publishing = true;
-                if file.assembly.refused {
+                if file.assembly.refused && shape.chunks() == 1 && !file.assembly.contradicted {
+                    self.effects.push(Effect::ReadRoot(id));
+                } else if file.assembly.refused {
                     let others = file.ledger.holders().filter(|(dc, ..)| *dc != me);
                     let others = others.map(|(dc, _, tree)| (dc, tree.iter().collect())).collect();
                     self.effects.push(Effect::Resolve { file: id, root, others });

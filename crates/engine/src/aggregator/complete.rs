@@ -345,6 +345,10 @@ impl Aggregator {
         let retry_ms = self.config.retry_ms;
         let Some(file) = self.files.get_mut(&id) else { return };
         file.home.reading_root = false;
+        if file.assembly.is_refused() {
+            let contradicts = root.is_some() && root != file.ledger.root();
+            file.assembly.root_read(contradicts, now.plus(retry_ms));
+        }
         match root {
             Some(root) if file.ledger.state() == FileState::Receiving => self.found_root(id, root),
             Some(_) => {}

@@ -247,6 +247,10 @@ impl Ledger {
         let late = self.late.spans.remove(&segment).unwrap_or_default();
         self.late.count -= late.len();
         for (holder, generation, span) in late {
+            let Some(holding) = self.holders.get(&holder) else { continue };
+            // What was said under a generation that was lifted since is said under the newer one.
+            let lifted = generation >= holding.since;
+            let generation = if lifted { holding.generation.max(generation) } else { generation };
             // It was checked when it came.
             let _ = self.take(Fact::Have { holder, generation, span });
         }
