@@ -175,7 +175,7 @@ async fn silent_connections_are_closed() {
 async fn past_a_bound_work_is_shed() {
     let dc = Datacenter::with(quick(), 300 << 10);
     dc.create(ID, CHUNK_LEN).await;
-    let all = dc.memory.try_take(200 << 10).unwrap();
+    let all = dc.memory.try_take(260 << 10).unwrap();
     let answer = dc.raw(&put(&dc, "", CHUNK_LEN), &content(CHUNK_LEN)).await;
     assert_eq!(answer.problem(), (503, "overloaded".into()));
     drop(all);
