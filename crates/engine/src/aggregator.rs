@@ -13,6 +13,8 @@
 mod assemble;
 mod compare;
 mod complete;
+mod effect;
+mod event;
 mod memory;
 mod orphan;
 mod pages;
@@ -20,18 +22,17 @@ mod peer;
 mod release;
 mod tell;
 
+pub use effect::Effect;
+pub use event::{Event, NodeEvent, PullOutcome, RecordSummary, StoredFile};
 pub use memory::{FileMemory, MemoryError, NodeMemory};
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::command::{Command, DropReason, Kind, Statement, Verified};
-use crate::geometry::Geometry;
-use crate::hash::{RecordDigest, Root};
-use crate::ids::{DcId, FileId, Generation, HomeEpoch, Incarnation, Nonce, TenantId, Timestamp};
-use crate::ledger::{Claim, Fact, FileState, Ledger, Page, Taken};
-use crate::resolve::Resolution;
+use crate::command::{Kind, Statement, Verified};
+use crate::ids::{DcId, FileId, Generation, HomeEpoch, Incarnation, TenantId, Timestamp};
+use crate::ledger::{Claim, Fact, FileState, Ledger, Taken};
 use crate::rules::Rules;
-use crate::span::{Place, Span};
+use crate::span::Place;
 
 /// Times and limits of an aggregator, all in milliseconds or counts.
 #[derive(Clone, Debug)]
@@ -86,261 +87,6 @@ impl Config {
             rules: Rules::all(),
         }
     }
-}
-
-/// What a datacenter keeps of a metadata record in memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RecordSummary {
-    /// Names it.
-    pub digest: RecordDigest,
-    /// Who owns the file.
-    pub tenant: TenantId,
-    /// The file's shape.
-    pub size: Option<Geometry>,
-    /// The root that the client expects.
-    pub expected_root: Option<Root>,
-    /// Milliseconds after the last progress at which the file expires.
-    pub expiry_ms: Option<u64>,
-}
-
-/// What a datacenter finds of a file in its store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredFile {
-    /// Whose it is.
-    pub tenant: TenantId,
-    /// The metadata record, if it is there.
-    pub record: Option<RecordSummary>,
-    /// What the aggregator remembered.
-    pub memory: FileMemory,
-    /// The generation of what is held.
-    pub generation: Generation,
-    /// What is held; empty while the shape is unknown.
-    pub spans: Vec<Span>,
-    /// Number of chunks held.
-    pub chunks: u64,
-    /// The root under which the file was published.
-    pub published: Option<Root>,
-}
-
-/// How a pull ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PullOutcome {
-    /// Everything under the place is here now.
-    Done,
-    /// The holder could not be reached, or did not answer in time.
-    Unreachable,
-    /// The holder does not have it (any more).
-    Missing,
-    /// What the holder sent does not hash to what it says, here.
-    Mismatch(Place),
-    /// The own store refused.
-    StoreFailed,
-}
-
-/// Something that happened.
-#[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "events are made and consumed at once, never kept in bulk")]
-pub enum Event {
-    /// A client's metadata record is durable here. `home` is the datacenter that the client asked for, or this one.
-    Created {
-        /// The record.
-        record: RecordSummary,
-        /// Where the file should be reassembled.
-        home: DcId,
-    },
-    /// What the store has of a file: at start, after a record was fetched, after a loss. What was read under an older
-    /// generation than the newest that was reported counts for the record and what is remembered, not for the chunks.
-    Loaded(StoredFile),
-    /// Chunks of a known file are durable here.
-    Stored {
-        /// Under this generation, the store's when they became durable.
-        generation: Generation,
-        /// Their spans.
-        spans: Vec<Span>,
-    },
-    /// Chunks of a file that this datacenter has not heard of are durable here.
-    StoredOrphan {
-        /// Whose they are.
-        tenant: TenantId,
-    },
-    /// The owner ends the file.
-    Remove {
-        /// Why.
-        reason: DropReason,
-        /// Who owns it.
-        tenant: TenantId,
-    },
-    /// A client asks for a file whose metadata record is not here: fetch it.
-    Wanted,
-    /// Take the file over: its home is lost.
-    TakeOver,
-    /// The record could not be fetched.
-    FetchFailed,
-    /// The store's answer to [`Effect::Restate`].
-    Restated {
-        /// For whom; this datacenter itself if it wants to compare.
-        to: DcId,
-        /// The generation of what is held, as of the same moment. If more was freed or lost since, the answer is void.
-        generation: Generation,
-        /// What is held there, one level or more finer than what was asked for.
-        spans: Vec<Span>,
-    },
-    /// The store's answer to [`Effect::LoadPage`]; `None` if the page is lost.
-    PageLoaded {
-        /// The page.
-        page: Option<Page>,
-    },
-    /// A pull ended. What it brought came as [`Event::Stored`] before.
-    Pulled {
-        /// What was pulled.
-        place: Place,
-        /// How it ended.
-        outcome: PullOutcome,
-    },
-    /// The root of a file of one chunk, from its bytes; `None` if they could not be read.
-    RootRead {
-        /// The root.
-        root: Option<Root>,
-    },
-    /// An [`Effect::Publish`] ended.
-    Published {
-        /// Whether the file is assembled now.
-        ok: bool,
-    },
-    /// An [`Effect::Resolve`] ended; `None` if nothing gives the root.
-    Resolved {
-        /// What contradicted the root, and was removed.
-        resolution: Option<Resolution>,
-    },
-    /// The copy here was checked again; `None` if it is not good.
-    Rechecked {
-        /// Who asked.
-        to: DcId,
-        /// To be repeated.
-        nonce: Nonce,
-        /// The root of the copy.
-        root: Option<Root>,
-    },
-    /// The chunks here were freed; nothing is held as of this generation.
-    Freed {
-        /// The new generation.
-        generation: Generation,
-    },
-}
-
-/// Something that happened between datacenters, or to this one as a whole.
-#[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "events are made and consumed at once, never kept in bulk")]
-pub enum NodeEvent {
-    /// A peer can be reached. Both sides said which incarnation they are, and which they have seen of the other.
-    LinkUp {
-        /// The peer.
-        peer: DcId,
-        /// Its incarnation.
-        incarnation: Incarnation,
-        /// The highest incarnation of this datacenter that it has seen.
-        seen_of_me: Incarnation,
-    },
-    /// A peer cannot be reached any more.
-    LinkDown {
-        /// The peer.
-        peer: DcId,
-    },
-    /// Something happened to one file.
-    File(FileId, Event),
-    /// A peer said something.
-    Received(Verified),
-    /// Time passed; see [`Aggregator::next_timeout`].
-    Tick,
-}
-
-/// Something to do. Results come back as events.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Remember this of the file, durably, before any later effect.
-    Persist(FileId, FileMemory),
-    /// Remember this of the datacenter, durably, before any later effect.
-    PersistNode(NodeMemory),
-    /// Raise every file's generation to at least this, durably, before any later effect.
-    RaiseGenerations(Generation),
-    /// Sign and send, if the peer can be reached; otherwise drop it.
-    Send(Command),
-    /// Close the link to a peer: it is an older incarnation.
-    CloseLink(DcId),
-    /// Fetch the metadata record from a peer, make it durable, and say [`Event::Loaded`] or [`Event::FetchFailed`].
-    FetchRecord {
-        /// The file.
-        file: FileId,
-        /// Who should have it.
-        from: DcId,
-        /// Names it.
-        digest: RecordDigest,
-    },
-    /// Read what the own store holds under a place: [`Event::Restated`] with every span of it, as large as they get
-    /// but one level finer than the place at least (a single chunk as it is). Generation and spans are read together.
-    Restate {
-        /// The file.
-        file: FileId,
-        /// For whom.
-        to: DcId,
-        /// Under which place.
-        place: Place,
-    },
-    /// Keep a page of the ledger, in place of an older one of that segment.
-    StorePage(FileId, Page),
-    /// Read a page: [`Event::PageLoaded`], also if there is none. One of a file is asked for at a time.
-    LoadPage(FileId, u64),
-    /// Pull what is missing here under `place` from a holder that says it has `under`: [`Event::Pulled`].
-    Pull {
-        /// The file.
-        file: FileId,
-        /// The holder.
-        from: DcId,
-        /// What to pull: at most a unit.
-        place: Place,
-        /// The span it lies in, whose value everything is checked against.
-        under: Span,
-    },
-    /// Read the only chunk of a file and hash it as a whole: [`Event::RootRead`].
-    ReadRoot(FileId),
-    /// Publish the file, of which every chunk is here: [`Event::Published`].
-    Publish(FileId, Root),
-    /// Check the published copy again: [`Event::Rechecked`].
-    Recheck {
-        /// The file.
-        file: FileId,
-        /// Who asks.
-        to: DcId,
-        /// To be repeated.
-        nonce: Nonce,
-    },
-    /// Free the chunks here; the file is confirmed elsewhere: [`Event::Freed`].
-    Free(FileId),
-    /// Every chunk is here, and they do not merge to the root: find out with [`resolve`](crate::resolve::resolve) which
-    /// of them contradict it, remove those, and say [`Event::Resolved`], then [`Event::Loaded`].
-    Resolve {
-        /// The file.
-        file: FileId,
-        /// The root that stands.
-        root: Root,
-        /// What every other holder says.
-        others: BTreeMap<DcId, Vec<Span>>,
-    },
-    /// Remember the drop, durably, before any later effect; then remove the chunks.
-    Drop(FileId, TenantId, FileMemory),
-    /// Remove an orphan: every datacenter has said for long enough that it does not know it.
-    DiscardOrphan(FileId),
-    /// What is known of the file changed: wake whoever waits.
-    Changed(FileId),
-    /// A peer said something that it should not; for logs and metrics.
-    Refused {
-        /// Who.
-        peer: DcId,
-        /// What kind of command.
-        kind: Kind,
-        /// Why.
-        reason: String,
-    },
 }
 
 /// What the aggregator keeps of one file.

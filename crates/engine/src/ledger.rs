@@ -14,158 +14,25 @@
 //! | conflict, drop | the smallest |
 
 mod agreement;
+mod compared;
+mod fact;
 mod page;
 
 pub use agreement::Verdict;
+pub use fact::{Claim, Disagreement, Fact, FactError, Taken};
 pub use page::{Page, PageError};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use crate::command::{DropReason, Statement};
+use crate::command::DropReason;
 use crate::geometry::Geometry;
 use crate::hash::{ChainingValue, RecordDigest, Root};
-use crate::ids::{DcId, Generation, HomeEpoch, Nonce, TenantId};
+use crate::ids::{DcId, Generation, TenantId};
 use crate::ranges::Ranges;
 use crate::rules::Rules;
-use crate::span::{Place, PlaceError, Span};
+use crate::span::{Place, Span};
 use crate::span_tree::{Insertion, SpanTree};
-
-/// A claim to be a file's home. The highest wins.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Claim {
-    /// Raised by a takeover.
-    pub epoch: HomeEpoch,
-    /// Who is the home.
-    pub home: DcId,
-}
-
-/// One thing that is known of a file. Every fact but the local expectation travels as a command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fact {
-    /// The file exists.
-    Meta {
-        /// Who is its home.
-        claim: Claim,
-        /// Its shape; `None` while the size is unknown.
-        size: Option<Geometry>,
-        /// Who owns it.
-        tenant: TenantId,
-        /// Names the metadata record.
-        digest: RecordDigest,
-    },
-    /// A holder has these chunks.
-    Have {
-        /// Who.
-        holder: DcId,
-        /// As of when.
-        generation: Generation,
-        /// Which.
-        span: Span,
-    },
-    /// A holder has nothing but what it says under this generation.
-    HaveNothing {
-        /// Who.
-        holder: DcId,
-        /// As of when.
-        generation: Generation,
-    },
-    /// The file is complete.
-    Root {
-        /// Its shape.
-        size: Geometry,
-        /// Its root.
-        root: Root,
-    },
-    /// A home has the whole file.
-    Assembled {
-        /// The claim under which it assembled it.
-        claim: Claim,
-        /// The file's shape.
-        size: Geometry,
-        /// Its root.
-        root: Root,
-    },
-    /// Holders disagree, or the root is not the expected one.
-    Conflict(Disagreement),
-    /// The file is gone.
-    Drop {
-        /// Why.
-        reason: DropReason,
-        /// Who owned it.
-        tenant: TenantId,
-    },
-}
-
-/// What a home found to contradict.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Disagreement {
-    /// Where holders disagree.
-    pub place: Place,
-    /// The root that came instead of the expected one.
-    pub found: Option<Root>,
-    /// Who found it.
-    pub home: DcId,
-}
-
-impl Fact {
-    /// The fact that a command states, if its kind states one; `Err` if the sender may not state it.
-    pub fn of(from: DcId, statement: &Statement) -> Result<Option<Self>, FactError> {
-        Ok(Some(match *statement {
-            Statement::Meta { epoch, home, size, tenant, digest } => {
-                Self::Meta { claim: Claim { epoch, home }, size, tenant, digest }
-            }
-            Statement::Have { generation, span } => Self::Have { holder: from, generation, span },
-            Statement::HaveNothing { generation } => Self::HaveNothing { holder: from, generation },
-            Statement::Root { size, root, .. } => Self::Root { size, root },
-            Statement::Assembled { epoch, home, size, root, .. } => {
-                if home != from {
-                    return Err(FactError::NotTheHolder { from, home });
-                }
-                Self::Assembled { claim: Claim { epoch, home }, size, root }
-            }
-            Statement::Drop { reason, tenant } => Self::Drop { reason, tenant },
-            Statement::Conflict { home, place, found } => Self::Conflict(Disagreement { place, found, home }),
-            Statement::MetaRequest
-            | Statement::Unknown
-            | Statement::WantSpans { .. }
-            | Statement::WantFiles { .. }
-            | Statement::Confirm { .. }
-            | Statement::Revoke { .. }
-            | Statement::Load { .. }
-            | Statement::Drain { .. }
-            | Statement::SessionMove { .. }
-            | Statement::Ack { .. } => return Ok(None),
-        }))
-    }
-}
-
-/// Why a fact is refused for good.
-#[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
-pub enum FactError {
-    /// The span does not fit the file.
-    #[error(transparent)]
-    Place(#[from] PlaceError),
-    /// Only the holder says that it has assembled a file.
-    #[error("{from} says that {home} assembled the file; only the holder may")]
-    NotTheHolder {
-        /// Who spoke.
-        from: DcId,
-        /// Of whom.
-        home: DcId,
-    },
-}
-
-/// What taking a fact changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Taken {
-    /// The ledger knows more now.
-    New,
-    /// It was known, or made void by something newer.
-    Known,
-    /// The ledger cannot use it before it knows the file's shape: say it again later.
-    NotYet,
-}
 
 /// Where a file stands, as far as this ledger knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -666,97 +533,6 @@ impl Ledger {
     /// Number of spans in memory: what the ledger's size is proportional to.
     pub fn spans(&self) -> usize {
         self.union.len() + self.holders.values().map(|holding| holding.tree.len()).sum::<usize>()
-    }
-
-    /// The statements that give another ledger what this one knows, apart from spans.
-    pub fn statements(&self) -> Vec<Statement> {
-        let mut out = Vec::new();
-        if let Some((reason, tenant)) = self.drop {
-            // Absorbing: nothing else matters any more.
-            out.push(Statement::Drop { reason, tenant });
-            return out;
-        }
-        let Some(claim) = self.claim else { return out };
-        for &(digest, tenant) in &self.metas.0 {
-            let meta = |size| Statement::Meta { epoch: claim.epoch, home: claim.home, size, tenant, digest };
-            if self.sizes.0.is_empty() {
-                // Whoever holds a chunk must hear of the file before its size is settled.
-                out.push(meta(None));
-            }
-            out.extend(self.sizes.0.iter().map(|&size| meta(Geometry::new(size).ok())));
-        }
-        for &(root, size) in &self.roots.0 {
-            // A size is in the set only because a shape was made of it.
-            let Ok(size) = Geometry::new(size) else { continue };
-            out.push(Statement::Root { epoch: claim.epoch, home: claim.home, size, root });
-        }
-        if let Some(Disagreement { place, found, home }) = self.conflict {
-            out.push(Statement::Conflict { home, place, found });
-        }
-        out
-    }
-
-    /// The statement by which `me` says that it has assembled the file.
-    pub fn assembled_statement(&self, me: DcId, nonce: Nonce) -> Option<Statement> {
-        let claim = self.assembled_by(me)?;
-        let (size, root) = (self.file()?, self.root()?);
-        Some(Statement::Assembled { epoch: claim.epoch, home: claim.home, size, nonce, root })
-    }
-
-    /// Digest of what two datacenters should both know of this file: everything but spans, and the coverage of each
-    /// of the two where the other is the home. `None` if there is nothing to compare.
-    pub fn digest_between(&self, a: DcId, b: DcId) -> Option<[u8; 32]> {
-        if self.state() == FileState::Unheard {
-            return None;
-        }
-        let mut hash = blake3::Hasher::new();
-        if let Some((reason, tenant)) = self.drop {
-            hash.update(b"drop").update(&[reason as u8]).update(&tenant.number().to_be_bytes());
-            return Some(*hash.finalize().as_bytes());
-        }
-        for (digest, tenant) in &self.metas.0 {
-            hash.update(b"meta").update(digest.as_bytes()).update(&tenant.number().to_be_bytes());
-        }
-        for size in &self.sizes.0 {
-            hash.update(b"size").update(&size.to_be_bytes());
-        }
-        let claim = self.claim.unwrap_or(Claim { epoch: HomeEpoch::new(0), home: DcId::EVERY });
-        hash.update(&[claim.epoch.number()]).update(&claim.home.number().to_be_bytes());
-        for (root, size) in &self.roots.0 {
-            hash.update(b"root").update(root.as_bytes()).update(&size.to_be_bytes());
-        }
-        for dc in [a.min(b), a.max(b)] {
-            if let Some(claim) = self.assembled_by(dc) {
-                hash.update(b"assembled").update(&dc.number().to_be_bytes()).update(&[claim.epoch.number()]);
-            }
-            // What a holder says of nothing is not compared: a generation without spans has no weight.
-            let other = if dc == a { b } else { a };
-            if claim.home == other && self.chunks_held_by(dc) > 0 {
-                let (generation, coverage) = self.coverage(dc);
-                hash.update(b"have")
-                    .update(&generation.number().to_be_bytes())
-                    .update(&coverage.to_be_bytes());
-            }
-        }
-        if let Some(found) = self.conflict {
-            hash.update(b"conflict")
-                .update(&found.place.start().to_be_bytes())
-                .update(&[found.place.level()]);
-            hash.update(&found.found.map_or([0; 32], |root| *root.as_bytes()));
-            hash.update(&found.home.number().to_be_bytes());
-        }
-        Some(*hash.finalize().as_bytes())
-    }
-
-    /// A fingerprint of which chunks a holder has, the same however they are merged or paged.
-    fn coverage(&self, dc: DcId) -> (Generation, u64) {
-        let Some(holding) = self.holders.get(&dc) else { return (Generation::new(0), 0) };
-        let file = holding.tree.file();
-        let hash = holding
-            .tree
-            .iter()
-            .fold(holding.paged_hash, |hash, span| hash ^ self.coverage_hash(span.place, file));
-        (holding.generation, hash)
     }
 
     /// The chunks of `range` that nobody has, as at most `limit` ranges, pages included.

@@ -12,6 +12,10 @@ const MAX_WAITING: usize = 1 << 16;
 /// How many files a peer may have asked for in vain and be remembered for.
 const MAX_ASKERS: usize = 1 << 12;
 
+/// By how many incarnations a peer may be ahead in what it has seen of this datacenter. More were never begun: it
+/// would use up the numbers.
+const MAX_SKIPPED: u32 = 1 << 20;
+
 /// How many echoes of comparisons are remembered.
 const MAX_ECHOES: usize = 1 << 12;
 
@@ -103,7 +107,8 @@ impl Aggregator {
             self.effects.push(Effect::CloseLink(dc));
             return;
         };
-        if incarnation < peer.seen {
+        let burns = seen_of_me.number().saturating_sub(mine.number()) > MAX_SKIPPED;
+        if incarnation < peer.seen || burns {
             self.effects.push(Effect::CloseLink(dc));
             return;
         }

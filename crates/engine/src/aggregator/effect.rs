@@ -1,0 +1,99 @@
+//! What an aggregator asks its driver to do, strictly in this order.
+
+use std::collections::BTreeMap;
+
+use super::{FileMemory, NodeMemory};
+use crate::command::{Command, Kind};
+use crate::hash::{RecordDigest, Root};
+use crate::ids::{DcId, FileId, Generation, Nonce, TenantId};
+use crate::ledger::Page;
+use crate::span::{Place, Span};
+
+/// Something to do. Results come back as events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Remember this of the file, durably, before any later effect.
+    Persist(FileId, FileMemory),
+    /// Remember this of the datacenter, durably, before any later effect.
+    PersistNode(NodeMemory),
+    /// Raise every file's generation to at least this, durably, before any later effect.
+    RaiseGenerations(Generation),
+    /// Sign and send, if the peer can be reached; otherwise drop it.
+    Send(Command),
+    /// Close the link to a peer: it is an older incarnation.
+    CloseLink(DcId),
+    /// Fetch the metadata record from a peer, make it durable, and say [`Event::Loaded`] or [`Event::FetchFailed`].
+    FetchRecord {
+        /// The file.
+        file: FileId,
+        /// Who should have it.
+        from: DcId,
+        /// Names it.
+        digest: RecordDigest,
+    },
+    /// Read what the own store holds under a place: [`Event::Restated`] with every span of it, as large as they get
+    /// but one level finer than the place at least (a single chunk as it is). Generation and spans are read together.
+    Restate {
+        /// The file.
+        file: FileId,
+        /// For whom.
+        to: DcId,
+        /// Under which place.
+        place: Place,
+    },
+    /// Keep a page of the ledger, in place of an older one of that segment.
+    StorePage(FileId, Page),
+    /// Read a page: [`Event::PageLoaded`], also if there is none. One of a file is asked for at a time.
+    LoadPage(FileId, u64),
+    /// Pull what is missing here under `place` from a holder that says it has `under`: [`Event::Pulled`].
+    Pull {
+        /// The file.
+        file: FileId,
+        /// The holder.
+        from: DcId,
+        /// What to pull: at most a unit.
+        place: Place,
+        /// The span it lies in, whose value everything is checked against.
+        under: Span,
+    },
+    /// Read the only chunk of a file and hash it as a whole: [`Event::RootRead`].
+    ReadRoot(FileId),
+    /// Publish the file, of which every chunk is here: [`Event::Published`].
+    Publish(FileId, Root),
+    /// Check the published copy again: [`Event::Rechecked`].
+    Recheck {
+        /// The file.
+        file: FileId,
+        /// Who asks.
+        to: DcId,
+        /// To be repeated.
+        nonce: Nonce,
+    },
+    /// Free the chunks here; the file is confirmed elsewhere: [`Event::Freed`].
+    Free(FileId),
+    /// Every chunk is here, and they do not merge to the root: find out with [`resolve`](crate::resolve::resolve) which
+    /// of them contradict it, remove those, and say [`Event::Resolved`], then [`Event::Loaded`].
+    Resolve {
+        /// The file.
+        file: FileId,
+        /// The root that stands.
+        root: Root,
+        /// What every other holder says.
+        others: BTreeMap<DcId, Vec<Span>>,
+    },
+    /// Remember the drop, durably, before any later effect; then remove the chunks.
+    Drop(FileId, TenantId, FileMemory),
+    /// Remove an orphan: every datacenter has said for long enough that it does not know it.
+    DiscardOrphan(FileId),
+    /// What is known of the file changed: wake whoever waits.
+    Changed(FileId),
+    /// A peer said something that it should not; for logs and metrics.
+    Refused {
+        /// Who.
+        peer: DcId,
+        /// What kind of command.
+        kind: Kind,
+        /// Why.
+        reason: String,
+    },
+}

@@ -1,0 +1,99 @@
+//! What one datacenter tells another of a file, and the digest by which two find out whether they know the same.
+
+use super::{Claim, Disagreement, FileState, Ledger};
+use crate::command::Statement;
+use crate::geometry::Geometry;
+use crate::ids::{DcId, Generation, HomeEpoch, Nonce};
+
+impl Ledger {
+    /// The statements that give another ledger what this one knows, apart from spans.
+    pub fn statements(&self) -> Vec<Statement> {
+        let mut out = Vec::new();
+        if let Some((reason, tenant)) = self.drop {
+            // Absorbing: nothing else matters any more.
+            out.push(Statement::Drop { reason, tenant });
+            return out;
+        }
+        let Some(claim) = self.claim else { return out };
+        for &(digest, tenant) in &self.metas.0 {
+            let meta = |size| Statement::Meta { epoch: claim.epoch, home: claim.home, size, tenant, digest };
+            if self.sizes.0.is_empty() {
+                // Whoever holds a chunk must hear of the file before its size is settled.
+                out.push(meta(None));
+            }
+            out.extend(self.sizes.0.iter().map(|&size| meta(Geometry::new(size).ok())));
+        }
+        for &(root, size) in &self.roots.0 {
+            // A size is in the set only because a shape was made of it.
+            let Ok(size) = Geometry::new(size) else { continue };
+            out.push(Statement::Root { epoch: claim.epoch, home: claim.home, size, root });
+        }
+        if let Some(Disagreement { place, found, home }) = self.conflict {
+            out.push(Statement::Conflict { home, place, found });
+        }
+        out
+    }
+
+    /// The statement by which `me` says that it has assembled the file.
+    pub fn assembled_statement(&self, me: DcId, nonce: Nonce) -> Option<Statement> {
+        let claim = self.assembled_by(me)?;
+        let (size, root) = (self.file()?, self.root()?);
+        Some(Statement::Assembled { epoch: claim.epoch, home: claim.home, size, nonce, root })
+    }
+
+    /// Digest of what two datacenters should both know of this file: everything but spans, and the coverage of each
+    /// of the two where the other is the home. `None` if there is nothing to compare.
+    pub fn digest_between(&self, a: DcId, b: DcId) -> Option<[u8; 32]> {
+        if self.state() == FileState::Unheard {
+            return None;
+        }
+        let mut hash = blake3::Hasher::new();
+        if let Some((reason, tenant)) = self.drop {
+            hash.update(b"drop").update(&[reason as u8]).update(&tenant.number().to_be_bytes());
+            return Some(*hash.finalize().as_bytes());
+        }
+        for (digest, tenant) in &self.metas.0 {
+            hash.update(b"meta").update(digest.as_bytes()).update(&tenant.number().to_be_bytes());
+        }
+        for size in &self.sizes.0 {
+            hash.update(b"size").update(&size.to_be_bytes());
+        }
+        let claim = self.claim.unwrap_or(Claim { epoch: HomeEpoch::new(0), home: DcId::EVERY });
+        hash.update(&[claim.epoch.number()]).update(&claim.home.number().to_be_bytes());
+        for (root, size) in &self.roots.0 {
+            hash.update(b"root").update(root.as_bytes()).update(&size.to_be_bytes());
+        }
+        for dc in [a.min(b), a.max(b)] {
+            if let Some(claim) = self.assembled_by(dc) {
+                hash.update(b"assembled").update(&dc.number().to_be_bytes()).update(&[claim.epoch.number()]);
+            }
+            // What a holder says of nothing is not compared: a generation without spans has no weight.
+            let other = if dc == a { b } else { a };
+            if claim.home == other && self.chunks_held_by(dc) > 0 {
+                let (generation, coverage) = self.coverage(dc);
+                hash.update(b"have")
+                    .update(&generation.number().to_be_bytes())
+                    .update(&coverage.to_be_bytes());
+            }
+        }
+        if let Some(found) = self.conflict {
+            hash.update(b"conflict")
+                .update(&found.place.start().to_be_bytes())
+                .update(&[found.place.level()]);
+            hash.update(&found.found.map_or([0; 32], |root| *root.as_bytes()));
+            hash.update(&found.home.number().to_be_bytes());
+        }
+        Some(*hash.finalize().as_bytes())
+    }
+
+    /// A fingerprint of which chunks a holder has, the same however they are merged or paged.
+    fn coverage(&self, dc: DcId) -> (Generation, u64) {
+        let Some(holding) = self.holders.get(&dc) else { return (Generation::new(0), 0) };
+        let file = holding.tree.file();
+        let hash = holding
+            .tree
+            .iter()
+            .fold(holding.paged_hash, |hash, span| hash ^ self.coverage_hash(span.place, file));
+        (holding.generation, hash)
+    }
+}
