@@ -120,10 +120,15 @@ impl Slots for AggregatorService {
     ) -> Result<bool, Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
         let asked = self.ledgers.ask(move |aggregator| {
-            let shape = aggregator.file(file).and_then(|file| file.ledger().file());
-            (shape, aggregator.generation(file))
+            let known = aggregator.file(file);
+            let is_dropped = known.is_some_and(|file| file.state() == FileState::Dropped);
+            (known.and_then(|file| file.ledger().file()), aggregator.generation(file), is_dropped)
         });
-        let (shape, generation) = asked.await?;
+        let (shape, generation, is_dropped) = asked.await?;
+        if is_dropped {
+            // The end came while the bytes did.
+            return Err(dropped());
+        }
         match shape {
             Some(_) => {
                 let spans = carry::chunk_spans(run, values);
