@@ -22,6 +22,8 @@ pub(super) struct Pages {
     touched: BTreeSet<u64>,
     /// The page that is being read, and since when.
     loading: Option<(u64, Timestamp)>,
+    /// The page that was read last.
+    last: Option<u64>,
     /// The page that the assembly waits for.
     needed: Option<u64>,
 }
@@ -79,7 +81,9 @@ impl Aggregator {
             file.ledger.recall_all();
         }
         let next = needed.filter(|segment| file.ledger.is_paged(*segment));
-        let Some(segment) = next.or_else(|| file.ledger.recalled().next()).filter(|_| !file.published) else {
+        let Some(segment) =
+            next.or_else(|| file.ledger.recalled_after(file.pages.last)).filter(|_| !file.published)
+        else {
             return;
         };
         if let Some((_, since)) = file.pages.loading {
@@ -90,6 +94,7 @@ impl Aggregator {
             }
         }
         file.pages.loading = Some((segment, now));
+        file.pages.last = Some(segment);
         file.wake_at(now.plus(wait_ms));
         self.effects.push(Effect::LoadPage(id, segment));
     }

@@ -279,6 +279,14 @@ impl Ledger {
         self.recalled.iter().copied()
     }
 
+    /// The next of them after a segment, and from the first again: whatever is recalled over and over keeps no other
+    /// from its turn.
+    pub(crate) fn recalled_after(&self, segment: Option<u64>) -> Option<u64> {
+        let after = segment.map_or(Bound::Unbounded, Bound::Excluded);
+        let next = self.recalled.range((after, Bound::Unbounded)).next();
+        next.or(self.recalled.first()).copied()
+    }
+
     /// Every page must be read: the spans are needed in memory.
     pub fn recall_all(&mut self) {
         self.recalled.extend(self.paged.keys());
