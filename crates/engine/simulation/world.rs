@@ -323,6 +323,10 @@ impl World {
             Effect::Send(command) => return self.send(command),
             Effect::CloseLink(peer) => {
                 dc.links.remove(&peer);
+                // The other end sees it, and says hello again.
+                if self.dcs.get_mut(&peer).is_some_and(|dc| dc.links.remove(&id)) {
+                    self.feed(peer, NodeEvent::LinkDown { peer: id });
+                }
                 return;
             }
             Effect::StorePage(file, page) => {

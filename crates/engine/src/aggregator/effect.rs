@@ -20,7 +20,8 @@ pub enum Effect {
     RaiseGenerations(Generation),
     /// Sign and send, if the peer can be reached; otherwise drop it.
     Send(Command),
-    /// Close the link to a peer: it is an older incarnation.
+    /// Close the link to a peer, which is an older incarnation than one that spoke: both ends begin again with a hello,
+    /// in which the peer learns what it must exceed.
     CloseLink(DcId),
     /// Fetch the metadata record from a peer, make it durable, and say [`Event::Loaded`] or [`Event::FetchFailed`].
     FetchRecord {
