@@ -293,6 +293,13 @@ fn can_finish(world: &World, id: FileId) -> bool {
         // The right one of two versions may be gone, and the other cannot be told from it.
         return false;
     }
+    let shape_known = |dc: &super::world::Dc| {
+        dc.agg.as_ref().and_then(|agg| agg.file(id)).is_some_and(|file| file.ledger().file().is_some())
+    };
+    if client.plan == Plan::SizeLater && !world.dcs.values().any(shape_known) {
+        // Whoever was told of the size lost its disk before it told others.
+        return false;
+    }
     let files: Vec<_> = world.dcs.values().filter_map(|dc| dc.disk.files.get(&id)).collect();
     let has = |index: u64| files.iter().any(|file| file.chunks.contains_key(&index));
     // An empty file has no chunk to lose: it can be finished wherever its record is.

@@ -288,7 +288,8 @@ impl Aggregator {
             if file.ledger.chunks_held_by(me) > 0 {
                 // Something is held again: saying that under the new generation says this too.
                 tell.nothing = None;
-            } else {
+            } else if file.ledger.file().is_some() {
+                // Before the size is known nobody can use it.
                 due.push(Statement::HaveNothing { generation });
             }
         }

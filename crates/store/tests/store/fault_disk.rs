@@ -5,6 +5,7 @@
 //! Syncs can fail (and then drop what they should have written, as Linux does), room can run out, writes can hang,
 //! and syncs can lie, to prove that a test would notice.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::path::{Component, Path, PathBuf};
@@ -15,6 +16,16 @@ use sluice_store::fs::{Disk, DiskFile, Open, VolumeLock};
 const PAGE: usize = 4096;
 const SECTOR: usize = 512;
 const ROOT: u64 = 0;
+
+thread_local! {
+    /// Operations of this thread, on any disk.
+    static OPERATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// Operations of the calling thread so far: what threads of the store do beside it does not count.
+pub(crate) fn operations_of_this_thread() -> u64 {
+    OPERATIONS.get()
+}
 
 /// Random numbers from a seed (SplitMix64).
 #[derive(Clone, Debug)]
@@ -199,6 +210,7 @@ impl FaultDisk {
     }
 
     fn operate<T>(&self, operation: impl FnOnce(&mut State) -> io::Result<T>) -> io::Result<T> {
+        OPERATIONS.set(OPERATIONS.get() + 1);
         let mut state = self.0.disk.lock().unwrap();
         state.operations += 1;
         if state.faults.power_off_after.is_some_and(|after| state.operations > after) {
