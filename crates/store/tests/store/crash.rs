@@ -12,8 +12,8 @@ use sluice_engine::hash::Root;
 use sluice_engine::ids::{FileId, Generation};
 use sluice_store::{ChunkStore, FileSummary, FsOptions, FsStore, StoreError};
 
-use crate::fault_disk::{Dice, FaultDisk, Faults};
 use crate::material::{FULL, TENANT, content, file, index, put, record, root, values};
+use sluice_fault_disk::{Dice, FaultDisk, Faults};
 
 const VOLUME: &str = "/volume";
 const TASKS: u64 = 4;

@@ -10,9 +10,9 @@ use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
 use sluice_store::{Advice, ChunkStore, FsOptions, FsStore, StoreError};
 use tokio::time::timeout;
 
-use crate::fault_disk::{Dice, FaultDisk, operations_of_this_thread};
 use crate::fs::options;
 use crate::material::{FULL, TENANT, content, file, index, put, put_all, record, root, values};
+use sluice_fault_disk::{Dice, FaultDisk, operations_of_this_thread};
 
 const VOLUME: &str = "/volume";
 

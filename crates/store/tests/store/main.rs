@@ -5,7 +5,6 @@
 
 mod contract;
 mod crash;
-mod fault_disk;
 mod faults;
 mod fs;
 mod material;
