@@ -62,6 +62,10 @@ const TENANT: TenantId = TenantId::new(1);
 /// dc-b is killed when this much is acknowledged, in percent.
 const KILL_AT: u64 = 60;
 
+/// Requests at once. Their chunks may all be acknowledged in one moment: fewer of them, and the kill comes nearer to
+/// [`KILL_AT`].
+const JOBS: usize = 4;
+
 /// How long one state may take to be reached while nothing moves.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -210,6 +214,7 @@ fn url(cluster: &Cluster, dc: DcId) -> String {
 
 fn client(cluster: &Cluster, token: &Token, urls: Vec<String>) -> anyhow::Result<Client> {
     let mut config = ClientConfig::new(urls, token.clone(), cluster.material().ca_pem().into_bytes());
+    config.jobs = JOBS;
     config.retry.retry_for = PATIENCE;
     config.retry.longest_pause = Duration::from_millis(500);
     Ok(Client::new(config)?)

@@ -27,6 +27,8 @@ struct Shown {
     done: AtomicU64,
     /// Bytes that really travelled: what was there already says nothing of the rate.
     moved: AtomicU64,
+    /// How many had when the last line was printed: a line tells the rate since then, so that a stall shows.
+    told: AtomicU64,
     /// When something went wrong last and was said, in ms after the beginning; 0: never.
     complained_ms: AtomicU64,
 }
@@ -49,6 +51,7 @@ impl Progress {
             bytes: AtomicU64::new(0),
             done: AtomicU64::new(0),
             moved: AtomicU64::new(0),
+            told: AtomicU64::new(0),
             complained_ms: AtomicU64::new(0),
         });
         let ticker = shown.bar.is_none().then(|| {
@@ -133,11 +136,13 @@ impl Shown {
         }
     }
 
+    /// The line that is due every [`LINE_EVERY`].
     fn line(&self) -> String {
         let (done, all) = (self.done.load(Ordering::Relaxed), self.bytes.load(Ordering::Relaxed));
         let percent = done.saturating_mul(100).checked_div(all).unwrap_or(0).min(100);
-        let rate = self.moved.load(Ordering::Relaxed) as f64 / self.begun.elapsed().as_secs_f64().max(0.001);
-        let (done, all, rate) = (HumanBytes(done), HumanBytes(all), HumanBytes(rate as u64));
+        let moved = self.moved.load(Ordering::Relaxed);
+        let rate = moved.saturating_sub(self.told.swap(moved, Ordering::Relaxed)) / LINE_EVERY.as_secs();
+        let (done, all, rate) = (HumanBytes(done), HumanBytes(all), HumanBytes(rate));
         format!("{} {done} of {all} ({percent} %), {rate}/s", self.verb)
     }
 
