@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use crate::context::Context;
 use crate::failure::{Failure, report};
 use crate::settings::Flags;
-use crate::{command, config, demo, dev, get, ls, put, rm, status};
+use crate::{command, config, demo, dev, fsck, get, ls, put, rm, status};
 
 /// How long tasks may take to end after the result is known.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -62,6 +62,8 @@ pub(crate) enum Verb {
     Ls(ls::Args),
     /// Remove a file for good.
     Rm(rm::Args),
+    /// Check a volume that no process uses, and say what is damaged.
+    Fsck(fsck::Args),
     /// Commands between datacenters.
     #[command(subcommand)]
     Command(command::Action),
@@ -80,6 +82,7 @@ impl Verb {
             | Self::Status(_)
             | Self::Ls(_)
             | Self::Rm(_)
+            | Self::Fsck(_)
             | Self::Command(_)
             | Self::Config(_) => false,
         }
@@ -95,6 +98,7 @@ async fn dispatch(verb: Verb, context: &Context) -> anyhow::Result<()> {
         Verb::Status(args) => status::run(args, context).await,
         Verb::Ls(args) => ls::run(args, context).await,
         Verb::Rm(args) => rm::run(args, context).await,
+        Verb::Fsck(args) => fsck::run(args, context).await,
         Verb::Command(action) => command::run(action, context),
         Verb::Config(action) => config::run(action, context),
     }

@@ -137,6 +137,14 @@ pub enum StartError {
         /// What the system says.
         source: io::Error,
     },
+    /// The data directory may not be read.
+    #[error("{} cannot be read: {source}", path.display())]
+    NotReadable {
+        /// The directory.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
     /// The data directory is no directory, or cannot be made.
     #[error("{} cannot be used as a data directory: {source}", path.display())]
     Directory {
@@ -191,12 +199,22 @@ impl StartError {
         }
     }
 
+    /// That a directory cannot be read.
+    pub fn of_reading(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => Self::NotReadable { path, source },
+            _ => Self::Directory { path, source },
+        }
+    }
+
     /// The word that names the kind of error.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Busy { .. } => "port-in-use",
             Self::Listen { .. } => "listen",
             Self::NotWritable { .. } => "data-not-writable",
+            Self::NotReadable { .. } => "data-not-readable",
             Self::Directory { .. } => "data-directory",
             Self::Store(StoreError::InUse { .. }) => "data-in-use",
             Self::Store(StoreError::NewerVersion { .. }) => "data-newer",
@@ -213,7 +231,9 @@ impl StartError {
         match self {
             Self::Busy { .. } => Some("stop what listens there, or listen on another port"),
             Self::Listen { .. } => Some("listen on an address of this machine"),
-            Self::NotWritable { .. } => Some("change its owner or mode, or use another directory"),
+            Self::NotWritable { .. } | Self::NotReadable { .. } => {
+                Some("change its owner or mode, or use another directory")
+            }
             Self::Directory { .. } => Some("use another directory"),
             Self::Store(StoreError::InUse { .. }) => Some("stop that process, or use another directory"),
             Self::Store(StoreError::NewerVersion { .. }) => {
@@ -232,7 +252,7 @@ impl StartError {
         match self {
             Self::Busy { .. } => ExitClass::TryLater,
             Self::Listen { .. } | Self::Directory { .. } => ExitClass::Usage,
-            Self::NotWritable { .. } => ExitClass::NotAllowed,
+            Self::NotWritable { .. } | Self::NotReadable { .. } => ExitClass::NotAllowed,
             Self::Store(StoreError::InUse { .. } | StoreError::Full { .. }) => ExitClass::TryLater,
             Self::Store(StoreError::NewerVersion { .. }) => ExitClass::Usage,
             Self::Store(StoreError::Unreadable { .. } | StoreError::Corrupt { .. }) => ExitClass::Integrity,

@@ -85,13 +85,7 @@ fn listen_at(text: &str) -> Result<ListenAt, String> {
 /// Runs the datacenters until they are told to stop.
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     telemetry::init("warn")?;
-    let path = match args.data {
-        Some(path) => path,
-        None => etcetera::base_strategy::Xdg::new()
-            .context("there is no home directory")?
-            .data_dir()
-            .join("sluice/dev"),
-    };
+    let path = data_directory(args.data)?;
     let directory = Directory::open(&path)?;
     let material = directory.material(args.dcs)?;
     let grant = TokenGrant::everything(TENANT, "dev", TOKEN_LIFE);
@@ -127,6 +121,17 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             }
         },
         () = signals.next() => std::process::exit(INTERRUPTED.into()),
+    }
+}
+
+/// The directory that was named, or the usual one.
+pub(crate) fn data_directory(named: Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    match named {
+        Some(path) => Ok(path),
+        None => {
+            let strategy = etcetera::base_strategy::Xdg::new().context("there is no home directory")?;
+            Ok(strategy.data_dir().join("sluice/dev"))
+        }
     }
 }
 

@@ -33,6 +33,14 @@ pub(crate) enum Failure {
         /// What was expected and what came.
         message: String,
     },
+    /// What was asked for was found out, and it is bad: the answer has said all of it.
+    #[error("{message}")]
+    Damaged {
+        /// How bad.
+        message: String,
+        /// What to do.
+        hint: &'static str,
+    },
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -72,7 +80,8 @@ pub(crate) fn report(error: &anyhow::Error, context: &Context) -> ExitCode {
     }
     // With standard error closed there is nobody left to tell.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
-    if context.json {
+    let answered = matches!(error.downcast_ref::<Failure>(), Some(Failure::Damaged { .. }));
+    if context.json && !answered {
         let object = json!({ "error": {
             "code": words.code, "message": words.message, "hint": words.hint, "trace": words.trace,
             "dc": words.dc, "exit": words.exit, "resume": resume,
@@ -106,6 +115,9 @@ fn words(error: &anyhow::Error) -> Words {
     let (code, hint, exit) = match error.downcast_ref::<Failure>() {
         Some(Failure::Usage { code, hint, .. }) => (*code, hint.clone(), ExitClass::Usage.code()),
         Some(Failure::Integrity { code, .. }) => (*code, None, ExitClass::Integrity.code()),
+        Some(Failure::Damaged { hint, .. }) => {
+            ("damaged", Some((*hint).to_owned()), ExitClass::Integrity.code())
+        }
         Some(Failure::Interrupted) => ("interrupted", None, INTERRUPTED),
         None => ("internal", None, ExitClass::Unexpected.code()),
     };

@@ -10,6 +10,7 @@ mod context;
 mod demo;
 mod dev;
 mod failure;
+mod fsck;
 mod get;
 mod ls;
 mod progress;

@@ -20,6 +20,7 @@ use sluice::cluster::Listen;
 use sluice::datacenter::StartError;
 use sluice_engine::ids::DcId;
 use sluice_node::material::ClusterMaterial;
+use sluice_store::StoreError;
 
 use crate::context::quoted;
 use crate::failure::Failure;
@@ -59,8 +60,7 @@ impl Directory {
         match lock.try_lock() {
             Ok(()) => Ok(Self { path, lock }),
             Err(TryLockError::WouldBlock) => {
-                let path = path.display().to_string();
-                Err(StartError::Store(sluice_store::StoreError::InUse { path }).into())
+                Err(StartError::Store(StoreError::in_use(&path, &path.join("lock"))).into())
             }
             Err(TryLockError::Error(error)) => Err(StartError::of_directory(&path, error).into()),
         }

@@ -94,7 +94,8 @@ fn a_cluster_of_ones_own_survives_a_kill() {
     let second = home.command(&["dev", "--data", "data"]).output().unwrap();
     let second = Ended::from(second);
     assert_eq!(second.code, Some(6));
-    assert!(second.stderr.contains("in use by another process (data-in-use)\nhint: "), "{}", second.stderr);
+    let by = format!("in use by process {} (sluice) (data-in-use)\nhint: ", dev.child.id());
+    assert!(second.stderr.contains(&by), "{}", second.stderr);
 
     dev.signal(Signal::KILL);
     assert_eq!(dev.ended(), None);
@@ -211,4 +212,48 @@ fn an_interrupted_demo_tidies_up() {
     let output: Output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(names(&temporary).is_empty(), "{:?}", names(&temporary));
+}
+
+#[test]
+fn a_stopped_volume_is_checked_and_damage_explained() {
+    let home = Home::new(None);
+    let check = |args: &[&str]| Ended::from(home.command(&[&["fsck"], args].concat()).output().unwrap());
+    home.write("disk.img", &noise(3, 3 * MIB + 5));
+    let dev = Dev::start(&home, &[]);
+    let put = run(&home, &["put", "disk.img", "--wait", "assembled"]);
+    let id = put.stdout.trim_end().to_owned();
+    for data in ["data", "data/dc-a"] {
+        let busy = check(&["--data", data]);
+        assert_eq!(busy.code, Some(6), "{}", busy.stderr);
+        assert!(busy.stderr.contains(&format!("process {} (sluice)", dev.child.id())), "{}", busy.stderr);
+    }
+    dev.signal(Signal::KILL);
+    assert_eq!(dev.ended(), None);
+
+    let sound = check(&["--data", "data", "--json"]);
+    assert_eq!((sound.code, &sound.json()["sound"]), (Some(0), &true.into()), "{}", sound.stdout);
+    assert_eq!(sound.json()["volumes"].as_array().unwrap().len(), 2);
+    assert!(check(&["--data", "data/dc-a"]).stdout.starts_with("data/dc-a: sound; 1 file"));
+
+    let chunks = home.path("data/dc-a/chunks");
+    let shard = chunks.join(&names(&chunks)[0]);
+    let path = shard.join(&names(&shard)[0]).join("data-0");
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes[2 * MIB + 9] ^= 1;
+    std::fs::write(&path, bytes).unwrap();
+    assert_eq!(check(&["--data", "data", "--quick"]).code, Some(0), "nobody hashed");
+    let damaged = check(&["--data", "data", "--json"]);
+    let volume = &damaged.json()["volumes"][0];
+    assert_eq!((damaged.code, &volume["counts"]["bytes"]), (Some(5), &1.into()), "{}", damaged.stdout);
+    assert_eq!(
+        (&volume["findings"][0]["id"], &volume["findings"][0]["chunks"][0][0]),
+        (&id.into(), &2.into())
+    );
+    let words = check(&["--data", "data"]);
+    assert!(words.stdout.contains("means: ") && words.stdout.contains("to do: "), "{}", words.stdout);
+    assert!(words.stderr.starts_with("error: 1 thing is damaged (damaged)"), "{}", words.stderr);
+
+    assert_eq!(check(&["--data", "nowhere"]).code, Some(2));
+    let none = check(&["--data", "."]);
+    assert!(none.code == Some(2) && none.stderr.contains("(no-volume)"), "{}", none.stderr);
 }

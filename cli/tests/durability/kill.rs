@@ -7,7 +7,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use sluice_fault_disk::Dice;
 
 use crate::file::File;
-use crate::process::{Dev, end};
+use crate::process::{Dev, end, sound};
 use crate::verify::{verify, verify_gone};
 use crate::web::Web;
 use crate::work::{World, work};
@@ -52,6 +52,10 @@ fn what_was_acknowledged_survives_hundreds_of_kills() {
         });
         dev.kill();
         runtime.block_on(workers.end());
+        // What lies there between two lives is sound by itself.
+        if dice.one_in(8) {
+            sound(home.path(), &data).unwrap_or_else(|found| panic!("life {life}: {found}"));
+        }
         if let Some(wrong) = world.wrong.lock().unwrap().take() {
             panic!("life {life}: {wrong}");
         }
@@ -73,6 +77,7 @@ fn what_was_acknowledged_survives_hundreds_of_kills() {
         runtime.block_on(verify_gone(&web, file)).unwrap();
     }
     assert_eq!(dev.stop(), Some(0), "in order");
+    sound(home.path(), &data).unwrap();
     let counts = world.counts();
     println!("{kills} kills: {counts:?}");
     assert!(world.files.lock().unwrap().is_empty());

@@ -64,6 +64,15 @@ impl Drop for Dev {
     }
 }
 
+/// Has the volumes of a process that has ended checked, byte by byte; what is damaged.
+pub(crate) fn sound(home: &Path, data: &Path) -> Result<(), String> {
+    let output = sluice(home, &["fsck", "--data", data.to_str().unwrap(), "--json"]).output().unwrap();
+    match output.status.code() {
+        Some(0) => Ok(()),
+        code => Err(format!("fsck ended with {code:?}: {}", String::from_utf8_lossy(&output.stdout))),
+    }
+}
+
 /// Kills a process with -9, and waits until it is gone. One that has ended needs no end.
 pub(crate) fn end(child: &mut Child) {
     let _ = child.kill();

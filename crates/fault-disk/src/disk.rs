@@ -51,7 +51,9 @@ impl Disk for FaultDisk {
         let file = self.counted(|state| {
             let (dir, name) = state.place(path)?;
             match open {
-                Open::Existing => Ok(*state.names(dir)?.get(&name).ok_or(io::ErrorKind::NotFound)?),
+                Open::Existing | Open::ReadOnly => {
+                    Ok(*state.names(dir)?.get(&name).ok_or(io::ErrorKind::NotFound)?)
+                }
                 Open::Create => state.make_file(dir, &name),
             }
         })?;

@@ -1,5 +1,7 @@
 //! Why the store refuses, and what the caller should do about it.
 
+use std::path::Path;
+
 use sluice_engine::geometry::{ChunkIndex, GeometryError};
 use sluice_engine::hash::{ChainingValue, RecordDigest, Root};
 use sluice_engine::ids::FileId;
@@ -116,10 +118,12 @@ pub enum StoreError {
     #[error("the store is closing")]
     Closing,
     /// Another process has the volume open.
-    #[error("{path} is in use by another process")]
+    #[error("{path} is in use by {by}")]
     InUse {
         /// The volume.
         path: String,
+        /// Who has it, as far as the system tells.
+        by: String,
     },
     /// The volume was written by a newer version.
     #[error("{path} has format version {got}, this process reads up to {known}")]
@@ -150,6 +154,11 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// That somebody has locked `lock`, and with it the directory at `path`.
+    pub fn in_use(path: &Path, lock: &Path) -> Self {
+        Self::InUse { path: path.display().to_string(), by: crate::fs::holder(lock) }
+    }
+
     /// What the caller should do.
     pub fn advice(&self) -> Advice {
         match self {

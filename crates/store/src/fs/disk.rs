@@ -18,6 +18,8 @@ use rustix::io::Errno;
 pub enum Open {
     /// It must: otherwise [`io::ErrorKind::NotFound`].
     Existing,
+    /// It must, and is only read.
+    ReadOnly,
     /// It is made, empty, if it does not exist. Its directory must.
     Create,
 }
@@ -100,6 +102,7 @@ impl Disk for RealDisk {
     fn open(&self, path: &Path, open: Open) -> io::Result<Arc<dyn DiskFile>> {
         let flags = match open {
             Open::Existing => OFlags::RDWR,
+            Open::ReadOnly => OFlags::RDONLY,
             Open::Create => OFlags::RDWR | OFlags::CREATE,
         };
         Ok(Arc::new(RealFile(Self::open_with(path, flags)?)))

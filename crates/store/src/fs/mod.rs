@@ -26,6 +26,7 @@
 //! runs while the reserve is left, and keeps taking what needs no room but the journal's.
 
 mod change;
+mod check;
 mod checkpoint;
 mod checkpointer;
 mod claims;
@@ -69,6 +70,7 @@ use sluice_engine::limits::SEGMENT_CHUNKS;
 use sluice_engine::metadata::MetadataRecord;
 use tokio::sync::mpsc;
 
+pub use check::{CheckOptions, CheckProgress, Finding, FindingKind, VolumeReport, check, check_on, holder};
 pub use disk::{Disk, DiskFile, Open, RealDisk, VolumeLock};
 
 use self::change::VolumeChange;

@@ -51,7 +51,7 @@ pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path, options: &FsOptions) -> Res
     };
     let is_volume = look(&*disk, path).map_err(|error| unreadable(&error))?;
     let disk = GatedDisk::lock(disk, &layout.lock()).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => StoreError::InUse { path: path.display().to_string() },
+        io::ErrorKind::WouldBlock => StoreError::in_use(path, &layout.lock()),
         _ => unreadable(&error),
     })?;
     if !is_volume {

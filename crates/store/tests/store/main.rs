@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 #![allow(clippy::single_range_in_vec_init, reason = "a file often holds exactly one range")]
 
+mod check;
 mod contract;
 mod crash;
 mod faults;
