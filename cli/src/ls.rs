@@ -69,5 +69,6 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
 }
 
 fn line(file: &FileEntry) -> String {
-    format!("{}  {:<9}  {:>16}  {:<8}  {}\n", file.id, file.state.name(), file.size, file.home, file.name)
+    let size = file.size.map_or("open".into(), |size| size.to_string());
+    format!("{}  {:<9}  {size:>16}  {:<8}  {}\n", file.id, file.state.name(), file.home, file.name)
 }

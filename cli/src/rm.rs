@@ -39,8 +39,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             return Err(Failure::usage("not-confirmed", message, "give --yes").into());
         }
         let status = client.status(args.id).await?;
-        let question =
-            format!("Remove {} ({:?}, {} bytes) for good? [y/N] ", args.id, status.name, status.size);
+        let size = status.size.map_or("of open size".into(), |size| format!("{size} bytes"));
+        let question = format!("Remove {} ({:?}, {size}) for good? [y/N] ", args.id, status.name);
         if !tokio::task::spawn_blocking(move || ask(&question)).await?? {
             return Err(Failure::usage("not-confirmed", "nothing was removed", "answer y").into());
         }

@@ -81,13 +81,15 @@ fn words(status: &FileStatus) -> String {
         text.push_str(&format!("   {}", status.name));
     }
     text.push_str(&format!(
-        "\nstate     {}, home {} (epoch {}), asked {}\nsize      {} bytes, {} chunks\n",
+        "\nstate     {}, home {} (epoch {}), asked {}\nsize      {}\n",
         status.state.name(),
         status.home,
         status.home_epoch,
         status.dc,
-        status.size,
-        status.chunks
+        match status.size {
+            Some(size) => format!("{size} bytes, {} chunks", status.chunks),
+            None => "not settled: the upload goes on, or was given up".into(),
+        }
     ));
     if let Some(root) = &status.root {
         text.push_str(&format!("root      {root}\n"));

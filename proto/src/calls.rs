@@ -68,6 +68,14 @@ pub trait Workers: Send + Sync + 'static {
     /// Creates a file, durably. Returns whether it was new here.
     async fn create(&self, context: &SignedContext, new: NewFile) -> Result<(bool, FileStatus), Refusal>;
 
+    /// Settles the size of a file that was created without one. The same size again is a success.
+    async fn settle(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        size: Geometry,
+    ) -> Result<FileStatus, Refusal>;
+
     /// Takes the chunks of a run that begins at `start` and has `len` bytes.
     async fn put_chunks(&self, context: &SignedContext, put: PutChunks) -> Result<ChunkReceipt, Refusal>;
 
@@ -139,6 +147,8 @@ pub struct PutChunks {
 pub enum Admission {
     /// The file is known, and has this shape.
     Known(Geometry),
+    /// The file is known, and its size is not settled: only full chunks may come.
+    Open,
     /// The file is not known here: the chunk is provisional.
     Provisional,
 }
@@ -162,6 +172,14 @@ pub trait Slots: Send + Sync + 'static {
         record: MetadataRecord,
         home: Option<String>,
     ) -> Result<(bool, FileStatus), Refusal>;
+
+    /// Settles the size of a file that was created without one, durably. Refuses another size than the one that stands.
+    async fn settle(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        size: Geometry,
+    ) -> Result<FileStatus, Refusal>;
 
     /// Whether chunks of the file may come: asked before a body is read. Refuses dropped files, files in conflict,
     /// and provisional chunks over the tenant's cap.

@@ -16,8 +16,9 @@ pub struct CreateFile {
     /// another datacenter means the same file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<Uuid>,
-    /// Size in bytes.
-    pub size: u64,
+    /// Size in bytes; absent: it is settled later, with `PATCH /v1/files/{id}`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
     /// File name.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub name: String,
@@ -40,6 +41,14 @@ pub struct CreateFile {
 
 fn is_zero(n: &u64) -> bool {
     *n == 0
+}
+
+/// Body of `PATCH /v1/files/{id}`: what was left open when the file was created.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SettleFile {
+    /// Size in bytes.
+    pub size: u64,
 }
 
 /// Where a file stands.
@@ -91,14 +100,15 @@ pub struct Holder {
     pub ranges: Vec<[u64; 2]>,
 }
 
-/// Answer of `GET /v1/files/{id}` and `POST /v1/files`.
+/// Answer of `GET` and `PATCH /v1/files/{id}`, and of `POST /v1/files`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FileStatus {
     /// The client's UUID.
     pub id: Uuid,
-    /// Size in bytes.
-    pub size: u64,
-    /// Number of chunks.
+    /// Size in bytes; null while it is not settled. Until then nothing is missing, and each datacenter knows only of
+    /// the chunks that it holds itself.
+    pub size: Option<u64>,
+    /// Number of chunks; 0 while the size is not settled.
     pub chunks: u64,
     /// File name.
     pub name: String,
@@ -151,8 +161,8 @@ pub struct FilePage {
 pub struct FileEntry {
     /// The client's UUID.
     pub id: Uuid,
-    /// Size in bytes.
-    pub size: u64,
+    /// Size in bytes; null while it is not settled.
+    pub size: Option<u64>,
     /// File name.
     pub name: String,
     /// Where the file stands, as far as the datacenter that answers knows.

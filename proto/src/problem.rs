@@ -73,6 +73,10 @@ problems! {
     Timeout = "timeout", 408, "The request took too long to arrive";
     /// Another metadata record stands.
     MetadataConflict = "metadata-conflict", 409, "The file has other metadata";
+    /// Another size stands, or chunks lie past it.
+    SizeConflict = "size-conflict", 409, "The size contradicts what is known of the file";
+    /// A short chunk of a file whose size is not known here.
+    SizeOpen = "size-open", 409, "The size of the file is not settled yet";
     /// The chunk is stored with other bytes.
     ChunkConflict = "chunk-conflict", 409, "The chunk is stored with other bytes";
     /// The file is in conflict.

@@ -65,7 +65,7 @@ async fn a_file_of_another_tenant_is_as_one_that_does_not_exist() {
     let json = [("content-type", "application/json")];
     let own = bed.ask_as(STRANGER, B, Method::POST, "/files", &json, body).await.unwrap();
     assert_eq!(own.status, 201);
-    assert_eq!(bed.reach(B, sent.id, State::Assembled).await.size, 2 * MIB as u64);
+    assert_eq!(bed.reach(B, sent.id, State::Assembled).await.size, Some(2 * MIB as u64));
 }
 
 /// Opens the peer port of dc-a with this material, as this datacenter.

@@ -285,7 +285,7 @@ pub(crate) fn shuffled() -> UploadOptions {
 }
 
 pub(crate) fn new_file(id: Uuid, size: usize) -> CreateFile {
-    CreateFile { id: Some(id), size: size as u64, name: "test.bin".into(), ..CreateFile::default() }
+    CreateFile { id: Some(id), size: Some(size as u64), name: "test.bin".into(), ..CreateFile::default() }
 }
 
 /// Reads a whole file, verified.

@@ -13,6 +13,7 @@ mod death;
 mod early;
 mod economy;
 mod lists;
+mod open;
 mod partition;
 mod whole;
 mod wire;

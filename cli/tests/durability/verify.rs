@@ -103,7 +103,7 @@ async fn try_look(web: &Web, file: &File, dc: usize, read: bool) -> Result<(), F
     }
     let status: FileStatus = answer.json().map_err(Wrong)?;
     let unsent = file.chunks() - file.sent.len() as u64;
-    if status.size != file.bytes.len() as u64 || status.state == State::Conflict {
+    if status.size != Some(file.bytes.len() as u64) || status.state == State::Conflict {
         return wrong(format!("{status:?}"));
     }
     let whole = matches!(status.state, State::Complete | State::Assembled);

@@ -213,7 +213,7 @@ fn judge(file: &mut File, action: Action, answer: &Answer, counts: &mut Counts) 
         Action::Create { dc } if ok => {
             let status: FileStatus = answer.json()?;
             file.created.insert(dc);
-            if status.size == file.bytes.len() as u64 { Ok(true) } else { Err("another size".into()) }
+            if status.size == Some(file.bytes.len() as u64) { Ok(true) } else { Err("another size".into()) }
         }
         Action::Put { dc, start, count } if ok => {
             let receipt: ChunkReceipt = answer.json()?;

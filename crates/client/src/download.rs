@@ -88,7 +88,8 @@ impl Client {
         observer: SharedObserver,
     ) -> Result<Downloaded, ClientError> {
         let status = self.complete_status(id, &observer).await?;
-        let file = Geometry::new(status.size)?;
+        let Some(size) = status.size else { return Err(incomplete(&status)) };
+        let file = Geometry::new(size)?;
         let root = root_of(&status)?;
         if let Some(expected) = options.expected_root.filter(|expected| *expected != root) {
             return Err(ClientError::RootMismatch { id, dc: status.dc, ours: expected, theirs: root });
@@ -127,14 +128,14 @@ impl Client {
         settle::check_alive(&status)?;
         match status.state {
             State::Complete | State::Assembled => Ok(status),
-            State::Receiving | State::Conflict | State::Dropped => Err(ClientError::Incomplete {
-                id,
-                state: status.state,
-                missing_chunks: status.missing_chunks,
-                chunks: status.chunks,
-            }),
+            State::Receiving | State::Conflict | State::Dropped => Err(incomplete(&status)),
         }
     }
+}
+
+fn incomplete(status: &FileStatus) -> ClientError {
+    let FileStatus { id, state, missing_chunks, chunks, .. } = *status;
+    ClientError::Incomplete { id, state, missing_chunks, chunks }
 }
 
 /// Where verified bytes go.

@@ -493,7 +493,11 @@ fn config_hint(error: &ConfigError) -> &'static str {
 fn refused_exit(refused: &Refused) -> ExitClass {
     match refused.problem {
         Some(
-            Problem::ChunkConflict | Problem::Conflict | Problem::MetadataConflict | Problem::ChunkValue,
+            Problem::ChunkConflict
+            | Problem::Conflict
+            | Problem::MetadataConflict
+            | Problem::SizeConflict
+            | Problem::ChunkValue,
         ) => {
             return ExitClass::Integrity;
         }
@@ -553,6 +557,8 @@ mod tests {
                 Problem::ChunkConflict
                 | Problem::Conflict
                 | Problem::MetadataConflict
+                | Problem::SizeConflict
+                | Problem::SizeOpen
                 | Problem::ChunkValue => ExitClass::Integrity,
                 Problem::Incomplete => ExitClass::TryLater,
                 other if other.is_retryable() => ExitClass::TryLater,

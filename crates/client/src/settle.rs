@@ -202,7 +202,7 @@ mod tests {
     ) -> FileStatus {
         FileStatus {
             id: uuid::Uuid::nil(),
-            size: 100 << 20,
+            size: Some(100 << 20),
             chunks: 100,
             name: String::new(),
             content_type: String::new(),

@@ -129,7 +129,7 @@ mod tests {
             path: "/a/b".into(),
             stamp,
             id,
-            create: CreateFile { id: Some(id), size: 7, ..CreateFile::default() },
+            create: CreateFile { id: Some(id), size: Some(7), ..CreateFile::default() },
         };
         let path = Path::new("/a/b");
         assert_eq!(notes.find("c", path, stamp).unwrap(), None);

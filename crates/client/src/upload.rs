@@ -102,7 +102,7 @@ impl UploadOptions {
     pub fn create_file(&self, id: Uuid, size: u64) -> CreateFile {
         CreateFile {
             id: Some(id),
-            size,
+            size: Some(size),
             name: self.name.clone(),
             content_type: self.content_type.clone(),
             metadata: self.metadata.clone(),
@@ -186,8 +186,8 @@ impl Client {
     ) -> Result<FileStatus, ClientError> {
         for (_, status) in known {
             settle::check_alive(status)?;
-            if status.size != file.size() {
-                return Err(ClientError::SizeDiffers { id, ours: file.size(), theirs: status.size });
+            if let Some(theirs) = status.size.filter(|size| *size != file.size()) {
+                return Err(ClientError::SizeDiffers { id, ours: file.size(), theirs });
             }
         }
         let body = Arc::new(options.create_file(id, file.size()));

@@ -252,6 +252,14 @@ fn end_of(world: &World, id: FileId) -> Result<Option<FileState>, String> {
     let [state] = distinct.iter().copied().collect::<Vec<_>>()[..] else {
         return Err(format!("{} stands differently: {states:?}", short(id)));
     };
+    if client.plan == Plan::TwoSizes && state == FileState::Receiving {
+        // The size that came first may be the one for which the client has no bytes.
+        let size_of = |dc: &&super::world::Dc| dc.agg.as_ref()?.file(id)?.ledger().file();
+        let sizes: BTreeSet<u64> = live.iter().filter_map(size_of).map(Geometry::size).collect();
+        if sizes.len() == 1 && sizes.iter().all(|size| *size > client.shape.size()) {
+            return Ok(None);
+        }
+    }
     match state {
         FileState::Dropped | FileState::Conflict => Ok(Some(state)),
         FileState::Unheard | FileState::Receiving | FileState::Complete => {
@@ -296,7 +304,7 @@ fn can_finish(world: &World, id: FileId) -> bool {
     let shape_known = |dc: &super::world::Dc| {
         dc.agg.as_ref().and_then(|agg| agg.file(id)).is_some_and(|file| file.ledger().file().is_some())
     };
-    if client.plan == Plan::SizeLater && !world.dcs.values().any(shape_known) {
+    if client.plan.leaves_size_open() && !world.dcs.values().any(shape_known) {
         // Whoever was told of the size lost its disk before it told others.
         return false;
     }
@@ -317,8 +325,12 @@ pub fn finally(world: &mut World) {
             Ok(Some(FileState::Conflict)) => {
                 world.figures.conflicts += 1;
                 let client = world.clients.iter().find(|client| client.id == id);
-                let expected =
-                    |plan| matches!(plan, Plan::Contradict | Plan::WrongExpectation | Plan::TwoRecords);
+                let expected = |plan| {
+                    matches!(
+                        plan,
+                        Plan::Contradict | Plan::WrongExpectation | Plan::TwoRecords | Plan::TwoSizes
+                    )
+                };
                 if !client.is_some_and(|client| expected(client.plan)) {
                     world.violate("G3 convergence", format!("{} is in conflict without a cause", short(id)));
                 }

@@ -29,6 +29,15 @@ pub enum Plan {
     Expire,
     /// Upload it, and say its size at the end.
     SizeLater,
+    /// The same, and say another size elsewhere.
+    TwoSizes,
+}
+
+impl Plan {
+    /// Whether the record does not say the size.
+    pub fn leaves_size_open(self) -> bool {
+        matches!(self, Self::SizeLater | Self::TwoSizes)
+    }
 }
 
 pub struct Client {
@@ -67,7 +76,7 @@ impl Client {
             _ => 2 + random.below(30),
         };
         let shape = Geometry::new(chunks << 20).expect("small");
-        let plan = match random.below(12) {
+        let plan = match random.below(13) {
             0 | 1 => Plan::Contradict,
             2 => Plan::Remove,
             3 => Plan::WrongExpectation,
@@ -75,6 +84,7 @@ impl Client {
             5 if chunks > 0 => Plan::NeverDescribe,
             6 => Plan::Expire,
             7 => Plan::SizeLater,
+            8 => Plan::TwoSizes,
             _ => Plan::Upload,
         };
         let contents: BTreeMap<u64, Content> = (0..chunks).map(|i| (i, 1)).collect();
@@ -90,7 +100,7 @@ impl Client {
         let record = RecordSummary {
             digest: digest(number),
             tenant,
-            size: (plan != Plan::SizeLater).then_some(shape),
+            size: (!plan.leaves_size_open()).then_some(shape),
             expected_root,
             expiry_ms: (plan == Plan::Expire).then(|| 20_000 + random.below(60_000)),
         };
@@ -116,7 +126,7 @@ impl Client {
             described: false,
             described_twice: false,
             removed: false,
-            settled: plan != Plan::SizeLater,
+            settled: !plan.leaves_size_open(),
             done: false,
             home,
         }

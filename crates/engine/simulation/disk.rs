@@ -61,6 +61,8 @@ pub fn value_at(
 pub struct DiskFile {
     pub tenant: Option<TenantId>,
     pub record: Option<RecordSummary>,
+    /// What was settled, where the record leaves the size open.
+    pub size: Option<Geometry>,
     pub memory: Vec<u8>,
     pub generation: Generation,
     pub chunks: BTreeMap<u64, Content>,
@@ -88,12 +90,14 @@ impl Disk {
     /// What an aggregator is given when it loads the file.
     pub fn stored(&self, id: FileId, shape: Option<Geometry>) -> Option<StoredFile> {
         let file = self.files.get(&id)?;
-        let shape = file.record.and_then(|record| record.size).or(shape);
+        let size = file.record.and_then(|record| record.size).or(file.size);
+        let shape = size.or(shape);
         let spans = shape.map(|shape| tree_of(id, shape, &file.chunks).iter().collect()).unwrap_or_default();
         Some(StoredFile {
             tenant: file.tenant?,
             record: file.record,
             memory: FileMemory::from_bytes(&file.memory).expect("the simulation does not damage memories"),
+            size,
             generation: file.generation.max(self.floor),
             spans,
             chunks: file.chunks.len() as u64,

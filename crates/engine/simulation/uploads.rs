@@ -1,6 +1,7 @@
 //! What clients do, and what a front door answers them.
 
 use sluice_engine::aggregator::{Event, NodeEvent, RecordSummary};
+use sluice_engine::geometry::Geometry;
 use sluice_engine::ids::{DcId, FileId};
 use sluice_engine::ledger::FileState;
 
@@ -51,8 +52,16 @@ impl World {
                 self.put(other, number, index, content);
             }
         } else if client.described && !client.settled {
-            let sized = RecordSummary { size: Some(client.shape), ..client.record };
-            self.clients[number].settled = self.create(dc, id, sized, dc);
+            let (shape, plan) = (client.shape, client.plan);
+            let other = self.random.pick(&alive).filter(|other| plan == Plan::TwoSizes && *other != dc);
+            let settled = self.settle(dc, id, shape);
+            self.clients[number].settled = settled;
+            if !settled && self.is_undescribed(id) {
+                self.clients[number].described = false;
+            }
+            if let (Some(other), Ok(larger)) = (other, Geometry::new(shape.size() + (1 << 20))) {
+                self.settle(other, id, larger);
+            }
         } else if client.plan == Plan::Remove && !client.removed {
             client.removed = true;
             let tenant = client.tenant;
@@ -79,7 +88,6 @@ impl World {
     }
 
     pub fn create(&mut self, dc: DcId, id: FileId, record: RecordSummary, home: DcId) -> bool {
-        let is_open = self.clients.iter().any(|client| client.id == id && client.plan == Plan::SizeLater);
         let Some(node) = self.dcs.get_mut(&dc).filter(|node| node.agg.is_some()) else { return false };
         let stored = node.disk.file(id);
         if stored.dropped {
@@ -90,8 +98,7 @@ impl World {
             return true;
         }
         let orphans = stored.record.is_none() && !stored.chunks.is_empty();
-        // The record's bytes leave the size open for good, whoever settles it.
-        stored.record.get_or_insert(RecordSummary { size: record.size.filter(|_| !is_open), ..record });
+        stored.record.get_or_insert(record);
         stored.tenant = Some(record.tenant);
         self.note(|| format!("client creates {} at {}", short(id), dc_name(dc)));
         self.feed(dc, NodeEvent::File(id, Event::Created { record, home }));
@@ -100,6 +107,37 @@ impl World {
         }
         // The answer may be lost with the process; then the client describes the file again elsewhere.
         self.dcs[&dc].agg.is_some()
+    }
+
+    /// Says how large a file is whose record leaves it open; whether that was acknowledged.
+    pub fn settle(&mut self, dc: DcId, id: FileId, size: Geometry) -> bool {
+        let Some(node) = self.dcs.get_mut(&dc).filter(|node| node.agg.is_some()) else { return false };
+        let known = node.agg.as_ref().and_then(|agg| agg.file(id)).and_then(|file| file.ledger().file());
+        let stored = node.disk.file(id);
+        if stored.dropped {
+            return true;
+        }
+        if stored.record.is_none() {
+            return false;
+        }
+        if known.or(stored.size).is_some_and(|held| held != size) {
+            // 409: the first stands.
+            return true;
+        }
+        stored.size = Some(size);
+        // Durable; the process may die before anyone hears of it.
+        if !self.calm && self.random.below(20) == 0 {
+            self.crash(dc);
+            let delay = 100 + self.random.below(4_000);
+            self.schedule(delay, Todo::Restart(dc));
+            return false;
+        }
+        self.note(|| format!("client settles {} at {} bytes at {}", short(id), size.size(), dc_name(dc)));
+        self.feed(dc, NodeEvent::File(id, Event::Settled { size }));
+        if let Some(stored) = self.dcs[&dc].disk.stored(id, None).filter(|_| self.dcs[&dc].agg.is_some()) {
+            self.feed(dc, NodeEvent::File(id, Event::Loaded(stored)));
+        }
+        self.dcs[&dc].agg.is_some() && (self.calm || !self.random.chance(10))
     }
 
     /// Sends one chunk; whether it was acknowledged.
@@ -186,7 +224,6 @@ impl World {
             let held = |index: &u64| alive.iter().any(|dc| self.dcs[dc].disk.chunk(id, *index).is_some());
             missing = Some((0..shape.chunks()).filter(|index| !held(index)).collect());
         }
-        let recorded = |dc: &Dc| dc.disk.files.get(&id).is_some_and(|file| file.record.is_some());
         if (self.calm && self.clients[number].plan == Plan::NeverDescribe) || self.clients[number].removed {
             self.clients[number].done = true;
             return;
@@ -194,12 +231,17 @@ impl World {
         let shape_known = |dc: &Dc| {
             dc.agg.as_ref().and_then(|agg| agg.file(id)).is_some_and(|file| file.ledger().file().is_some())
         };
-        if self.clients[number].plan == Plan::SizeLater && !self.dcs.values().any(shape_known) {
+        if self.clients[number].plan.leaves_size_open() && !self.dcs.values().any(shape_known) {
             self.clients[number].settled = false;
         }
-        if !self.dcs.values().any(recorded) && self.clients[number].plan != Plan::NeverDescribe {
+        if self.is_undescribed(id) && self.clients[number].plan != Plan::NeverDescribe {
             self.clients[number].described = false;
         }
         self.clients[number].todo.extend(missing.unwrap_or_default());
+    }
+
+    /// Whether no datacenter has the record (any more).
+    fn is_undescribed(&self, id: FileId) -> bool {
+        !self.dcs.values().any(|dc| dc.disk.files.get(&id).is_some_and(|file| file.record.is_some()))
     }
 }

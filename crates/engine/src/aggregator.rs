@@ -343,6 +343,16 @@ impl Aggregator {
                     self.restate_own(id);
                 }
             }
+            Event::Settled { size } => {
+                let (Some(record), Some(claim)) = (file.record, file.ledger.claim()) else { return };
+                file.last_progress = now;
+                let (tenant, digest) = (record.tenant, record.digest);
+                let settled = file.ledger.take(Fact::Meta { claim, size: Some(size), tenant, digest });
+                if settled == Ok(Taken::New) {
+                    self.settled(id);
+                    self.restate_own(id);
+                }
+            }
             Event::Loaded(stored) => {
                 let generation = stored.generation.max(first_floor);
                 let counts = file.load(&self.config, floor, generation, &stored, now);

@@ -397,6 +397,11 @@ impl Ledger {
         self.sizes.first().and_then(|size| Geometry::new(size).ok())
     }
 
+    /// A larger size that was said too: the two contradict.
+    pub fn other_size(&self) -> Option<Geometry> {
+        self.sizes.0.get(1).and_then(|size| Geometry::new(*size).ok())
+    }
+
     /// Where the file stands.
     pub fn state(&self) -> FileState {
         let contradicted =

@@ -28,6 +28,14 @@ pub enum StoreError {
         /// The record that came.
         got: RecordDigest,
     },
+    /// Another size stands.
+    #[error("the file has {held} bytes, got a size of {got}")]
+    SizeConflict {
+        /// The size that stands.
+        held: u64,
+        /// The size that came.
+        got: u64,
+    },
     /// The chunk has a record with other bytes.
     #[error("chunk {index} is stored with other bytes ({held:?}, got {got:?})")]
     ChunkConflict {
@@ -166,6 +174,7 @@ impl StoreError {
                 Advice::Retry
             }
             Self::RecordConflict { .. }
+            | Self::SizeConflict { .. }
             | Self::ChunkConflict { .. }
             | Self::ValueMismatch { .. }
             | Self::Geometry(_)

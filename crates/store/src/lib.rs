@@ -41,6 +41,8 @@ pub struct FileSummary {
     pub tenant: TenantId,
     /// The metadata record, once it has come.
     pub record: Option<MetadataRecord>,
+    /// The file's shape, once its record says it or its size is settled.
+    pub size: Option<Geometry>,
     /// What the aggregator must remember of the file (claims, root, drop): bytes that only the engine reads.
     pub facts: Vec<u8>,
     /// The newest generation of what is held.
@@ -91,6 +93,11 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// Provisional chunks that the record proves impossible (past the end, or of the wrong length) are discarded.
     async fn put_record(&self, record: &MetadataRecord) -> Result<RecordOutcome, StoreError>;
 
+    /// Settles the size of a file whose record leaves it open, durably and for good. The same size again is a success,
+    /// another is [`StoreError::SizeConflict`], and the first stays. Chunks that the size proves impossible are
+    /// discarded, as [`put_record`](Self::put_record) does.
+    async fn put_size(&self, file: FileId, size: Geometry) -> Result<(), StoreError>;
+
     /// What the store knows of a file; `None` if it never heard of it. Dropped files have a summary, with facts and
     /// without chunks.
     async fn summary(&self, file: FileId) -> Result<Option<FileSummary>, StoreError>;
@@ -100,8 +107,8 @@ pub trait ChunkStore: Send + Sync + 'static {
 
     /// Begins to write a run of `len` bytes. Waits while another writer holds any chunk of it.
     ///
-    /// With a metadata record the run is checked against the file's shape. Without one the run is provisional, and
-    /// the store remembers `tenant` as whose it is. A file that was dropped is [`StoreError::Dropped`].
+    /// With a metadata record that says the size, or once that is settled, the run is checked against the file's
+    /// shape. Without a record the run is provisional, and the store remembers `tenant` as whose it is. A file that was dropped is [`StoreError::Dropped`].
     async fn begin_run(
         &self,
         file: FileId,

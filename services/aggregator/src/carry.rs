@@ -163,7 +163,17 @@ async fn restate(service: &Arc<AggregatorService>, file: FileId, to: DcId, place
     if place.check(shape).is_err() {
         return;
     }
-    let Ok(Some(summary)) = service.parts.store.summary(file).await else { return };
+    let Ok(Some(mut summary)) = service.parts.store.summary(file).await else { return };
+    if summary.size.is_none() {
+        match load::settled(service, file, &summary, Some(shape)).await {
+            Ok(_) => {}
+            Err(error) => warn!(%file, %error, "the size of a file could not be stored"),
+        }
+        let Ok(Some(again)) = service.parts.store.summary(file).await else { return };
+        summary = again;
+    }
+    // Whoever asks for more can ask finer; this datacenter itself takes all there is at once.
+    let most = if to == service.parts.dc { usize::MAX } else { MAX_RESTATED };
     let children = place.children(shape).map_or_else(|| vec![place], |(left, right)| vec![left, right]);
     let mut said = Vec::new();
     for child in children {
@@ -171,7 +181,7 @@ async fn restate(service: &Arc<AggregatorService>, file: FileId, to: DcId, place
             Ok(Some(value)) => said.push(Span::new(child, value)),
             Ok(None) => {
                 match load::spans(service.parts.store.as_ref(), file, shape, child.range(shape)).await {
-                    Ok(spans) => said.extend(spans.into_iter().take(MAX_RESTATED)),
+                    Ok(spans) => said.extend(spans.into_iter().take(most)),
                     Err(error) => warn!(%file, %error, "what is held cannot be read"),
                 }
             }

@@ -11,7 +11,7 @@ use sluice_engine::limits::{MAX_LEVEL, SEGMENT_CHUNKS};
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::span::{Place, Span};
 use sluice_engine::span_tree::{SpanTree, merge_chunks};
-use sluice_store::{ChunkStore, StoreError};
+use sluice_store::{ChunkStore, FileSummary, StoreError};
 use tracing::error;
 
 use crate::{AggregatorError, AggregatorService};
@@ -69,7 +69,12 @@ async fn stored(
     {
         service.catalogue.add(record.tenant(), record.client_id(), file);
     }
-    let shape = summary.record.as_ref().and_then(MetadataRecord::geometry).or(shape);
+    let shape = settled(service, file, &summary, memory.size().or(shape)).await?;
+    let summary = match shape {
+        // What the size proves impossible has gone.
+        Some(_) if summary.size.is_none() => store.summary(file).await?.unwrap_or(summary),
+        Some(_) | None => summary,
+    };
     let mut tree = SpanTree::new(shape.unwrap_or(Geometry::largest()));
     if let Some(shape) = shape {
         for range in &summary.held {
@@ -82,12 +87,31 @@ async fn stored(
     Ok(Some(StoredFile {
         tenant: summary.tenant,
         record: summary.record.as_ref().map(summarise),
+        size: summary.size,
         memory,
         generation: summary.generation,
         spans: tree.iter().collect(),
         chunks: summary.held.iter().map(|range| range.end - range.start).sum(),
         published: summary.published,
     }))
+}
+
+/// The shape of a file. Where only the ledger knows it, having heard of it from elsewhere, the store is told.
+pub(crate) async fn settled(
+    service: &AggregatorService,
+    file: FileId,
+    summary: &FileSummary,
+    known: Option<Geometry>,
+) -> Result<Option<Geometry>, StoreError> {
+    if summary.size.is_some() || summary.record.is_none() {
+        return Ok(summary.size.or(known));
+    }
+    let Some(shape) = known else { return Ok(None) };
+    match service.parts.store.put_size(file, shape).await {
+        // Two sizes: the ledger knows it for a conflict, in which nothing counts.
+        Ok(()) | Err(StoreError::SizeConflict { .. } | StoreError::Dropped(_)) => Ok(Some(shape)),
+        Err(error) => Err(error),
+    }
 }
 
 /// What the engine keeps of a record.

@@ -13,6 +13,7 @@ pub(crate) fn of_store(error: &StoreError) -> Refusal {
     match error {
         StoreError::RecordConflict { .. } => Refusal::new(Problem::MetadataConflict, detail)
             .hint("the first metadata stands; use another id for another file"),
+        StoreError::SizeConflict { held, got } => size_conflict(*held, *got),
         StoreError::ChunkConflict { .. } => Refusal::new(Problem::ChunkConflict, detail),
         StoreError::ValueMismatch { .. } => Refusal::new(Problem::ChunkValue, detail),
         StoreError::Geometry(_) | StoreError::Length { .. } => Refusal::new(Problem::ChunkLength, detail),
@@ -37,6 +38,12 @@ pub(crate) fn of_store(error: &StoreError) -> Refusal {
 pub(crate) fn dropped() -> Refusal {
     Refusal::new(Problem::Dropped, "the file was deleted, aborted, or expired")
         .hint("its id is never used again")
+}
+
+/// Another size stands.
+pub(crate) fn size_conflict(held: u64, got: u64) -> Refusal {
+    Refusal::new(Problem::SizeConflict, format!("the file has {held} bytes, got a size of {got}"))
+        .hint("the first size stands; use another id for another file")
 }
 
 /// The datacenter is going away.

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use sluice_engine::aggregator::{Event, NodeEvent};
 use sluice_engine::command::DropReason;
 use sluice_engine::context::{Scope, SignedContext};
-use sluice_engine::geometry::{ChunkIndex, Run};
+use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{ClientFileId, FileId};
 use sluice_engine::ledger::FileState;
@@ -87,6 +87,46 @@ impl Slots for AggregatorService {
         Ok((is_new, status))
     }
 
+    async fn settle(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        size: Geometry,
+    ) -> Result<FileStatus, Refusal> {
+        let this = self.shared()?;
+        let session = self.parts.access.require(context, Scope::Write)?;
+        let file = FileId::derive(session.tenant, id);
+        this.known(context, id, file).await?;
+        this.fetched_record(file).await?;
+        let asked = self.ledgers.ask(move |aggregator| {
+            let file = aggregator.file(file)?;
+            Some((file.state(), file.ledger().file(), file.ledger().conflict_reason()))
+        });
+        match asked.await?.ok_or_else(Refusal::not_found)? {
+            (FileState::Dropped, ..) => return Err(dropped()),
+            (FileState::Conflict, _, reason) => return Err(in_conflict(reason)),
+            (_, Some(held), _) if held != size => {
+                return Err(crate::refusal::size_conflict(held.size(), size.size()));
+            }
+            (_, Some(_), _) => {}
+            (_, None, _) => {
+                let summary = self.parts.store.summary(file).await.map_err(|error| of_store(&error))?;
+                let last = summary.and_then(|summary| summary.held.last().map(|range| range.end - 1));
+                if let Some(last) = last.filter(|last| *last >= size.chunks()) {
+                    let detail = format!("chunk {last} is here, and past the end of {} bytes", size.size());
+                    return Err(Refusal::new(Problem::SizeConflict, detail)
+                        .hint("say how many bytes were sent, or end the file with DELETE"));
+                }
+                // The store decides which of two sizes is the first.
+                self.parts.store.put_size(file, size).await.map_err(|error| of_store(&error))?;
+                self.ledgers.settle(file, Event::Settled { size }).await?;
+                // Chunks that came before have their places now.
+                load::reload(&this, file).await?;
+            }
+        }
+        this.own_status(context, id).await?.ok_or_else(Refusal::not_found)
+    }
+
     async fn admit(&self, context: &SignedContext, file: FileId) -> Result<Admission, Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
         let tenant = session.tenant;
@@ -101,12 +141,9 @@ impl Slots for AggregatorService {
         });
         match asked.await? {
             Ok((FileState::Dropped, ..)) => Err(dropped()),
-            Ok((FileState::Conflict, _, reason)) => {
-                Err(Refusal::new(Problem::Conflict, reason.unwrap_or_else(|| "contradicting facts".into()))
-                    .hint("the file is held as it is; end it with DELETE and begin anew under another id"))
-            }
+            Ok((FileState::Conflict, _, reason)) => Err(in_conflict(reason)),
             Ok((_, Some(shape), _)) => Ok(Admission::Known(shape)),
-            Ok((_, None, _)) => Ok(Admission::Provisional),
+            Ok((_, None, _)) => Ok(Admission::Open),
             Err(orphans) => self.admit_orphan(file, &orphans).await,
         }
     }
@@ -120,22 +157,21 @@ impl Slots for AggregatorService {
     ) -> Result<bool, Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
         let asked = self.ledgers.ask(move |aggregator| {
-            let known = aggregator.file(file);
-            let is_dropped = known.is_some_and(|file| file.state() == FileState::Dropped);
-            (known.and_then(|file| file.ledger().file()), aggregator.generation(file), is_dropped)
+            let state = aggregator.file(file).map_or(FileState::Unheard, |file| file.state());
+            (state, aggregator.generation(file))
         });
-        let (shape, generation, is_dropped) = asked.await?;
-        if is_dropped {
+        match asked.await? {
             // The end came while the bytes did.
-            return Err(dropped());
-        }
-        match shape {
-            Some(_) => {
+            (FileState::Dropped, _) => Err(dropped()),
+            (
+                FileState::Receiving | FileState::Complete | FileState::Assembled | FileState::Conflict,
+                generation,
+            ) => {
                 let spans = carry::chunk_spans(run, values);
                 self.ledgers.settle(file, Event::Stored { generation, spans }).await?;
                 Ok(false)
             }
-            None => {
+            (FileState::Unheard, _) => {
                 self.ledgers.settle(file, Event::StoredOrphan { tenant: session.tenant }).await?;
                 Ok(true)
             }
@@ -311,7 +347,9 @@ impl Slots for AggregatorService {
         this.known(context, id, file).await?;
         let asked = self.ledgers.ask(move |aggregator| {
             let file = aggregator.file(file)?;
-            Some((file.state(), file.ledger().file()?, file.ledger().root()))
+            // While the size is open, any chunk may be asked for.
+            let shape = file.ledger().file().unwrap_or(Geometry::largest());
+            Some((file.state(), shape, file.ledger().root()))
         });
         let (state, shape, root) = asked.await?.ok_or_else(Refusal::not_found)?;
         place.check(shape).map_err(no_such_place)?;
@@ -395,6 +433,12 @@ impl Slots for AggregatorService {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
     }
+}
+
+/// The answer to whoever wants to add to a file in conflict.
+fn in_conflict(reason: Option<String>) -> Refusal {
+    Refusal::new(Problem::Conflict, reason.unwrap_or_else(|| "contradicting facts".into()))
+        .hint("the file is held as it is; end it with DELETE and begin anew under another id")
 }
 
 impl AggregatorService {
@@ -488,10 +532,10 @@ impl AggregatorService {
         root: Option<Root>,
     ) -> Result<FileEntry, Refusal> {
         let summary = self.parts.store.summary(file).await.map_err(|error| of_store(&error))?;
-        let record = summary.and_then(|summary| summary.record);
+        let (size, record) = summary.map_or((None, None), |summary| (summary.size, summary.record));
         Ok(FileEntry {
             id: client.uuid(),
-            size: record.as_ref().and_then(MetadataRecord::geometry).map_or(0, |shape| shape.size()),
+            size: size.map(Geometry::size),
             name: record.as_ref().map_or_else(String::new, |record| record.name().to_owned()),
             state,
             home,

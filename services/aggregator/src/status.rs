@@ -1,15 +1,18 @@
 //! Where a file stands, in the words of the HTTP door: as this datacenter knows it, and as its home does.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use sluice_engine::aggregator::File;
 use sluice_engine::context::SignedContext;
+use sluice_engine::geometry::Geometry;
 use sluice_engine::ids::{ClientFileId, DcId, FileId};
 use sluice_engine::ledger::FileState;
 use sluice_engine::metadata::MetadataRecord;
 use sluice_proto::http::{FileStatus, Holder, State};
 use sluice_proto::peer::StatusRequest;
 use sluice_proto::problem::{Problem, Refusal};
+use sluice_store::FileSummary;
 
 use crate::AggregatorService;
 use crate::ledgers::too_slow;
@@ -34,6 +37,7 @@ enum Answer {
 /// What the ledger says, before names are put to it.
 struct Facts {
     state: FileState,
+    size: Option<Geometry>,
     conflict: Option<String>,
     home: DcId,
     home_epoch: u8,
@@ -62,6 +66,7 @@ fn facts(file: &File) -> Option<Facts> {
     }
     Some(Facts {
         state: file.state(),
+        size: ledger.file(),
         conflict: ledger.conflict_reason(),
         home: claim.home,
         home_epoch: claim.epoch.number(),
@@ -103,8 +108,10 @@ impl AggregatorService {
             None | Some((FileState::Unheard, ..)) => Ok(None),
             Some((FileState::Dropped, ..)) => Err(dropped()),
             Some((_, true, Some(facts))) => {
-                let record = self.record(file).await?;
-                Ok(Some(self.describe(&record, facts)))
+                let summary = self.summary(file).await?;
+                let held = summary.held;
+                let record = summary.record.ok_or_else(no_record)?;
+                Ok(Some(self.describe(&record, facts, &held)))
             }
             Some((_, false, _)) => {
                 self.ledgers
@@ -121,14 +128,23 @@ impl AggregatorService {
 
     /// The metadata record, which must be here.
     pub(crate) async fn record(&self, file: FileId) -> Result<MetadataRecord, Refusal> {
-        let summary = self.parts.store.summary(file).await.map_err(|error| of_store(&error))?;
-        let gone = || Refusal::new(Problem::Unavailable, "the file's metadata is not here");
-        summary.and_then(|summary| summary.record).ok_or_else(gone)
+        self.summary(file).await?.record.ok_or_else(no_record)
     }
 
-    fn describe(&self, record: &MetadataRecord, facts: Facts) -> FileStatus {
-        let shape = record.geometry();
+    async fn summary(&self, file: FileId) -> Result<FileSummary, Refusal> {
+        let summary = self.parts.store.summary(file).await.map_err(|error| of_store(&error))?;
+        summary.ok_or_else(no_record)
+    }
+
+    /// Puts names to what the ledger says. While the size is open it says nothing of chunks: what is `held` here does.
+    fn describe(&self, record: &MetadataRecord, mut facts: Facts, held: &[Range<u64>]) -> FileStatus {
+        let shape = facts.size;
         let me = self.parts.dc;
+        if shape.is_none() && !held.is_empty() {
+            let chunks = held.iter().map(|range| range.end - range.start).sum();
+            let ranges = held.iter().take(MAX_RANGES).map(|range| [range.start, range.end]).collect();
+            facts.holders = vec![(me, chunks, ranges)];
+        }
         let mut holders: Vec<Holder> = facts
             .holders
             .into_iter()
@@ -137,8 +153,8 @@ impl AggregatorService {
         holders.sort_by(|a, b| a.dc.cmp(&b.dc));
         FileStatus {
             id: record.client_id().uuid(),
-            size: shape.map_or(0, |shape| shape.size()),
-            chunks: shape.map_or(0, |shape| shape.chunks()),
+            size: shape.map(Geometry::size),
+            chunks: shape.map_or(0, Geometry::chunks),
             name: record.name().to_owned(),
             content_type: record.content_type().to_owned(),
             metadata: record.user().clone(),
@@ -240,8 +256,16 @@ impl AggregatorService {
     }
 }
 
+fn no_record() -> Refusal {
+    Refusal::new(Problem::Unavailable, "the file's metadata is not here")
+}
+
 /// The home's view, with what this datacenter has and may not have said yet.
 fn joined(own: FileStatus, home: FileStatus, me: &str) -> FileStatus {
+    if own.size.is_some() && home.size.is_none() {
+        // The home has not heard of the size yet, and cannot tell what is missing.
+        return own;
+    }
     let mut status = FileStatus { dc: me.to_owned(), home_answered: true, ..home };
     for holder in own.holders.into_iter().filter(|holder| holder.dc == me) {
         match status.holders.iter_mut().find(|known| known.dc == me) {

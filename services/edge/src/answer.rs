@@ -143,6 +143,8 @@ fn challenge(problem: Problem) -> Option<&'static str> {
         | Problem::Method
         | Problem::Timeout
         | Problem::MetadataConflict
+        | Problem::SizeConflict
+        | Problem::SizeOpen
         | Problem::ChunkConflict
         | Problem::Conflict
         | Problem::Incomplete

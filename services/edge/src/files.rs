@@ -10,13 +10,15 @@ use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::{BadHash, Root};
 use sluice_engine::ids::ClientFileId;
 use sluice_engine::metadata::MetadataFields;
 use sluice_engine::span::Place;
 use sluice_node::clock;
 use sluice_proto::calls::{ListQuery, NewFile, Wait};
-use sluice_proto::http::{CreateFile, State as FileState};
+use sluice_proto::http::{CreateFile, SettleFile, State as FileState};
 use sluice_proto::problem::{Problem, Refusal};
 
 use crate::App;
@@ -89,11 +91,20 @@ async fn json_body(app: &App, request: Request) -> Result<Bytes, Refusal> {
     }
 }
 
-fn new_file(body: &[u8]) -> Result<NewFile, Refusal> {
+/// A body that is one JSON object: its members have names, which a list has not.
+fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     let invalid = |detail: String| Refusal::new(Problem::InvalidMetadata, detail);
     let text = std::str::from_utf8(body)
         .map_err(|error| invalid(format!("the body is not UTF-8 from byte {} on", error.valid_up_to())))?;
-    let file: CreateFile = serde_json::from_str(text).map_err(|error| invalid(error.to_string()))?;
+    if text.trim_start().starts_with('[') {
+        return Err(invalid("the body is a list, expected an object".into()));
+    }
+    serde_json::from_str(text).map_err(|error| invalid(error.to_string()))
+}
+
+fn new_file(body: &[u8]) -> Result<NewFile, Refusal> {
+    let invalid = |detail: String| Refusal::new(Problem::InvalidMetadata, detail);
+    let file: CreateFile = object(body)?;
     let expected_root = match file.expected_root.as_deref().map(str::parse::<Root>).transpose() {
         Ok(root) => root,
         Err(error @ BadHash { .. }) => return Err(invalid(format!("expected_root: {error}"))),
@@ -101,7 +112,7 @@ fn new_file(body: &[u8]) -> Result<NewFile, Refusal> {
     Ok(NewFile {
         id: file.id.map_or_else(clock::new_file_id, ClientFileId::new),
         fields: MetadataFields {
-            size: Some(file.size),
+            size: file.size,
             expiry_secs: file.expires_in,
             expected_root,
             name: file.name,
@@ -110,6 +121,20 @@ fn new_file(body: &[u8]) -> Result<NewFile, Refusal> {
         },
         home: file.home,
     })
+}
+
+/// `PATCH /v1/files/{id}`
+pub(crate) async fn settle(
+    State(app): State<Arc<App>>,
+    Caller(context): Caller,
+    id: PathOf<String>,
+    request: Request,
+) -> Answer {
+    let id = file_id(&path(id)?)?;
+    let body = json_body(&app, request).await?;
+    let SettleFile { size } = object(&body)?;
+    let size = Geometry::new(size).map_err(|error| Refusal::new(Problem::TooLarge, error.to_string()))?;
+    json(StatusCode::OK, &app.parts.workers.settle(&context, id, size).await?)
 }
 
 /// Parameters of `GET /v1/files`.

@@ -38,7 +38,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     Router::new()
         .route(about, get(files::about))
         .route(list, get(files::list).post(files::create))
-        .route(file, get(files::status).delete(files::remove))
+        .route(file, get(files::status).patch(files::settle).delete(files::remove))
         .route(chunk, put(chunks::put))
         .route(bytes, get(content::get).head(content::head))
         .route(tree, get(files::tree))
@@ -124,6 +124,7 @@ fn method_label(method: &Method) -> &'static str {
         Method::HEAD => "HEAD",
         Method::POST => "POST",
         Method::PUT => "PUT",
+        Method::PATCH => "PATCH",
         Method::DELETE => "DELETE",
         _ => "_OTHER",
     }

@@ -25,8 +25,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sluice_engine::context::{Scope, SignedContext};
-use sluice_engine::geometry::Run;
+use sluice_engine::geometry::{Geometry, Run};
 use sluice_engine::ids::{ClientFileId, FileId};
+use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::span::Place;
 use sluice_node::access::ContextVerifier;
@@ -127,13 +128,24 @@ impl Workers for Worker {
         self.ask(self.parts.slots.create(context, record, new.home)).await
     }
 
+    async fn settle(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        size: Geometry,
+    ) -> Result<FileStatus, Refusal> {
+        self.parts.access.require(context, Scope::Write)?;
+        self.ask(self.parts.slots.settle(context, id, size)).await
+    }
+
     async fn put_chunks(&self, context: &SignedContext, put: PutChunks) -> Result<ChunkReceipt, Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
         let file = FileId::derive(session.tenant, put.id);
         let PutChunks { start, len, expected, body, .. } = put;
         let run = match self.ask(self.parts.slots.admit(context, file)).await? {
             Admission::Known(shape) => shape.run(start, len),
-            Admission::Provisional => Run::from_len(start, len),
+            Admission::Open if !len.is_multiple_of(CHUNK_LEN) => return Err(refusal::size_open(len)),
+            Admission::Open | Admission::Provisional => Run::from_len(start, len),
         }
         .map_err(|error| refusal::of_geometry(&error))?;
         if let Some(values) = &expected

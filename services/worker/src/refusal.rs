@@ -1,6 +1,7 @@
 //! What the store, the geometry and the metadata refuse, said on the wire: each exhaustively, in this one place.
 
 use sluice_engine::geometry::GeometryError;
+use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::MetadataError;
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::StoreError;
@@ -20,6 +21,14 @@ pub(crate) fn of_geometry(error: &GeometryError) -> Refusal {
             Refusal::new(Problem::ChunkLength, detail).hint("every chunk but the last holds 1 MiB")
         }
     }
+}
+
+/// A short chunk of a file whose size is open: the size would say whether it is the last.
+pub(crate) fn size_open(len: u64) -> Refusal {
+    let detail =
+        format!("length {len}, expected whole chunks of {CHUNK_LEN} bytes while the size is not settled");
+    Refusal::new(Problem::SizeOpen, detail)
+        .hint("settle the size here with PATCH /v1/files/{id}, then send it")
 }
 
 /// A body longer than it was declared.
@@ -45,6 +54,7 @@ pub(crate) fn of_store(error: &StoreError) -> Refusal {
     let detail = error.to_string();
     match error {
         StoreError::RecordConflict { .. } => Refusal::new(Problem::MetadataConflict, detail),
+        StoreError::SizeConflict { .. } => Refusal::new(Problem::SizeConflict, detail),
         StoreError::ChunkConflict { .. } => Refusal::new(Problem::ChunkConflict, detail)
             .hint("the first bytes stay; use another id for other contents"),
         StoreError::ValueMismatch { .. } => {

@@ -144,8 +144,11 @@ impl File {
                 self.own_claim = self.own_claim.max(Some(claim.epoch));
             }
             let (tenant, digest) = (record.tenant, record.digest);
-            let size = record.size.or(stored.memory.size());
+            let size = record.size.or(stored.size);
             let _ = self.ledger.take(Fact::Meta { claim, size, tenant, digest });
+            for size in stored.memory.sizes() {
+                let _ = self.ledger.take(Fact::Meta { claim, size: Some(size), tenant, digest });
+            }
         } else if stored.chunks > 0 && self.ledger.state() == FileState::Unheard {
             self.note_orphan(stored.tenant, config, now);
         }

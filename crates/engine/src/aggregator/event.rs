@@ -33,6 +33,8 @@ pub struct StoredFile {
     pub record: Option<RecordSummary>,
     /// What the aggregator remembered.
     pub memory: FileMemory,
+    /// The size, as far as the store knows it: from the record, or settled since.
+    pub size: Option<Geometry>,
     /// The generation of what is held.
     pub generation: Generation,
     /// What is held; empty while the shape is unknown.
@@ -68,6 +70,12 @@ pub enum Event {
         record: RecordSummary,
         /// Where the file should be reassembled.
         home: DcId,
+    },
+    /// A client said how large the file is whose record, which is here, leaves that open. Whether another size stands
+    /// was asked before; if it came from elsewhere since, the two are a conflict.
+    Settled {
+        /// The file's shape.
+        size: Geometry,
     },
     /// What the store has of a file: at start, after a record was fetched, after a loss. What was read under an older
     /// generation than the newest that was reported counts for the record and what is remembered, not for the chunks.

@@ -6,11 +6,12 @@
 //! | bytes | of a file |
 //! | --- | --- |
 //! | 4 | `SLF` and version 1 |
-//! | 1 | flags: claim 1, own claim 2, root 4, conflict 8, unexpected root 16, drop 32, size without a root 64 |
+//! | 1 | flags: claim 1, own claim 2, root 4, conflict 8, unexpected root 16, drop 32, size without a root 64, another size 128 |
 //! | 1 + 2 | claim: epoch, home |
 //! | 1 | own claim: epoch |
 //! | 8 + 32 | root: size, root |
 //! | 8 | size without a root |
+//! | 8 | another size, which contradicts it |
 //! | 8 + 1 + 2 + 32 | conflict: start, level, home, unexpected root |
 //! | 1 + 8 | drop: reason, tenant |
 //! | 1 + 3·n | datacenters that assembled the file: epoch, id |
@@ -51,6 +52,8 @@ pub struct FileMemory {
     root: Option<(Root, u64)>,
     /// The size while there is no root: a record that leaves it open does not say.
     size: Option<Geometry>,
+    /// A larger size that was said too.
+    other_size: Option<Geometry>,
     conflict: Option<Disagreement>,
     drop: Option<(DropReason, TenantId)>,
     assembled: Vec<Claim>,
@@ -64,6 +67,7 @@ impl FileMemory {
             own_claim,
             root: ledger.root().zip(ledger.file()).map(|(root, file)| (root, file.size())),
             size: ledger.file().filter(|_| ledger.root().is_none()),
+            other_size: ledger.other_size(),
             conflict: ledger.disagreement(),
             drop: ledger.dropped(),
             assembled: ledger.copies().collect(),
@@ -75,9 +79,15 @@ impl FileMemory {
         self.claim
     }
 
-    /// The remembered shape.
-    pub(super) fn size(&self) -> Option<Geometry> {
-        self.size.or(self.root.and_then(|(_, size)| Geometry::new(size).ok()))
+    /// The remembered shape: that of the smallest size, should two contradict.
+    pub fn size(&self) -> Option<Geometry> {
+        self.sizes().next()
+    }
+
+    /// The remembered sizes: one, or two that contradict.
+    pub(super) fn sizes(&self) -> impl Iterator<Item = Geometry> {
+        let rooted = self.root.and_then(|(_, size)| Geometry::new(size).ok());
+        self.size.or(rooted).into_iter().chain(self.other_size)
     }
 
     /// The highest epoch in which this datacenter claimed to be the home.
@@ -113,6 +123,7 @@ impl FileMemory {
             found.is_some(),
             self.drop.is_some(),
             self.size.is_some(),
+            self.other_size.is_some(),
         ];
         out.push(flags.iter().enumerate().fold(0, |bits, (i, flag)| bits | u8::from(*flag) << i));
         if let Some(claim) = self.claim {
@@ -123,7 +134,8 @@ impl FileMemory {
             out.extend_from_slice(&size.to_be_bytes());
             out.extend_from_slice(root.as_bytes());
         }
-        out.extend(self.size.into_iter().flat_map(|size| size.size().to_be_bytes()));
+        let sizes = self.size.into_iter().chain(self.other_size);
+        out.extend(sizes.flat_map(|size| size.size().to_be_bytes()));
         if let Some(Disagreement { place, found, home }) = self.conflict {
             out.extend_from_slice(&place.start().to_be_bytes());
             out.push(place.level());
@@ -152,9 +164,6 @@ impl FileMemory {
         }
         let [flags] = rest.array()?;
         let has = |i: u8| flags & 1 << i != 0;
-        if flags >= 128 {
-            return Err(rest.error("flags"));
-        }
         let claim = if has(0) { Some(rest.claim()?) } else { None };
         let own_claim = if has(1) { Some(HomeEpoch::new(rest.array::<1>()?[0])) } else { None };
         let root = if has(2) {
@@ -163,12 +172,8 @@ impl FileMemory {
         } else {
             None
         };
-        let size = if has(6) {
-            let size = Geometry::new(u64::from_be_bytes(rest.array()?));
-            Some(size.map_err(|_| rest.error("size"))?)
-        } else {
-            None
-        };
+        let size = if has(6) { Some(rest.size()?) } else { None };
+        let other_size = if has(7) { Some(rest.size()?) } else { None };
         let conflict = if has(3) {
             let start = u64::from_be_bytes(rest.array()?);
             let [level] = rest.array()?;
@@ -191,7 +196,7 @@ impl FileMemory {
         if !rest.bytes.is_empty() {
             return Err(rest.error("trailing bytes"));
         }
-        let memory = Self { claim, own_claim, root, size, conflict, drop, assembled };
+        let memory = Self { claim, own_claim, root, size, other_size, conflict, drop, assembled };
         if memory.to_bytes() == bytes { Ok(memory) } else { Err(rest.error("not canonical")) }
     }
 }
@@ -263,6 +268,10 @@ impl Reader<'_> {
         Ok(*head)
     }
 
+    fn size(&mut self) -> Result<Geometry, MemoryError> {
+        Geometry::new(u64::from_be_bytes(self.array()?)).map_err(|_| self.error("size"))
+    }
+
     fn claim(&mut self) -> Result<Claim, MemoryError> {
         let [epoch] = self.array()?;
         Ok(Claim { epoch: HomeEpoch::new(epoch), home: DcId::new(u16::from_be_bytes(self.array()?)) })
@@ -281,6 +290,7 @@ mod tests {
             own_claim: Some(HomeEpoch::new(1)),
             root: Some((Root::empty(), 5)),
             size: None,
+            other_size: None,
             conflict: Some(Disagreement {
                 place: Place::new(8, 3).unwrap(),
                 found: Some(Root::empty()),
@@ -298,6 +308,10 @@ mod tests {
         assert!(FileMemory::from_bytes(&bytes[..bytes.len() - 1]).is_err());
         assert_eq!(FileMemory::from_bytes(&[]), Ok(FileMemory::default()));
         assert_eq!(FileMemory::from_bytes(&FileMemory::default().to_bytes()), Ok(FileMemory::default()));
+        let size = |bytes| Geometry::new(bytes).ok();
+        let two = FileMemory { size: size(5), other_size: size(7), ..FileMemory::default() };
+        assert_eq!(hex::encode(two.to_bytes()), "534c4601c00000000000000005000000000000000700");
+        assert_eq!(FileMemory::from_bytes(&two.to_bytes()), Ok(two));
     }
 
     #[test]

@@ -197,6 +197,7 @@ impl Cluster {
         let stored = StoredFile {
             tenant: TENANT,
             record: node.record,
+            size: None,
             memory: node.memory.clone(),
             generation: node.generation.max(node.floor),
             spans: node.held.iter().collect(),

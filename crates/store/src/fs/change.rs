@@ -19,6 +19,7 @@
 //! | 8 discarded | – |
 //! | 9 floor | generation 8 |
 //! | 10 state | 4 + n |
+//! | 11 sized | generation 8, size 8 |
 
 use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::hash::{ChainingValue, Root};
@@ -44,6 +45,8 @@ pub(crate) struct Chunk {
 pub(crate) enum Change {
     /// Its metadata record came; what the record proves impossible goes.
     Metadata { generation: Generation, record: Box<MetadataRecord> },
+    /// Its size, which the record left open, is settled; what the size proves impossible goes.
+    Sized { generation: Generation, geometry: Geometry },
     /// Chunks are durable.
     Run { tenant: TenantId, chunks: Vec<Chunk> },
     /// Its facts were replaced.
@@ -147,6 +150,11 @@ impl Record {
             8 => Change::Discarded,
             9 => return Ok(Self::Volume(VolumeChange::Floor(generation(reader)?))),
             10 => return Ok(Self::Volume(VolumeChange::State(reader.block()?.to_vec()))),
+            11 => {
+                let generation = generation(reader)?;
+                let geometry = Geometry::new(reader.u64()?).map_err(|_| FormatError::Impossible("size"))?;
+                Change::Sized { generation, geometry }
+            }
             _ => return Err(FormatError::Impossible("kind of record")),
         };
         Ok(Self::File(file, change))
@@ -164,6 +172,7 @@ impl Change {
             Self::Freed { .. } => 6,
             Self::Dropped { .. } => 7,
             Self::Discarded => 8,
+            Self::Sized { .. } => 11,
         }
     }
 
@@ -172,6 +181,7 @@ impl Change {
         match self {
             Self::Freed { .. } | Self::Dropped { .. } | Self::Discarded => true,
             Self::Metadata { .. }
+            | Self::Sized { .. }
             | Self::Run { .. }
             | Self::Facts(_)
             | Self::Lost { .. }
@@ -184,6 +194,10 @@ impl Change {
             Self::Metadata { generation, record } => {
                 push_generation(out, *generation);
                 push_block(out, &record.to_bytes());
+            }
+            Self::Sized { generation, geometry } => {
+                push_generation(out, *generation);
+                out.extend_from_slice(&geometry.size().to_be_bytes());
             }
             Self::Run { tenant, chunks } => {
                 out.extend_from_slice(&tenant.number().to_be_bytes());
@@ -260,6 +274,10 @@ pub(crate) mod tests {
                     geometry: Geometry::new(size).unwrap(),
                     root: Root::from_bytes(root),
                 })
+            }),
+            (any::<u64>(), 0..=sluice_engine::limits::MAX_FILE_LEN).prop_map(|(g, size)| Change::Sized {
+                generation: Generation::new(g),
+                geometry: Geometry::new(size).unwrap(),
             }),
             any::<u64>().prop_map(|g| Change::Freed { generation: Generation::new(g) }),
             (any::<u64>(), any::<Vec<u8>>())

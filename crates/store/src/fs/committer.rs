@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use sluice_engine::geometry::ChunkIndex;
+use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::ids::{FileId, Generation, TenantId};
 use sluice_engine::metadata::MetadataRecord;
 use tokio::sync::{mpsc, oneshot};
@@ -37,6 +37,7 @@ const SYNC_THREADS: usize = 4;
 #[derive(Debug)]
 pub(crate) enum Request {
     Metadata(Box<MetadataRecord>),
+    Size(Geometry),
     Run { claim: ClaimId, tenant: TenantId, chunks: Vec<Chunk>, data: Arc<dyn DiskFile>, segment: u64 },
     Facts(Vec<u8>),
     Lose(Vec<ChunkIndex>),
@@ -376,6 +377,7 @@ impl Request {
             // Claims keep runs apart.
             Self::Run { .. } | Self::Facts(_) => true,
             Self::Metadata(_)
+            | Self::Size(_)
             | Self::Lose(_)
             | Self::Publish { .. }
             | Self::Free
@@ -388,6 +390,7 @@ impl Request {
         match self {
             Self::Run { claim, .. } => Some(*claim),
             Self::Metadata(_)
+            | Self::Size(_)
             | Self::Facts(_)
             | Self::Lose(_)
             | Self::Publish { .. }
@@ -401,6 +404,7 @@ impl Request {
         match self {
             Self::Run { segment, .. } => Some(Name::Data(*segment)),
             Self::Metadata(_)
+            | Self::Size(_)
             | Self::Facts(_)
             | Self::Lose(_)
             | Self::Publish { .. }
@@ -414,6 +418,7 @@ impl Request {
         match self {
             Self::Run { data, .. } => Some(data),
             Self::Metadata(_)
+            | Self::Size(_)
             | Self::Facts(_)
             | Self::Lose(_)
             | Self::Publish { .. }

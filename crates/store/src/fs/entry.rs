@@ -75,7 +75,9 @@ impl Entry {
         live.state.apply(seq, change);
         match change {
             Change::Run { .. } => {}
-            Change::Metadata { .. } => live.losses += u64::from(live.state.held_bytes != held),
+            Change::Metadata { .. } | Change::Sized { .. } => {
+                live.losses += u64::from(live.state.held_bytes != held)
+            }
             Change::Facts(_) | Change::Published(_) => {}
             Change::Lost { chunks, .. } => {
                 live.losses += 1;

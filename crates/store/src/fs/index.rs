@@ -8,8 +8,9 @@
 //! | 8 | the batch up to which all changes are in here |
 //! | 8 | tenant |
 //! | 8 | generation |
-//! | 1 | bit 0: dropped, bit 1: published, bit 2: has a metadata record |
+//! | 1 | bit 0: dropped, bit 1: published, bit 2: has a metadata record, bit 3: its size was settled later |
 //! | 8 + 32 | if published: size and root |
+//! | 8 | if it was settled later: size |
 //! | 4 + n | if it has one: metadata record |
 //! | 4 + n | facts |
 //! | 8 | bytes held |
@@ -30,6 +31,7 @@ const MAGIC: [u8; 4] = *b"SLI\x01";
 const DROPPED: u8 = 1;
 const PUBLISHED: u8 = 2;
 const RECORD: u8 = 4;
+const SIZED: u8 = 8;
 
 /// The bytes of the index of a known file; `None` if nothing is known of it.
 pub(crate) fn encode(file: FileId, state: &FileState) -> Option<Vec<u8>> {
@@ -42,11 +44,15 @@ pub(crate) fn encode(file: FileId, state: &FileState) -> Option<Vec<u8>> {
     body.push(
         flag(state.dropped, DROPPED)
             | flag(state.published.is_some(), PUBLISHED)
-            | flag(state.record.is_some(), RECORD),
+            | flag(state.record.is_some(), RECORD)
+            | flag(state.sized.is_some(), SIZED),
     );
     if let Some(Published { geometry, root }) = &state.published {
         body.extend_from_slice(&geometry.size().to_be_bytes());
         body.extend_from_slice(root.as_bytes());
+    }
+    if let Some(geometry) = state.sized {
+        body.extend_from_slice(&geometry.size().to_be_bytes());
     }
     if let Some(record) = &state.record {
         push_block(&mut body, &record.to_bytes());
@@ -80,6 +86,10 @@ pub(crate) fn decode(file: FileId, bytes: &[u8]) -> Result<FileState, FormatErro
     if flags & PUBLISHED != 0 {
         let geometry = Geometry::new(body.u64()?).map_err(|_| FormatError::Impossible("size"))?;
         state.published = Some(Published { geometry, root: Root::from_bytes(body.array()?) });
+    }
+    if flags & SIZED != 0 {
+        let geometry = Geometry::new(body.u64()?).map_err(|_| FormatError::Impossible("size"))?;
+        state.sized = Some(geometry);
     }
     if flags & RECORD != 0 {
         let record = MetadataRecord::from_bytes(body.block()?);
@@ -129,12 +139,14 @@ mod tests {
         #[test]
         fn round_trips(applied: u64, tenant: u64, generation: u64, facts: Vec<u8>, dropped: bool, held_bytes: u64,
                        root in prop::option::of(any::<[u8; 32]>()), size in 0..1u64 << 40, with_record: bool,
+                       settled: bool,
                        ranges in prop::collection::vec((0..1u64 << 30, 1..99u64), 0..9),
                        short in prop::collection::btree_map(0..1u64 << 30, 1..1u32 << 20, 0..9)) {
             let geometry = Geometry::new(size).unwrap();
             let mut state = FileState {
                 tenant: Some(TenantId::new(tenant)),
-                record: with_record.then(|| record(Some(size))),
+                record: with_record.then(|| record((!settled).then_some(size))),
+                sized: settled.then_some(geometry),
                 facts, dropped, held_bytes, applied, short,
                 generation: Generation::new(generation),
                 published: root.map(|root| Published { geometry, root: Root::from_bytes(root) }),

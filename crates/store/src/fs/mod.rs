@@ -63,7 +63,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use quick_cache::sync::Cache;
-use sluice_engine::geometry::{ChunkIndex, Run};
+use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{FileId, Generation, TenantId};
 use sluice_engine::limits::SEGMENT_CHUNKS;
@@ -279,6 +279,10 @@ impl ChunkStore for FsStore {
             Answer::Record(outcome) => Ok(outcome),
             Answer::Done | Answer::Generation(_) | Answer::Discarded(_) => Err(unexpected_answer()),
         }
+    }
+
+    async fn put_size(&self, file: FileId, size: Geometry) -> Result<(), StoreError> {
+        self.change(file, Request::Size(size)).await.map(|_| ())
     }
 
     async fn summary(&self, file: FileId) -> Result<Option<FileSummary>, StoreError> {

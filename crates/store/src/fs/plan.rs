@@ -41,6 +41,19 @@ pub(crate) fn plan(
                 }
             }
         }
+        Request::Size(geometry) => {
+            known()?;
+            alive()?;
+            match state.geometry() {
+                Some(held) if held == *geometry => Ok(Plan::Known(Answer::Done)),
+                Some(held) => Err(StoreError::SizeConflict { held: held.size(), got: geometry.size() }),
+                None => {
+                    let generation =
+                        if state.misfits(*geometry).is_empty() { state.generation } else { next };
+                    Ok(Plan::Write(Change::Sized { generation, geometry: *geometry }, Answer::Done))
+                }
+            }
+        }
         Request::Run { claim, tenant, chunks, .. } => {
             alive()?;
             if !live.claims.stands(*claim) {

@@ -19,6 +19,8 @@ pub(crate) struct FileState {
     pub(crate) tenant: Option<TenantId>,
     /// The metadata record.
     pub(crate) record: Option<MetadataRecord>,
+    /// The size that was settled, where the record leaves it open.
+    pub(crate) sized: Option<Geometry>,
     /// The engine's facts.
     pub(crate) facts: Vec<u8>,
     /// The file's own generation, to which the volume's floor applies.
@@ -57,7 +59,8 @@ impl FileState {
 
     /// The shape that runs are checked against, once it is known.
     pub(crate) fn geometry(&self) -> Option<Geometry> {
-        crate::shape(self.record.as_ref()).or(self.published.map(|published| published.geometry))
+        let settled = crate::shape(self.record.as_ref()).or(self.sized);
+        settled.or(self.published.map(|published| published.geometry))
     }
 
     /// The shape that the recorded chunks have if they are a whole file: from the first, without gaps, all full but
@@ -84,6 +87,7 @@ impl FileState {
         Some(FileSummary {
             tenant: self.tenant?,
             record: self.record.clone(),
+            size: self.geometry(),
             facts: self.facts.clone(),
             generation: self.generation(floor),
             held: self.held.iter().collect(),
@@ -121,11 +125,13 @@ impl FileState {
                 self.generation = self.generation.max(*generation);
                 self.record = Some(MetadataRecord::clone(record));
                 if let Some(geometry) = record.geometry() {
-                    self.published = self.published.filter(|published| published.geometry == geometry);
-                    for chunk in self.misfits(geometry) {
-                        self.forget(chunk);
-                    }
+                    self.discard_misfits(geometry);
                 }
+            }
+            Change::Sized { generation, geometry } => {
+                self.generation = self.generation.max(*generation);
+                self.sized = Some(*geometry);
+                self.discard_misfits(*geometry);
             }
             Change::Run { tenant, chunks } => {
                 self.tenant.get_or_insert(*tenant);
@@ -153,6 +159,13 @@ impl FileState {
                 self.forget_all();
             }
             Change::Discarded => *self = Self { applied: self.applied, ..Self::default() },
+        }
+    }
+
+    fn discard_misfits(&mut self, geometry: Geometry) {
+        self.published = self.published.filter(|published| published.geometry == geometry);
+        for chunk in self.misfits(geometry) {
+            self.forget(chunk);
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sluice_engine::geometry::{GeometryError, Run};
+use sluice_engine::geometry::{Geometry, GeometryError, Run};
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{FileId, Generation, TenantId};
 use sluice_engine::limits::CHUNK_LEN;
@@ -45,6 +45,7 @@ macro_rules! contract_tests {
             pieces_of_any_size_make_the_same_chunk,
             runs_are_checked_against_the_shape,
             provisional_chunks_are_kept_until_the_record_refutes_them,
+            a_size_that_the_record_leaves_open_is_settled_once_and_for_good,
             a_chunk_with_a_record_is_immutable,
             a_partly_recorded_run_is_compared_where_it_is_and_written_where_not,
             a_run_is_recorded_as_a_whole_or_not_at_all,
@@ -161,6 +162,45 @@ pub(crate) async fn provisional_chunks_are_kept_until_the_record_refutes_them(ba
     assert!(matches!(store.read_chunk(file(1), index(1)).await, Err(StoreError::Missing { .. })));
     put(&*store, file(1), 1, &content(5, 9)).await.unwrap();
     assert_eq!(store.read_chunk(file(1), index(1)).await.unwrap(), content(5, 9));
+}
+
+pub(crate) async fn a_size_that_the_record_leaves_open_is_settled_once_and_for_good(backend: &impl Backend) {
+    let bytes = content(1, 2 * FULL + 5);
+    let size = Geometry::new(bytes.len() as u64).unwrap();
+    let store = backend.open().await;
+    assert!(matches!(store.put_size(file(1), size).await, Err(StoreError::NoFile(_))));
+    store.put_record(&record(1, None)).await.unwrap();
+    assert_eq!(store.summary(file(1)).await.unwrap().unwrap().size, None);
+    put(&*store, file(1), 0, &bytes.slice(..2 * FULL)).await.unwrap();
+    // Neither can belong to a file of the size that comes.
+    put(&*store, file(1), 2, &content(2, 9)).await.unwrap();
+    put(&*store, file(1), 3, &content(3, FULL)).await.unwrap();
+    let before = store.summary(file(1)).await.unwrap().unwrap();
+    store.put_size(file(1), size).await.unwrap();
+    store.put_size(file(1), size).await.unwrap();
+    let after = store.summary(file(1)).await.unwrap().unwrap();
+    assert_eq!((after.size, after.held), (Some(size), vec![0..2]));
+    assert!(after.generation > before.generation, "what was said of them is void");
+    let other = Geometry::new(7).unwrap();
+    let error = store.put_size(file(1), other).await.unwrap_err();
+    assert!(matches!(error, StoreError::SizeConflict { held, got: 7 } if held == size.size()), "{error}");
+    assert_eq!(error.advice(), Advice::Fix);
+
+    store.close().await.unwrap();
+    drop(store);
+    let store = backend.open().await;
+    assert_eq!(store.summary(file(1)).await.unwrap().unwrap().size, Some(size));
+    let run = Run::new(index(2), 1).unwrap();
+    let short = store.begin_run(file(1), TENANT, run, 6).await.err();
+    assert!(matches!(short, Some(StoreError::Geometry(GeometryError::Length { expected: 5, got: 6 }))));
+    put(&*store, file(1), 2, &bytes.slice(2 * FULL..)).await.unwrap();
+    store.publish(file(1), root(&bytes)).await.unwrap();
+    assert_eq!(store.recheck(file(1)).await.unwrap(), root(&bytes));
+
+    // Where the record says the size there is nothing to settle.
+    store.put_record(&record(2, Some(7))).await.unwrap();
+    store.put_size(file(2), other).await.unwrap();
+    assert!(matches!(store.put_size(file(2), size).await, Err(StoreError::SizeConflict { .. })));
 }
 
 pub(crate) async fn a_chunk_with_a_record_is_immutable(backend: &impl Backend) {

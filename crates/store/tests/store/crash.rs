@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{FileId, Generation};
 use sluice_store::{ChunkStore, FileSummary, FsOptions, FsStore, StoreError};
@@ -30,7 +31,9 @@ fn options() -> FsOptions {
 struct File {
     known: bool,
     size: Option<u64>,
+    /// Whether there is a record, and the size that it says.
     recorded: bool,
+    in_record: Option<u64>,
     facts: Vec<u8>,
     generation: Generation,
     dropped: bool,
@@ -51,6 +54,7 @@ impl fmt::Debug for File {
 #[derive(Clone)]
 enum Step {
     Record(Option<u64>),
+    Size(u64),
     Put(u64, Bytes),
     Facts(Vec<u8>),
     Lose(Vec<u64>),
@@ -64,6 +68,7 @@ impl fmt::Debug for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Record(size) => write!(f, "record of {size:?}"),
+            Self::Size(size) => write!(f, "size {size}"),
             Self::Put(first, bytes) => write!(f, "{} bytes at chunk {first}", bytes.len()),
             Self::Facts(_) => f.write_str("facts"),
             Self::Lose(chunks) => write!(f, "lose {chunks:?}"),
@@ -95,16 +100,11 @@ impl File {
         match step {
             Step::Record(size) => {
                 if let Some(size) = size {
-                    let chunks = size.div_ceil(FULL as u64);
-                    file.chunks.retain(|i, bytes| {
-                        *i < chunks && bytes.len() as u64 == (size - i * FULL as u64).min(FULL as u64)
-                    });
-                    if file.chunks.len() != self.chunks.len() {
-                        file.generation = Generation::new(file.generation.number() + 1);
-                    }
+                    file.settle(*size);
                 }
-                (file.known, file.recorded, file.size) = (true, true, *size);
+                (file.known, file.recorded, file.in_record) = (true, true, *size);
             }
+            Step::Size(size) => file.settle(*size),
             Step::Put(first, bytes) => {
                 file.known = true;
                 for (i, chunk) in bytes.chunks(FULL).enumerate() {
@@ -133,6 +133,18 @@ impl File {
         file
     }
 
+    /// Keeps what fits a file of this size.
+    fn settle(&mut self, size: u64) {
+        let (chunks, before) = (size.div_ceil(FULL as u64), self.chunks.len());
+        self.chunks.retain(|i, bytes| {
+            *i < chunks && bytes.len() as u64 == (size - i * FULL as u64).min(FULL as u64)
+        });
+        if self.chunks.len() != before {
+            self.generation = Generation::new(self.generation.number() + 1);
+        }
+        self.size = Some(size);
+    }
+
     /// Why what is stored is not this file; `None` if it is.
     async fn differs(&self, store: &FsStore, n: u128, found: Option<&FileSummary>) -> Option<String> {
         let Some(found) = found else {
@@ -141,7 +153,10 @@ impl File {
         if !self.known {
             return Some("it is known".into());
         }
-        let expected = self.recorded.then(|| record(n, self.size));
+        let expected = self.recorded.then(|| record(n, self.in_record));
+        if self.size.is_some() && found.size.map(|shape| shape.size()) != self.size {
+            return Some(format!("size: {found:?}"));
+        }
         if found.record != expected || found.facts != self.facts || found.published != self.published {
             return Some(format!("record, facts or publication: {found:?}"));
         }
@@ -185,11 +200,12 @@ impl File {
             let chunks: Vec<u8> = self.chunks.values().flatten().copied().collect();
             (chunks.len() as u64 == size).then_some(chunks)
         });
+        let size = |dice: &mut Dice| if dice.one_in(3) { FULL as u64 + 700 } else { 3000 };
         match dice.below(20) {
+            0..3 if self.recorded && self.in_record.is_none() => Step::Size(size(dice)),
             0..3 => Step::Record(match dice.below(4) {
                 0 => None,
-                1 => Some(FULL as u64 + 700),
-                _ => Some(3000),
+                _ => Some(size(dice)),
             }),
             3..6 => Step::Facts(dice.roll().to_be_bytes().to_vec()),
             6 => Step::Lose(self.chunks.keys().copied().filter(|i| i % 2 == 0).collect()),
@@ -219,6 +235,7 @@ async fn take(store: &FsStore, n: u128, step: &Step) -> Result<(), StoreError> {
     let id = file(n);
     match step {
         Step::Record(size) => store.put_record(&record(n, *size)).await.map(|_| ()),
+        Step::Size(size) => store.put_size(id, Geometry::new(*size).unwrap()).await,
         Step::Put(first, bytes) => put(store, id, *first, bytes).await.map(|_| ()),
         Step::Facts(facts) => store.put_facts(id, facts).await,
         Step::Lose(chunks) => {

@@ -153,7 +153,7 @@ pub(crate) fn now() -> Timestamp {
 
 /// The head of a request; a body of no bytes is not declared for requests that have none.
 pub(crate) fn head(request: &str, headers: &str, len: usize) -> String {
-    let has_body = request.starts_with("PUT") || request.starts_with("POST");
+    let has_body = ["PUT", "POST", "PATCH"].iter().any(|method| request.starts_with(method));
     let length = if has_body { format!("Content-Length: {len}\r\n") } else { String::new() };
     format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{length}{headers}\r\n")
 }

@@ -65,7 +65,7 @@ async fn metadata_that_is_none() {
         &b""[..],
         b"{",
         b"[]",
-        b"{}",
+        br#"{"size":"5"}"#,
         br#"{"size":-1}"#,
         br#"{"size":1.5}"#,
         br#"{"size":99999999999999999999999}"#,

@@ -219,3 +219,35 @@ async fn http_2_uploads_and_downloads() {
     drop(sender);
     driver.abort();
 }
+
+#[tokio::test]
+async fn a_size_may_be_settled_later_and_only_once() {
+    let dc = Datacenter::start();
+    let bytes = content(CHUNK_LEN + 5);
+    let open = format!(r#"{{"id":"{ID}","name":"stream"}}"#);
+    let settle = async |body: &str| dc.ask(&format!("PATCH /v1/files/{ID}"), body.as_bytes()).await;
+    assert_eq!(settle(r#"{"size":5}"#).await.problem(), (404, "not-found".into()));
+    let created = dc.ask("POST /v1/files", open.as_bytes()).await;
+    assert_eq!(created.status, 201);
+    assert!(String::from_utf8_lossy(&created.body).contains(r#""size":null"#), "said, not left out");
+    let put =
+        async |index: u64, bytes: &[u8]| dc.ask(&format!("PUT /v1/files/{ID}/chunks/{index}"), bytes).await;
+    let (full, rest) = bytes.split_at(CHUNK_LEN as usize);
+    assert_eq!(put(1, rest).await.problem(), (409, "size-open".into()));
+    assert_eq!(put(0, full).await.status, 200);
+    for body in ["", "{}", r#"{"size":null}"#, r#"{"size":-1}"#, "[5]", r#"{"size":5,"name":"x"}"#] {
+        assert_eq!(settle(body).await.problem(), (400, "invalid-metadata".into()), "{body}");
+    }
+    assert_eq!(settle(r#"{"size":99999999999999999}"#).await.problem(), (413, "too-large".into()));
+    let body = format!(r#"{{"size":{}}}"#, bytes.len());
+    for _ in 0..2 {
+        let settled = settle(&body).await;
+        assert_eq!((settled.status, settled.json::<FileStatus>().size), (200, Some(bytes.len() as u64)));
+    }
+    assert_eq!(settle(r#"{"size":7}"#).await.problem(), (409, "size-conflict".into()));
+    assert_eq!(put(1, &rest[1..]).await.problem(), (400, "chunk-length".into()));
+    assert_eq!(put(1, rest).await.status, 200);
+    let status: FileStatus = dc.ask(&format!("GET /v1/files/{ID}"), b"").await.json();
+    assert_eq!((status.state, status.root), (State::Assembled, Some(Root::of_bytes(&bytes).to_string())));
+    assert!(dc.ask(&format!("GET /v1/files/{ID}/content"), b"").await.body == bytes);
+}

@@ -25,6 +25,7 @@ use tokio::sync::watch;
 #[derive(Default)]
 struct Entry {
     record: Option<MetadataRecord>,
+    size: Option<Geometry>,
     dropped: bool,
     chunks: BTreeMap<u64, (ChainingValue, Bytes)>,
 }
@@ -165,6 +166,21 @@ impl ChunkStore for MemoryStore {
         Usage { free: u64::MAX, read_only: false }
     }
 
+    async fn put_size(&self, file: FileId, size: Geometry) -> Result<(), StoreError> {
+        let mut files = self.files.lock().unwrap();
+        let entry = files.get_mut(&file).ok_or(StoreError::NoFile(file))?;
+        let said = entry.record.as_ref().and_then(MetadataRecord::geometry).or(entry.size);
+        match said {
+            Some(held) if held != size => {
+                Err(StoreError::SizeConflict { held: held.size(), got: size.size() })
+            }
+            Some(_) | None => {
+                entry.size = Some(size);
+                Ok(())
+            }
+        }
+    }
+
     async fn summary(&self, _: FileId) -> Result<Option<FileSummary>, StoreError> {
         unreachable!("workers do not ask")
     }
@@ -245,27 +261,28 @@ impl MemorySlots {
     }
 
     fn now(&self, file: FileId) -> Result<FileStatus, Refusal> {
-        let record = {
+        let (record, shape) = {
             let files = self.store.files.lock().unwrap();
             let entry = files.get(&file).ok_or_else(Refusal::not_found)?;
             if entry.dropped {
                 return Err(Refusal::new(Problem::Dropped, "the file was deleted"));
             }
-            entry.record.clone().ok_or_else(Refusal::not_found)?
+            let record = entry.record.clone().ok_or_else(Refusal::not_found)?;
+            (record.clone(), record.geometry().or(entry.size))
         };
-        let shape = record.geometry().unwrap();
-        let chunks: Vec<_> = (0..shape.chunks()).map(|i| self.value(file, i)).collect();
+        let count = shape.map_or(0, Geometry::chunks);
+        let chunks: Vec<_> = (0..count).map(|i| self.value(file, i)).collect();
         let missing: Vec<_> =
-            (0..shape.chunks()).filter(|i| chunks[*i as usize].is_none()).map(|i| [i, i + 1]).collect();
-        let root = missing.is_empty().then(|| {
+            (0..count).filter(|i| chunks[*i as usize].is_none()).map(|i| [i, i + 1]).collect();
+        let root = (shape.is_some() && missing.is_empty()).then(|| {
             let bytes = chunks.iter().flatten().map(|(_, bytes, _)| &bytes[..]).collect::<Vec<_>>().concat();
             Root::of_bytes(&bytes).to_string()
         });
         let here = chunks.iter().flatten().filter(|(_, _, local)| *local).count() as u64;
         Ok(FileStatus {
             id: record.client_id().uuid(),
-            size: shape.size(),
-            chunks: shape.chunks(),
+            size: shape.map(Geometry::size),
+            chunks: count,
             name: record.name().into(),
             content_type: record.content_type().into(),
             metadata: record.user().clone(),
@@ -302,9 +319,26 @@ impl Slots for MemorySlots {
         Ok((outcome == RecordOutcome::Stored, self.now(record.file_id())?))
     }
 
+    async fn settle(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        size: Geometry,
+    ) -> Result<FileStatus, Refusal> {
+        let file = self.file(context, id)?;
+        self.now(file)?;
+        self.store
+            .put_size(file, size)
+            .await
+            .map_err(|error| Refusal::new(Problem::SizeConflict, error.to_string()))?;
+        self.changed.send_modify(|n| *n += 1);
+        self.now(file)
+    }
+
     async fn admit(&self, _: &SignedContext, file: FileId) -> Result<Admission, Refusal> {
         match self.now(file) {
-            Ok(status) => Ok(Admission::Known(Geometry::new(status.size).unwrap())),
+            Ok(FileStatus { size: Some(size), .. }) => Ok(Admission::Known(Geometry::new(size).unwrap())),
+            Ok(_) => Ok(Admission::Open),
             Err(refusal) if refusal.problem == Problem::NotFound => Ok(Admission::Provisional),
             Err(refusal) => Err(refusal),
         }
@@ -375,7 +409,8 @@ impl Slots for MemorySlots {
         let record = self.store.files.lock().unwrap()[&file].record.clone().unwrap();
         match status.root {
             Some(root) => {
-                Ok(Opened { file: record.geometry().unwrap(), record, root: root.parse().unwrap() })
+                let file = Geometry::new(status.size.unwrap()).unwrap();
+                Ok(Opened { file, record, root: root.parse().unwrap() })
             }
             None => Err(Refusal::new(Problem::Incomplete, "chunks are missing")),
         }
@@ -419,7 +454,7 @@ impl Slots for MemorySlots {
     ) -> Result<TreeNode, Refusal> {
         let file = self.file(context, id)?;
         let status = self.now(file)?;
-        let range = place.range(Geometry::new(status.size).unwrap());
+        let range = place.range(Geometry::new(status.size.unwrap()).unwrap());
         let chunk_values = range.map(|i| self.value(file, i).map(|(value, ..)| value.to_string())).collect();
         let (start, level) = (place.start(), place.level());
         Ok(TreeNode { start, level, value: None, chunk_values, proof: Vec::new(), root: status.root })

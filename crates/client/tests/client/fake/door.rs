@@ -13,7 +13,8 @@ use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::span::Place;
 use sluice_engine::span_tree::{merge_chunks, proof_places};
 use sluice_proto::http::{
-    About, ChunkReceipt, CreateFile, DcInfo, FileEntry, FilePage, ProblemDetails, ProofNode, State, TreeNode,
+    About, ChunkReceipt, CreateFile, DcInfo, FileEntry, FilePage, ProblemDetails, ProofNode, SettleFile,
+    State, TreeNode,
 };
 use sluice_proto::problem::{Problem, Refusal};
 use uuid::Uuid;
@@ -74,6 +75,7 @@ impl FakeDc {
             (Method::POST, ["v1", "files"]) => self.create(request).await,
             (Method::GET, ["v1", "files"]) => Ok(self.list(&query)),
             (Method::GET, ["v1", "files", file]) => self.status(id(file)?, &query).await,
+            (Method::PATCH, ["v1", "files", file]) => self.settle(id(file)?, request).await,
             (Method::DELETE, ["v1", "files", file]) => self.remove(id(file)?),
             (Method::PUT, ["v1", "files", file, "chunks", index]) => {
                 self.put(id(file)?, index.parse().unwrap(), request).await
@@ -102,6 +104,7 @@ impl FakeDc {
         let file = files.entry(id).or_insert_with(|| FakeFile {
             home: create.home.clone().unwrap_or_else(|| self.name.clone()),
             create: create.clone(),
+            size: create.size,
             chunks: BTreeMap::new(),
             held: BTreeMap::new(),
             dropped: false,
@@ -110,6 +113,24 @@ impl FakeDc {
             return Err(Refusal::new(Problem::MetadataConflict, "the file has other metadata"));
         }
         Ok(self.json(if new { 201 } else { 200 }, &file.status(id, &self.name, &told)))
+    }
+
+    async fn settle(&self, id: Uuid, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Refusal> {
+        let body = request.into_body().collect().await.unwrap().to_bytes();
+        let SettleFile { size } = serde_json::from_slice(&body)
+            .map_err(|error| Refusal::new(Problem::InvalidMetadata, error.to_string()))?;
+        let told = self.files.told();
+        let mut files = self.files.files.lock().unwrap();
+        let file = files.get_mut(&id).ok_or_else(Refusal::not_found)?;
+        if let Some(held) = file.size.filter(|held| *held != size) {
+            let detail = format!("the file has {held} bytes, got a size of {size}");
+            return Err(Refusal::new(Problem::SizeConflict, detail));
+        }
+        file.size = Some(size);
+        let status = file.status(id, &self.name, &told);
+        drop(files);
+        self.files.changed.notify_waiters();
+        Ok(self.json(200, &status))
     }
 
     fn list(&self, query: &BTreeMap<String, String>) -> Response<Full<Bytes>> {
@@ -183,6 +204,9 @@ impl FakeDc {
         let mut files = self.files.files.lock().unwrap();
         let file = files.get_mut(&id).ok_or_else(Refusal::not_found)?;
         let index = ChunkIndex::new(start).unwrap();
+        if file.size.is_none() && !length.is_multiple_of(CHUNK_LEN) {
+            return Err(Refusal::new(Problem::SizeOpen, "only whole chunks while the size is open"));
+        }
         file.geometry()
             .run(index, length)
             .map_err(|error| Refusal::new(Problem::ChunkLength, error.to_string()))?;

@@ -85,6 +85,7 @@ pub(crate) struct Files {
 
 struct FakeFile {
     create: CreateFile,
+    size: Option<u64>,
     home: String,
     chunks: BTreeMap<u64, (Bytes, ChainingValue)>,
     held: BTreeMap<String, BTreeSet<u64>>,
@@ -246,8 +247,9 @@ impl Files {
 }
 
 impl FakeFile {
+    /// The shape; the largest while the size is open.
     fn geometry(&self) -> Geometry {
-        Geometry::new(self.create.size).unwrap()
+        self.size.map_or(Geometry::largest(), |size| Geometry::new(size).unwrap())
     }
 
     fn root(&self) -> Option<Root> {
@@ -267,11 +269,12 @@ impl FakeFile {
         let (assembles, limit) = (told.assembles, told.max_ranges);
         let geometry = self.geometry();
         let whole = self.chunks.len() as u64 == geometry.chunks();
-        let missing: Vec<u64> = (0..geometry.chunks()).filter(|i| !self.chunks.contains_key(i)).collect();
+        let chunks = self.size.map_or(0, |_| geometry.chunks());
+        let missing: Vec<u64> = (0..chunks).filter(|i| !self.chunks.contains_key(i)).collect();
         FileStatus {
             id,
-            size: self.create.size,
-            chunks: geometry.chunks(),
+            size: self.size,
+            chunks,
             name: self.create.name.clone(),
             content_type: self.create.content_type.clone(),
             metadata: self.create.metadata.clone(),
