@@ -157,6 +157,27 @@ pub enum CommandError {
     },
 }
 
+impl CommandError {
+    /// The error's name in the protocol.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Length { .. } => "length",
+            Self::Magic => "magic",
+            Self::Version { .. } => "version",
+            Self::Kind { .. } => "kind",
+            Self::Reserved { .. } => "reserved",
+            Self::Field { .. } => "field",
+            Self::Place(error) => error.code(),
+            Self::Size(error) => error.code(),
+            Self::Slot { .. } => "slot",
+            Self::SlotOfFile { .. } => "slot-of-file",
+            Self::Key(error) => error.code(),
+            Self::Sender { .. } => "sender",
+            Self::Destination { .. } => "destination",
+        }
+    }
+}
+
 impl Command {
     /// The 96 bytes that are signed.
     pub fn to_body(&self, key: KeyId) -> [u8; BODY_LEN] {

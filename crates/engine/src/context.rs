@@ -11,7 +11,7 @@
 //! | 2 | issuing DC |
 //! | 16 | session |
 //! | 8 | tenant |
-//! | 4 | scopes, a bit each |
+//! | 4 | scopes, a bit each; a bit that a reader does not know grants nothing |
 //! | 8 | rate in bytes a second; 0: no limit |
 //! | 8 | quota in bytes; 0: no limit |
 //! | 8 | revocation epoch |
@@ -159,6 +159,21 @@ pub enum ContextError {
     Scope(Scope),
 }
 
+impl ContextError {
+    /// The error's name in the protocol.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Malformed(_) => "malformed",
+            Self::Key(error) => error.code(),
+            Self::Expired { .. } => "expired",
+            Self::NotYet { .. } => "not-yet",
+            Self::NotHere { .. } => "not-here",
+            Self::Revoked => "revoked",
+            Self::Scope(_) => "scope",
+        }
+    }
+}
+
 impl SessionContext {
     /// Signs the context.
     pub fn sign(&self, key: &SigningKey) -> SignedContext {
@@ -245,6 +260,11 @@ impl SignedContext {
         {
             return Err(malformed("allowed datacenters"));
         }
+        let allowed: Vec<DcId> =
+            allowed.chunks_exact(2).map(|b| DcId::new(u16::from_be_bytes([b[0], b[1]]))).collect();
+        if !allowed.is_sorted_by(|a, b| a < b) {
+            return Err(malformed("allowed datacenters do not rise"));
+        }
         let context = SessionContext {
             session: SessionId::new(Uuid::from_bytes(session)),
             tenant: TenantId::new(number(26)),
@@ -255,7 +275,7 @@ impl SignedContext {
             issuer,
             issued_at: Timestamp::new(number(62)),
             ends_at: Timestamp::new(number(70)),
-            allowed: allowed.chunks_exact(2).map(|b| DcId::new(u16::from_be_bytes([b[0], b[1]]))).collect(),
+            allowed: allowed.into_iter().collect(),
         };
         if context.ends_at.since(context.issued_at) > MAX_CONTEXT_LIFE_MS {
             return Err(malformed("lives too long"));

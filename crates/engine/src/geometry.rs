@@ -89,6 +89,21 @@ pub enum GeometryError {
     Empty,
 }
 
+impl GeometryError {
+    /// The error's name in the protocol.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::SizeTooLarge { .. } => "file-size",
+            Self::IndexTooLarge { .. } => "chunk-index",
+            Self::PastEnd { .. } => "chunk-past-end",
+            Self::RunCount { .. } => "run-count",
+            Self::RunUnaligned { .. } => "run-alignment",
+            Self::Length { .. } => "run-length",
+            Self::Empty => "run-empty",
+        }
+    }
+}
+
 /// 1, 2, 4 or 8 whole chunks, aligned to their number: what one request carries.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub struct Run {

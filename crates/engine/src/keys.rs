@@ -145,6 +145,17 @@ pub enum KeyError {
     Signature,
 }
 
+impl KeyError {
+    /// The error's name in the protocol.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Unknown(_) => "key-unknown",
+            Self::WrongDc { .. } => "key-owner",
+            Self::Signature => "signature",
+        }
+    }
+}
+
 /// The public keys that are good for one purpose.
 #[derive(Clone, Debug)]
 pub struct KeyRing {

@@ -388,6 +388,9 @@ impl Ledger {
                 holding.tree.cut(span.place);
             }
             holding.tree.cut(place);
+            // What it says there next was compared with nobody yet.
+            self.agreed.retain(|(a, b), _| *a != holder && *b != holder);
+            self.details.retain(|(dc, _), _| *dc != holder);
             self.rebuild_union();
         }
     }

@@ -107,6 +107,21 @@ pub enum MetadataError {
     Malformed(&'static str),
 }
 
+impl MetadataError {
+    /// The error's name in the protocol.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Size(error) => error.code(),
+            Self::TooLong { .. } => "text-length",
+            Self::TooManyEntries { .. } => "entries",
+            Self::Text { .. } => "text",
+            Self::Expiry { .. } => "expiry",
+            Self::RecordTooLong { .. } => "record-length",
+            Self::Malformed(_) => "malformed",
+        }
+    }
+}
+
 impl MetadataRecord {
     /// Checks the fields and makes the record.
     pub fn new(

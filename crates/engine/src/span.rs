@@ -52,6 +52,18 @@ pub enum PlaceError {
     },
 }
 
+impl PlaceError {
+    /// The error's name in the protocol.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Level { .. } => "span-level",
+            Self::Misaligned { .. } => "span-alignment",
+            Self::OutOfRange { .. } => "span-range",
+            Self::PastEnd { .. } => "span-past-end",
+        }
+    }
+}
+
 impl Place {
     /// The place of `2^level` chunks from `start`, in a file of any size: checks level, alignment and range.
     pub const fn new(start: u64, level: u8) -> Result<Self, PlaceError> {

@@ -132,6 +132,18 @@ pub enum TokenError {
     Key,
 }
 
+impl TokenError {
+    /// The error's name in the protocol.
+    pub const fn code(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "invalid",
+            Self::Expired { .. } => "expired",
+            Self::NotYet { .. } => "not-yet",
+            Self::Key => "key",
+        }
+    }
+}
+
 /// Makes tokens. Holds the secret key.
 pub struct TokenMint {
     cluster: String,

@@ -337,8 +337,8 @@ async fn take_commands(service: &Arc<AggregatorService>, from: DcId, commands: &
                 service.ledgers.tell(NodeEvent::Received(verified)).await;
             }
             Err(error) => {
-                service.metrics.received("none", "refused");
-                warn!(peer = %from, %error, "a command was refused");
+                service.metrics.received("none", error.code());
+                warn!(peer = %from, code = error.code(), %error, "a command was refused");
             }
         }
     }

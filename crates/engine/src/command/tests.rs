@@ -204,3 +204,124 @@ proptest! {
         prop_assert_eq!(Command::decode(&bytes).unwrap().0.statement, statement);
     }
 }
+
+/// What people read of each kind (`sluice command decode`, logs).
+#[test]
+fn every_kind_has_its_words() {
+    let digest = "d1".repeat(32);
+    let words: Vec<String> = examples().iter().map(Statement::to_string).collect();
+    assert_eq!(
+        words,
+        [
+            "META_REQUEST".to_owned(),
+            format!("META home dc#1 epoch 2, 1073741829 bytes, tenant#9, record {digest}"),
+            "UNKNOWN".into(),
+            format!("HAVE chunks 640..=703 (level 6), generation 5, value {digest}"),
+            "HAVE nothing as of generation 5".into(),
+            "WANT_SPANS under 640+2^6".into(),
+            "WANT_FILES prefix of 0 bits, set d1d1d1d1d1d1d1d1".into(),
+            format!("ROOT {digest}, 1073741829 bytes, home dc#1 epoch 2"),
+            format!("ASSEMBLED {digest}, 1073741829 bytes, home dc#1 epoch 2, nonce 77"),
+            "CONFIRM nonce 77".into(),
+            "DROP deleted, tenant#9".into(),
+            "REVOKE before epoch 3, tenant#9".into(),
+            "LOAD 1 2".into(),
+            "DRAIN phase 1: 3 4".into(),
+            "SESSION_MOVE phase 2: 5 6".into(),
+            "ACK of sequence 8, command d1d1d1d1d1d1d1d1".into(),
+            "CONFLICT of holders at 640+2^6, seen by dc#1".into(),
+        ]
+    );
+    let meta = Statement::Meta {
+        epoch: HomeEpoch::new(0),
+        home: B,
+        size: None,
+        tenant: TenantId::new(9),
+        digest: RecordDigest::from_bytes([0xD1; 32]),
+    };
+    assert_eq!(meta.to_string(), format!("META home dc#2 epoch 0, size unknown, tenant#9, record {digest}"));
+    let last = Place::new(MAX_CHUNKS - 2, 1).unwrap();
+    let span = Span::new(last, ChainingValue::from_bytes([0xD1; 32]));
+    let have = Statement::Have { generation: Generation::new(1), span };
+    assert!(have.to_string().starts_with("HAVE chunks 36507222014..=36507222015 (level 1)"), "{have}");
+    let past = Place::new((MAX_CHUNKS >> 34) << 34, 34).unwrap();
+    let have = Statement::Have { generation: Generation::new(1), span: Span::new(past, span.value) };
+    assert!(have.to_string().contains("..=36507222015 (level 34)"), "clipped to the largest file: {have}");
+    let size = Geometry::new(5).unwrap();
+    let root = Root::from_bytes([0xD1; 32]);
+    let announced =
+        Statement::Assembled { epoch: HomeEpoch::new(0), home: A, size, nonce: Nonce::new(0), root };
+    assert_eq!(announced.to_string(), format!("ASSEMBLED {digest}, 5 bytes, home dc#1 epoch 0"));
+    let found = Statement::Conflict { home: A, place: Place::new(0, 0).unwrap(), found: Some(root) };
+    assert_eq!(found.to_string(), format!("CONFLICT: unexpected root {digest}, seen by dc#1"));
+    let reasons = [1, 2, 3].map(|byte| DropReason::from_byte(byte).unwrap().to_string());
+    assert_eq!(reasons, ["aborted", "deleted", "expired"]);
+    assert_eq!((DropReason::from_byte(0), DropReason::from_byte(4)), (None, None));
+}
+
+#[test]
+fn every_refusal_has_its_code() {
+    let place = |start, level| CommandError::from(Place::new(start, level).unwrap_err());
+    let kind = Kind::Have;
+    let dc = A;
+    let codes = [
+        (CommandError::Length { got: 0 }, "length"),
+        (CommandError::Magic, "magic"),
+        (CommandError::Version { got: 2 }, "version"),
+        (CommandError::Kind { got: 0 }, "kind"),
+        (CommandError::Reserved { kind, field: "A" }, "reserved"),
+        (CommandError::Field { kind, field: "A" }, "field"),
+        (place(0, 36), "span-level"),
+        (place(1, 1), "span-alignment"),
+        (place(MAX_CHUNKS, 0), "span-range"),
+        (Place::new(8, 0).unwrap().check(Geometry::new(1).unwrap()).unwrap_err().into(), "span-past-end"),
+        (Geometry::new(u64::MAX).unwrap_err().into(), "file-size"),
+        (CommandError::Slot { got: 4096 }, "slot"),
+        (CommandError::SlotOfFile { expected: 1, got: 2 }, "slot-of-file"),
+        (KeyError::Unknown(KeyId::new(1)).into(), "key-unknown"),
+        (KeyError::WrongDc { key: KeyId::new(1), owner: dc, claimed: dc }.into(), "key-owner"),
+        (KeyError::Signature.into(), "signature"),
+        (CommandError::Sender { got: dc }, "sender"),
+        (CommandError::Destination { got: dc, me: dc }, "destination"),
+    ];
+    for (error, code) in codes {
+        assert_eq!(error.code(), code, "{error}");
+    }
+}
+
+#[test]
+fn the_bounds_of_every_kind_hold() {
+    let key = key(A, 1, "test");
+    let refused = |statement: Statement, at: usize, byte: u8| {
+        let mut bytes = command(statement).sign(&key);
+        bytes[at] = byte;
+        Command::decode(&bytes).map(|(command, _)| command.statement)
+    };
+    // A prefix may have 48 bits, whose last is then the lowest of its six bytes.
+    let want = |bits, file| Command { file, ..command(Statement::WantFiles { bits, digest: [1; 32] }) };
+    let mut bytes = [0; 16];
+    bytes[..6].fill(0xFF);
+    let widest = want(48, FileId::from_bytes(bytes));
+    let widest = Command { slot: Slot::new(0).unwrap(), ..widest };
+    assert_eq!(Command::decode(&widest.sign(&key)).unwrap().0, widest);
+    bytes[6] = 0x80;
+    let past = Command { file: FileId::from_bytes(bytes), ..widest };
+    let after = CommandError::Reserved { kind: Kind::WantFiles, field: "FileId after the prefix" };
+    assert_eq!(Command::decode(&past.sign(&key)), Err(after));
+    for (i, statement) in examples().into_iter().enumerate() {
+        let uses_home = matches!(i, 1 | 7 | 8 | 16);
+        let everyone = CommandError::Field { kind: statement.kind(), field: "home" };
+        let mut bytes = command(statement).sign(&key);
+        bytes[10..12].fill(0xFF);
+        if uses_home {
+            assert_eq!(Command::decode(&bytes), Err(everyone), "{statement}");
+        } else {
+            assert!(matches!(Command::decode(&bytes), Err(CommandError::Reserved { .. })), "{statement}");
+        }
+    }
+    let confirm = examples()[9];
+    let mut bytes = command(confirm).sign(&key);
+    bytes[40..48].fill(0);
+    assert_eq!(Command::decode(&bytes), Err(CommandError::Field { kind: Kind::Confirm, field: "B" }));
+    assert_eq!(refused(examples()[10], 5, 4), Err(CommandError::Field { kind: Kind::Drop, field: "aux" }));
+}

@@ -166,3 +166,22 @@ fn unasked_values_cost_no_memory() {
     }
     assert_eq!(ledger, before);
 }
+
+/// What was compared with a holder before it was rejected says nothing of what it says then.
+#[test]
+fn what_comes_after_a_rejection_is_compared_anew() {
+    let file = shape(4);
+    let (honest, other) = (values(file, None), values(file, Some(1)));
+    let mut ledger = ledger_of(file);
+    let (left, right) = Place::top_children(file).unwrap();
+    for holder in [dc(2), dc(3)] {
+        say(&mut ledger, holder, left, &honest);
+        say(&mut ledger, holder, right, &honest);
+    }
+    assert!(matches!(ledger.verdict(), Verdict::Whole(_)));
+    ledger.reject(dc(3), left);
+    assert!(matches!(ledger.verdict(), Verdict::Whole(_)), "the other holder has it");
+    assert_eq!(ledger.chunks_held_by(dc(3)), 2);
+    say(&mut ledger, dc(3), left, &other);
+    assert_eq!(ledger.verdict(), Verdict::Disagree(left));
+}

@@ -1,0 +1,12 @@
+//! The protocol as others see it: `docs/vectors.json`, and what an implementation of its own makes of it.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+mod commands;
+mod digests;
+mod keys;
+mod python;
+mod records;
+mod sessions;
+mod shapes;
+mod vectors;

@@ -1,0 +1,90 @@
+"""Session contexts and tokens."""
+
+import struct
+import uuid
+from dataclasses import dataclass
+
+import jwt
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from . import Refused
+
+SCOPES = {1: "write", 2: "read", 4: "delete"}
+FIXED = ">4sIH16sQIQQQQQB"
+TOLERANCE_MS = 60_000
+MAX_LIFE_MS = 300_000
+
+
+@dataclass(frozen=True)
+class Context:
+    key: int
+    issuer: int
+    session: uuid.UUID
+    tenant: int
+    scopes: int
+    rate: int
+    quota: int
+    revocation: int
+    issued_at: int
+    ends_at: int
+    allowed: tuple
+
+    def sign(self, key):
+        body = struct.pack(
+            FIXED, b"SLX\x01", self.key, self.issuer, self.session.bytes, self.tenant, self.scopes, self.rate,
+            self.quota, self.revocation, self.issued_at, self.ends_at, len(self.allowed),
+        ) + b"".join(struct.pack(">H", dc) for dc in self.allowed)
+        return body + key.sign(body)
+
+    def scope_names(self):
+        return [name for bit, name in SCOPES.items() if self.scopes & bit]
+
+
+def verify_context(data, ring, me, now):
+    fixed = struct.calcsize(FIXED)
+    if not fixed + 64 <= len(data) <= fixed + 128 + 64:
+        raise Refused("malformed", "length")
+    body, signature = data[:-64], data[-64:]
+    magic, key, issuer, session, *rest, count = struct.unpack_from(FIXED, body)
+    if magic != b"SLX\x01":
+        raise Refused("malformed", "magic or version")
+    ring.verify(key, issuer, body, signature)
+    if count > 64 or len(body) != fixed + 2 * count:
+        raise Refused("malformed", "allowed datacenters")
+    allowed = struct.unpack_from(f">{count}H", body, fixed)
+    if any(a >= b for a, b in zip(allowed, allowed[1:])):
+        raise Refused("malformed", "allowed datacenters do not rise")
+    context = Context(key, issuer, uuid.UUID(bytes=session), *rest, allowed)
+    if context.ends_at - context.issued_at > MAX_LIFE_MS:
+        raise Refused("malformed", "lives too long")
+    if context.issued_at > now + TOLERANCE_MS:
+        raise Refused("not-yet")
+    if now > context.ends_at + TOLERANCE_MS:
+        raise Refused("expired")
+    if allowed and me not in allowed:
+        raise Refused("not-here")
+    return context
+
+
+def verify_token(text, public, cluster, now):
+    """The claims of a token, times checked against `now` in milliseconds."""
+    if len(text) > 4096:
+        raise Refused("invalid", "too long")
+    needed = ["iss", "sub", "tenant", "scopes", "quota", "rate", "epoch", "iat", "nbf", "exp", "jti"]
+    options = {"require": needed, "verify_exp": False, "verify_nbf": False, "verify_iat": False}
+    try:
+        key = Ed25519PublicKey.from_public_bytes(public)
+        claims = jwt.decode(text, key, algorithms=["EdDSA"], issuer=cluster, options=options)
+        numbers = [claims[name] for name in ("tenant", "quota", "rate", "epoch", "iat", "nbf", "exp")]
+        uuid.UUID(claims["jti"])
+    except (jwt.InvalidTokenError, ValueError) as error:
+        raise Refused("invalid", str(error)) from None
+    if not all(isinstance(number, int) and 0 <= number < 1 << 64 for number in numbers):
+        raise Refused("invalid", "numbers")
+    if len(claims.get("dcs", [])) > 64:
+        raise Refused("invalid", "datacenters")
+    if now // 1000 > claims["exp"] + 60:
+        raise Refused("expired")
+    if claims["nbf"] > now // 1000 + 60:
+        raise Refused("not-yet")
+    return claims
