@@ -6,9 +6,12 @@
 //! 2. [`http`] are the JSON bodies of the HTTP door, shared by the edge and the client library.
 //! 3. [`problem`] is the one list of reasons for which a request is refused, the same at every door.
 //! 4. [`peer`] is the generated code of `peer.proto`: what datacenters say to one another in bulk.
-//! 5. Nothing here decides anything or performs I/O.
+//! 5. [`ingest`] is the generated code of `ingest.proto`, the gRPC door for clients; [`codec`] bounds what is decoded.
+//! 6. Nothing here decides anything or performs I/O.
 
 pub mod calls;
+pub mod codec;
 pub mod http;
+pub mod ingest;
 pub mod peer;
 pub mod problem;

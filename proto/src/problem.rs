@@ -51,6 +51,8 @@ problems! {
     ChunkAlignment = "chunk-alignment", 400, "A request carries 1, 2, 4 or 8 aligned chunks";
     /// The stream ended before the declared length.
     Truncated = "truncated", 400, "The body ended early";
+    /// More was sent than the receiver had granted.
+    CreditExceeded = "credit-exceeded", 400, "More was sent than was granted";
     /// No token.
     Unauthenticated = "unauthenticated", 401, "A bearer token is needed";
     /// A token that does not count.
@@ -91,6 +93,8 @@ problems! {
     Precondition = "precondition", 412, "A condition of the request does not hold";
     /// The body or the file is too large.
     TooLarge = "too-large", 413, "Too large";
+    /// The content is encoded in a way that is not taken.
+    Encoding = "encoding", 415, "The content encoding is not taken";
     /// The range lies outside the file.
     Range = "range", 416, "The range lies outside the file";
     /// The bytes do not have the announced value.

@@ -8,7 +8,6 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -19,7 +18,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::shutdown::Shutdown;
@@ -35,12 +34,18 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the probes report. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Flags>);
+pub struct Health(watch::Sender<Flags>);
 
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Flags {
-    started: AtomicBool,
-    serving: AtomicBool,
+    started: bool,
+    serving: bool,
+}
+
+impl Flags {
+    fn is_ready(self) -> bool {
+        self.started && self.serving
+    }
 }
 
 impl Health {
@@ -51,22 +56,28 @@ impl Health {
 
     /// The volume is open and the slots are loaded.
     pub fn set_started(&self) {
-        self.0.started.store(true, Ordering::Release);
+        self.0.send_modify(|flags| flags.started = true);
     }
 
     /// Requests are taken; or, on the way to a stop, will soon not be.
     pub fn set_serving(&self, serving: bool) {
-        self.0.serving.store(serving, Ordering::Release);
+        self.0.send_modify(|flags| flags.serving = serving);
     }
 
     /// Whether the process has started.
     pub fn is_started(&self) -> bool {
-        self.0.started.load(Ordering::Acquire)
+        self.0.borrow().started
     }
 
     /// Whether requests should be sent here.
     pub fn is_ready(&self) -> bool {
-        self.is_started() && self.0.serving.load(Ordering::Acquire)
+        self.0.borrow().is_ready()
+    }
+
+    /// Returns once [`is_ready`](Self::is_ready) is no longer `ready`.
+    pub async fn turns_from(&self, ready: bool) {
+        // An error would mean that nobody can set it any more, while we can.
+        let _ = self.0.subscribe().wait_for(|flags| flags.is_ready() != ready).await;
     }
 }
 

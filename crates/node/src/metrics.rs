@@ -42,11 +42,22 @@ pub struct HttpLabels {
     pub http_response_status_code: u16,
 }
 
+/// Labels of [`Metrics::rpc_calls`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RpcLabels {
+    /// Always `grpc`.
+    pub rpc_system_name: &'static str,
+    /// Service and method, `_OTHER` for one that is not known.
+    pub rpc_method: &'static str,
+    /// The name of the gRPC status code.
+    pub rpc_response_status_code: &'static str,
+}
+
 /// Labels of [`Metrics::shed`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ShedLabels {
     /// What ran out: `connections`, `requests`, `memory`, or the patience with a `handshake`, a `slow-body`, or a
-    /// connection that `stalled`.
+    /// connection or a stream that `stalled`.
     pub reason: &'static str,
 }
 
@@ -62,6 +73,8 @@ pub struct Metrics {
     pub chunk_ack: Histogram,
     /// HTTP requests at the edge: seconds until the answer's head was ready.
     pub http_requests: Family<HttpLabels, Histogram, MakeHistogram>,
+    /// gRPC calls at the edge: seconds until the last byte of the answer was taken, or the call was given up.
+    pub rpc_calls: Family<RpcLabels, Histogram, MakeHistogram>,
     /// Client connections that are open.
     pub connections: Gauge,
     /// Memory that budgets have granted, in bytes.
@@ -89,6 +102,7 @@ impl Metrics {
             chunks: Family::default(),
             chunk_ack: seconds(),
             http_requests: Family::new_with_constructor(seconds),
+            rpc_calls: Family::new_with_constructor(seconds),
             connections: Gauge::default(),
             memory_used: Gauge::default(),
             memory_budget: Gauge::default(),
@@ -107,6 +121,11 @@ impl Metrics {
             "http_server_request_duration_seconds",
             "Duration of HTTP requests",
             metrics.http_requests.clone(),
+        );
+        registry.register(
+            "rpc_server_call_duration_seconds",
+            "Duration of gRPC calls",
+            metrics.rpc_calls.clone(),
         );
         registry.register("sluice_connections", "Open client connections", metrics.connections.clone());
         registry.register(
@@ -168,6 +187,8 @@ mod tests {
         let labels =
             HttpLabels { http_route: "/v1", http_request_method: "GET", http_response_status_code: 200 };
         metrics.http_requests.get_or_create(&labels).observe(0.1);
+        let labels = RpcLabels { rpc_system_name: "grpc", rpc_method: "a/B", rpc_response_status_code: "OK" };
+        metrics.rpc_calls.get_or_create(&labels).observe(0.1);
         let text = metrics.encode().unwrap();
         for line in [
             r#"sluice_chunks_total{dc="dc-a",door="http",outcome="stored"} 8"#,
@@ -178,6 +199,7 @@ mod tests {
             "sluice_integrity_failures_total",
             "sluice_build_info",
             r#"http_server_request_duration_seconds_count{dc="dc-a",http_route="/v1""#,
+            r#"rpc_server_call_duration_seconds_count{dc="dc-a",rpc_system_name="grpc",rpc_method="a/B""#,
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use futures_util::future::Either;
 use http::Request;
 use hyper::body::Incoming;
 use hyper::rt::Executor;
@@ -24,10 +25,11 @@ use sluice_node::shutdown::Shutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tonic::service::Routes;
 
 use crate::App;
 use crate::body::RequestBody;
-use crate::routes;
+use crate::{grpc, routes};
 
 /// The most an HTTP/1.1 connection buffers: what a request with a body pays for. Buffers grow only while a client
 /// fills them, so an idle connection holds some 8 KiB.
@@ -56,10 +58,17 @@ const PONG: Duration = Duration::from_secs(10);
 /// How long a connection that was told goodbye has to go.
 const GOODBYE: Duration = Duration::from_secs(5);
 
+/// What stands behind the port.
+#[derive(Clone)]
+struct Doors {
+    http: Router,
+    grpc: Routes,
+}
+
 /// Accepts until the datacenter drains.
 pub(crate) async fn run(listener: TcpListener, tls: Arc<ServerConfig>, app: Arc<App>) {
     let acceptor = TlsAcceptor::from(tls);
-    let router = routes::router(app.clone());
+    let doors = Doors { http: routes::router(app.clone()), grpc: grpc::routes(&app) };
     let connections = Concurrency::new("connections", app.settings.connections);
     let stopped = async {
         app.tasks.draining().await;
@@ -85,11 +94,11 @@ pub(crate) async fn run(listener: TcpListener, tls: Arc<ServerConfig>, app: Arc<
             app.parts.metrics.count_shed("connections");
             continue;
         };
-        let (acceptor, app, router) = (acceptor.clone(), app.clone(), router.clone());
+        let (acceptor, app, doors) = (acceptor.clone(), app.clone(), doors.clone());
         app.tasks.clone().spawn(async move {
             app.parts.metrics.connections.inc();
             let _counted = Counted(app.clone());
-            serve(stream, acceptor, app, router).await;
+            serve(stream, acceptor, app, doors).await;
             drop(permit);
         });
     }
@@ -104,7 +113,7 @@ impl Drop for Counted {
     }
 }
 
-async fn serve(stream: TcpStream, acceptor: TlsAcceptor, app: Arc<App>, router: Router) {
+async fn serve(stream: TcpStream, acceptor: TlsAcceptor, app: Arc<App>, doors: Doors) {
     // An answer is one write, and waits for no other.
     let _ = stream.set_nodelay(true);
     let stream = match timeout(app.settings.handshake, acceptor.accept(stream)).await {
@@ -125,9 +134,14 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, app: Arc<App>, router: 
         service_fn(move |request: Request<Incoming>| {
             let begun = activity.begin();
             let (head, incoming) = request.into_parts();
-            let body = RequestBody::new(incoming, &head, &app, activity.clone());
-            let answer =
-                routes::answer(router.clone(), Request::from_parts(head, Body::new(body)), app.clone());
+            let body = Body::new(RequestBody::new(incoming, &head, &app, activity.clone()));
+            let answer = if is_h2 && grpc::is_call(&head) {
+                let call = Request::from_parts(head, body);
+                Either::Left(grpc::answer(doors.grpc.clone(), call, app.clone()))
+            } else {
+                let request = Request::from_parts(head, body);
+                Either::Right(routes::answer(doors.http.clone(), request, app.clone()))
+            };
             async move { Ok::<_, std::convert::Infallible>(answer.await.map(|body| begun.until_end(body))) }
         })
     };
@@ -166,7 +180,9 @@ where
     let mut connection = pin!(connection);
     let mut goodbye = false;
     loop {
-        let patience = if goodbye && !activity.is_busy() { GOODBYE } else { activity.left(&app.settings) };
+        let left = activity.left(&app.settings);
+        // A connection that was told goodbye is looked at again: its last request may end while its client stays.
+        let patience = if goodbye { left.min(GOODBYE) } else { left };
         tokio::select! {
             result = connection.as_mut() => {
                 if let Err(error) = result {

@@ -3,7 +3,7 @@
 use axum::body::Body;
 use axum::response::{IntoResponse, Response};
 use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 use serde::Serialize;
 use sluice_node::telemetry::TraceId;
 use sluice_proto::http::ProblemDetails;
@@ -33,8 +33,8 @@ impl Refused {
     }
 
     /// Why.
-    pub(crate) fn problem(&self) -> Problem {
-        self.refusal.problem
+    pub(crate) fn refusal(&self) -> &Refusal {
+        &self.refusal
     }
 }
 
@@ -83,12 +83,17 @@ pub(crate) fn finish(mut response: Response, method: &Method, dc: &str, trace: T
             *response.body_mut() = Body::empty();
         }
     }
+    stamp(response.headers_mut(), dc, trace);
+    response
+}
+
+/// Names the datacenter and the trace.
+pub(crate) fn stamp(headers: &mut HeaderMap, dc: &str, trace: TraceId) {
     for (name, value) in [(SLUICE_DC, dc.to_owned()), (TRACE_ID, trace.to_string())] {
         if let Ok(value) = HeaderValue::try_from(value) {
-            response.headers_mut().insert(name, value);
+            headers.insert(name, value);
         }
     }
-    response
 }
 
 fn write_problem(response: &mut Response, refusal: &Refusal, dc: &str, trace: TraceId) {
@@ -137,6 +142,7 @@ fn challenge(problem: Problem) -> Option<&'static str> {
         | Problem::ChunkLength
         | Problem::ChunkAlignment
         | Problem::Truncated
+        | Problem::CreditExceeded
         | Problem::Quota
         | Problem::NotFound
         | Problem::NoRoute
@@ -152,6 +158,7 @@ fn challenge(problem: Problem) -> Option<&'static str> {
         | Problem::LengthRequired
         | Problem::Precondition
         | Problem::TooLarge
+        | Problem::Encoding
         | Problem::Range
         | Problem::ChunkValue
         | Problem::RateLimited

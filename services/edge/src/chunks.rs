@@ -34,8 +34,17 @@ pub(crate) async fn put(
     request: Request,
 ) -> Answer {
     let began = Instant::now();
+    let result = take(&app, &context, parameters, request).await;
+    count(&app, DOOR, began, &result);
+    let receipt = result?;
+    let status = if receipt.provisional { StatusCode::ACCEPTED } else { StatusCode::OK };
+    json(status, &receipt)
+}
+
+/// Counts what became of a run that came through a door.
+pub(crate) fn count(app: &App, door: &'static str, began: Instant, result: &Result<ChunkReceipt, Refusal>) {
     let metrics = &app.parts.metrics;
-    match take(&app, &context, parameters, request).await {
+    match result {
         Ok(receipt) => {
             metrics.chunk_ack.observe(began.elapsed().as_secs_f64());
             let outcome = match (receipt.provisional, receipt.new_chunks) {
@@ -43,16 +52,13 @@ pub(crate) async fn put(
                 (false, 0) => "known",
                 (false, _) => "stored",
             };
-            metrics.count_chunks(DOOR, outcome, receipt.values.len() as u64);
-            let status = if receipt.provisional { StatusCode::ACCEPTED } else { StatusCode::OK };
-            json(status, &receipt)
+            metrics.count_chunks(door, outcome, receipt.values.len() as u64);
         }
         Err(refusal) => {
-            metrics.count_chunks(DOOR, refusal.problem.code(), 1);
+            metrics.count_chunks(door, refusal.problem.code(), 1);
             if refusal.problem == Problem::Timeout {
                 metrics.count_shed("slow-body");
             }
-            Err(refusal.into())
         }
     }
 }

@@ -210,7 +210,7 @@ mod tests {
         for (name, value) in pairs {
             headers.append(name, HeaderValue::from_static(value));
         }
-        select(&headers, ETAG, 10).map_err(|refused| refused.problem())
+        select(&headers, ETAG, 10).map_err(|refused| refused.refusal().problem)
     }
 
     #[test]

@@ -11,9 +11,11 @@ use http::{HeaderValue, StatusCode, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use sluice_engine::context::SignedContext;
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::{BadHash, Root};
 use sluice_engine::ids::ClientFileId;
+use sluice_engine::limits::UNIT_LEVEL;
 use sluice_engine::metadata::MetadataFields;
 use sluice_engine::span::Place;
 use sluice_node::clock;
@@ -22,7 +24,7 @@ use sluice_proto::http::{CreateFile, SettleFile, State as FileState};
 use sluice_proto::problem::{Problem, Refusal};
 
 use crate::App;
-use crate::answer::{Answer, Refused, invalid, json};
+use crate::answer::{Answer, invalid, json};
 use crate::routes::{Caller, file_id};
 
 /// The longest body of JSON, in bytes: four times the longest metadata record.
@@ -133,8 +135,12 @@ pub(crate) async fn settle(
     let id = file_id(&path(id)?)?;
     let body = json_body(&app, request).await?;
     let SettleFile { size } = object(&body)?;
-    let size = Geometry::new(size).map_err(|error| Refusal::new(Problem::TooLarge, error.to_string()))?;
-    json(StatusCode::OK, &app.parts.workers.settle(&context, id, size).await?)
+    json(StatusCode::OK, &app.parts.workers.settle(&context, id, settled(size)?).await?)
+}
+
+/// The size of a file, once and for all.
+pub(crate) fn settled(size: u64) -> Result<Geometry, Refusal> {
+    Geometry::new(size).map_err(|error| Refusal::new(Problem::TooLarge, error.to_string()))
 }
 
 /// Parameters of `GET /v1/files`.
@@ -155,11 +161,18 @@ pub(crate) async fn list(
     let ListParameters { state, limit, after } = query(parameters)?;
     let state = state.as_deref().map(state_named).transpose()?;
     let after = after.as_deref().map(file_id).transpose()?;
-    let limit = limit.unwrap_or(PAGE);
-    if !(1..=MAX_PAGE).contains(&limit) {
-        return Err(invalid(format!("limit is {limit}, expected 1 to {MAX_PAGE}")).into());
-    }
+    let limit = page_limit(limit)?;
     json(StatusCode::OK, &app.parts.workers.list(&context, ListQuery { state, after, limit }).await?)
+}
+
+/// How many files a page holds.
+pub(crate) fn page_limit(limit: Option<usize>) -> Result<usize, Refusal> {
+    let limit = limit.unwrap_or(PAGE);
+    if (1..=MAX_PAGE).contains(&limit) {
+        Ok(limit)
+    } else {
+        Err(invalid(format!("limit is {limit}, expected 1 to {MAX_PAGE}")))
+    }
 }
 
 fn state_named(name: &str) -> Result<FileState, Refusal> {
@@ -191,17 +204,22 @@ pub(crate) async fn status(
 }
 
 fn wait(StatusParameters { wait, timeout }: StatusParameters) -> Result<Option<Wait>, Refusal> {
-    let secs = timeout.unwrap_or(WAIT_SECS);
+    wait_for(wait.as_deref().map(state_named).transpose()?, timeout)
+}
+
+/// Which state is waited for, and how long.
+pub(crate) fn wait_for(state: Option<FileState>, secs: Option<u64>) -> Result<Option<Wait>, Refusal> {
+    let secs = secs.unwrap_or(WAIT_SECS);
     if secs > MAX_WAIT_SECS {
         return Err(invalid(format!("timeout is {secs} s, at most {MAX_WAIT_SECS} s can be waited for")));
     }
-    let Some(name) = wait else { return Ok(None) };
-    match state_named(&name)? {
-        state @ (FileState::Complete | FileState::Assembled) => {
+    let Some(state) = state else { return Ok(None) };
+    match state {
+        FileState::Complete | FileState::Assembled => {
             Ok(Some(Wait { state, timeout: Duration::from_secs(secs) }))
         }
         FileState::Receiving | FileState::Conflict | FileState::Dropped => {
-            Err(invalid(format!("{name} cannot be waited for, expected complete or assembled")))
+            Err(invalid(format!("{} cannot be waited for, expected complete or assembled", state.name())))
         }
     }
 }
@@ -225,12 +243,16 @@ pub(crate) async fn tree(
 ) -> Answer {
     let id = file_id(&path(id)?)?;
     let TreeParameters { start, level } = query(parameters)?;
-    if level > sluice_engine::limits::UNIT_LEVEL {
-        let limit = sluice_engine::limits::UNIT_LEVEL;
-        return Err(invalid(format!("level is {level}, values are listed up to level {limit}")).into());
-    }
-    let place = Place::new(start, level).map_err(|error| invalid(error.to_string()))?;
+    let place = place(start, level)?;
     json(StatusCode::OK, &app.parts.workers.tree(&context, id, place).await?)
+}
+
+/// A place whose chunks can be listed.
+pub(crate) fn place(start: u64, level: u8) -> Result<Place, Refusal> {
+    if level > UNIT_LEVEL {
+        return Err(invalid(format!("level is {level}, values are listed up to level {UNIT_LEVEL}")));
+    }
+    Place::new(start, level).map_err(|error| invalid(error.to_string()))
 }
 
 /// `DELETE /v1/files/{id}`
@@ -240,11 +262,15 @@ pub(crate) async fn remove(
     id: PathOf<String>,
 ) -> Answer {
     let id = file_id(&path(id)?)?;
-    match app.parts.workers.remove(&context, id).await {
-        Ok(()) => Ok(no_content()),
-        // Deleting again is as good as deleting once.
-        Err(refusal) if refusal.problem == Problem::Dropped => Ok(no_content()),
-        Err(refusal) => Err(Refused::from(refusal)),
+    end(&app, &context, id).await?;
+    Ok(no_content())
+}
+
+/// Ends a file. Again is as good as once.
+pub(crate) async fn end(app: &App, context: &SignedContext, id: ClientFileId) -> Result<(), Refusal> {
+    match app.parts.workers.remove(context, id).await {
+        Err(refusal) if refusal.problem == Problem::Dropped => Ok(()),
+        result => result,
     }
 }
 

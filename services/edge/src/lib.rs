@@ -1,7 +1,7 @@
 //! The edges: where clients come in.
 //!
-//! An [`Edge`] is owned by the composition of one datacenter: it listens on one TLS port, speaks HTTP/1.1 and HTTP/2,
-//! turns the bearer token of each request into a signed session context, and passes requests inwards to
+//! An [`Edge`] is owned by the composition of one datacenter: it listens on one TLS port, speaks HTTP/1.1, HTTP/2 and
+//! over that gRPC, turns the bearer token of each request into a signed session context, and passes requests inwards to
 //! [`Workers`] with it. It decides nothing about files.
 //!
 //! Contract:
@@ -10,8 +10,8 @@
 //! 2. What a client may cost is bounded: connections, requests, headers, bodies in memory, and time for each. Past a
 //!    bound it is refused with a time to come back, or cut.
 //! 3. Headers that only the inside may set are stripped. What goes inwards is the signed context, as an argument.
-//! 4. Every refusal is a problem of RFC 9457, made in one place (`answer.rs`), and every answer names its datacenter
-//!    and trace.
+//! 4. Every refusal is a problem of the one list, made in one place for each door: of RFC 9457 in `answer.rs`, a gRPC
+//!    status in `grpc/status.rs`. Every answer names its datacenter and trace.
 //! 5. It stops with the datacenter's [`Shutdown`]: `/readyz` fails first, then the port closes, requests in flight
 //!    finish, connections say goodbye. A kill drops the port and every connection at once.
 
@@ -21,6 +21,7 @@ mod body;
 mod chunks;
 mod content;
 mod files;
+mod grpc;
 mod routes;
 
 use std::io;
@@ -52,9 +53,9 @@ pub struct EdgeSettings {
     pub handshake: Duration,
     /// How long the head of a request may take, and an HTTP/1.1 connection may be idle.
     pub head: Duration,
-    /// How long a body of JSON may take.
+    /// How long a body of JSON may take, and a gRPC message with no chunk in it.
     pub json: Duration,
-    /// How long an HTTP/2 connection without requests is kept.
+    /// How long an HTTP/2 connection without requests is kept, and a gRPC stream on which nothing goes on.
     pub idle: Duration,
     /// How long a connection with requests is kept when no byte of a body moves: longer than any wait.
     pub stall: Duration,

@@ -62,7 +62,7 @@ async fn note_route(matched: Option<MatchedPath>, mut response: Response) -> Res
 async fn no_route(request: Request) -> Refused {
     let path: String = request.uri().path().chars().take(100).collect();
     Refusal::new(Problem::NoRoute, format!("there is nothing at {path}"))
-        .hint("the API is under /v1/files")
+        .hint("HTTP is under /v1/files; gRPC comes over HTTP/2 as application/grpc")
         .into()
 }
 
@@ -95,7 +95,7 @@ pub(crate) fn answer(
             }
         };
         if let Some(refused) = response.extensions().get::<Refused>() {
-            log(refused);
+            log(refused.refusal());
         }
         let route = response.extensions_mut().remove::<Route>().map_or("none", |Route(route)| route);
         let labels = HttpLabels {
@@ -110,11 +110,11 @@ pub(crate) fn answer(
 }
 
 /// Bugs are shouted, the rest is whispered: a refusal is the client's business.
-fn log(refused: &Refused) {
-    if refused.problem() == Problem::Internal {
-        tracing::error!(?refused, "a request failed");
+pub(crate) fn log(refusal: &Refusal) {
+    if refusal.problem == Problem::Internal {
+        tracing::error!(?refusal, "a request failed");
     } else {
-        tracing::debug!(?refused, "a request was refused");
+        tracing::debug!(?refusal, "a request was refused");
     }
 }
 
@@ -131,7 +131,7 @@ fn method_label(method: &Method) -> &'static str {
 }
 
 /// Takes away what only the inside may set: a client that sends it means no good (fault 44).
-fn strip_internal(headers: &mut HeaderMap) {
+pub(crate) fn strip_internal(headers: &mut HeaderMap) {
     let internal: Vec<HeaderName> = headers
         .keys()
         .filter(|name| name.as_str().starts_with("sluice-") || name.as_str().starts_with("x-sluice-"))
@@ -155,7 +155,7 @@ impl FromRequestParts<Arc<App>> for Caller {
     }
 }
 
-fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
+pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
     let mut values = headers.get_all(header::AUTHORIZATION).iter();
     let hint = "send Authorization: Bearer <token>";
     let Some(value) = values.next() else {

@@ -20,7 +20,7 @@ use sluice_proto::calls::{Admission, ChunkSource, ListQuery, Opened, Slots, Wait
 use sluice_proto::http::{About, FileEntry, FilePage, FileStatus, Holder, State, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::{ChunkStore, FileSummary, RecordOutcome, RunReceipt, RunWriter, StoreError, Usage};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 #[derive(Default)]
 struct Entry {
@@ -39,6 +39,8 @@ pub(crate) struct MemoryStore {
     pub(crate) damaged: Mutex<BTreeSet<(FileId, u64)>>,
     /// What the next `begin_run` answers.
     pub(crate) fail: Mutex<Option<StoreError>>,
+    /// Files that are written slowly: each write waits for a permit, and uses it up.
+    pub(crate) slow: Mutex<BTreeMap<FileId, Arc<Semaphore>>>,
 }
 
 impl MemoryStore {
@@ -58,11 +60,15 @@ struct MemoryRun {
     run: Run,
     len: u64,
     bytes: BytesMut,
+    slow: Option<Arc<Semaphore>>,
 }
 
 #[async_trait]
 impl RunWriter for MemoryRun {
     async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError> {
+        if let Some(slow) = &self.slow {
+            slow.acquire().await.unwrap().forget();
+        }
         self.bytes.extend_from_slice(&bytes);
         let got = self.bytes.len() as u64;
         if got > self.len { Err(StoreError::Length { expected: self.len, got }) } else { Ok(()) }
@@ -132,7 +138,8 @@ impl ChunkStore for MemoryStore {
         if let Some(error) = self.fail.lock().unwrap().take() {
             return Err(error);
         }
-        Ok(Box::new(MemoryRun { files: self.files.clone(), file, run, len, bytes: BytesMut::new() }))
+        let slow = self.slow.lock().unwrap().get(&file).cloned();
+        Ok(Box::new(MemoryRun { files: self.files.clone(), file, run, len, bytes: BytesMut::new(), slow }))
     }
 
     async fn values(
