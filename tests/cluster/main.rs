@@ -14,6 +14,7 @@ mod early;
 mod economy;
 mod lists;
 mod open;
+mod other;
 mod partition;
 mod whole;
 mod wire;

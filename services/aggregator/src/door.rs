@@ -208,15 +208,17 @@ impl peer_server::Peer for Door {
         let from = caller(&request)?;
         let mut frames = request.into_inner();
         let hello = frames.message().await?.and_then(|frame| frame.hello);
-        let hello = hello.ok_or_else(|| Status::invalid_argument("a link begins with a hello"))?;
+        let hello = hello.ok_or_else(|| malformed("a link begins with a hello"))?;
         if hello.dc != u32::from(from.number()) {
-            return Err(Status::permission_denied("the certificate is another datacenter's"));
+            let detail = "the certificate is another datacenter's";
+            return Err(to_status(&Refusal::new(Problem::Forbidden, detail)));
         }
         let asked =
             self.service.ledgers.ask(move |aggregator| (aggregator.incarnation(), aggregator.seen(from)));
         let (incarnation, seen) = asked.await.map_err(|refusal| to_status(&refusal))?;
         if hello.incarnation < seen.number() {
-            return Err(Status::failed_precondition("a newer incarnation of this datacenter has spoken"));
+            let detail = "a newer incarnation of this datacenter has spoken";
+            return Err(to_status(&Refusal::new(Problem::Precondition, detail)));
         }
         let answer = LinkFrame {
             hello: Some(Hello {
@@ -271,10 +273,11 @@ impl peer_server::Peer for Door {
         let ChunksRequest { file, start, count, relay } = request.into_inner();
         let file = file_id(&file)?;
         if count == 0 || u64::from(count) > UNIT_CHUNKS {
-            return Err(Status::invalid_argument("1 to 4,096 chunks are asked for at once"));
+            return Err(malformed("1 to 4,096 chunks are asked for at once"));
         }
-        let end = start.checked_add(u64::from(count)).ok_or_else(|| Status::invalid_argument("range"))?;
-        ChunkIndex::new(end - 1).map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let end =
+            start.checked_add(u64::from(count)).ok_or_else(|| malformed("the range of chunks overflows"))?;
+        ChunkIndex::new(end - 1).map_err(|error| malformed(error.to_string()))?;
         let (sender, receiver) = mpsc::channel(PIECES);
         let service = self.service.clone();
         self.tasks.spawn(async move {
@@ -349,23 +352,29 @@ fn caller<T>(request: &Request<T>) -> Result<DcId, Status> {
     caller.map(|Caller(dc)| *dc).ok_or_else(|| Status::unauthenticated("no certificate"))
 }
 
+/// The refusal of a message that does not say what it should.
+fn malformed(detail: impl Into<String>) -> Status {
+    to_status(&Refusal::new(Problem::InvalidParameter, detail))
+}
+
 fn file_id(bytes: &[u8]) -> Result<FileId, Status> {
-    let bytes = bytes.try_into().map_err(|_| Status::invalid_argument("a file id has 16 bytes"))?;
+    let bytes = bytes.try_into().map_err(|_| malformed("a file id has 16 bytes"))?;
     Ok(FileId::from_bytes(bytes))
 }
 
 fn client_id(bytes: &[u8]) -> Result<ClientFileId, Status> {
-    let uuid = uuid::Uuid::from_slice(bytes).map_err(|_| Status::invalid_argument("a UUID has 16 bytes"))?;
+    let uuid = uuid::Uuid::from_slice(bytes).map_err(|_| malformed("a UUID has 16 bytes"))?;
     Ok(ClientFileId::new(uuid))
 }
 
 fn signed(bytes: Bytes) -> Result<SignedContext, Status> {
-    SignedContext::from_bytes(bytes.to_vec()).map_err(|error| Status::unauthenticated(error.to_string()))
+    SignedContext::from_bytes(bytes.to_vec())
+        .map_err(|error| to_status(&sluice_node::access::refusal(&error)))
 }
 
 fn place(start: u64, level: u32) -> Result<Place, Status> {
-    let level = u8::try_from(level).map_err(|_| Status::invalid_argument("level"))?;
-    Place::new(start, level).map_err(|error| Status::invalid_argument(error.to_string()))
+    let level = u8::try_from(level).map_err(|_| malformed("no span has this level"))?;
+    Place::new(start, level).map_err(|error| malformed(error.to_string()))
 }
 
 /// The refusal for a place that is larger than a unit, or not in the file.
