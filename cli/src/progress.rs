@@ -13,6 +13,10 @@ use tokio::task::JoinHandle;
 
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
+const SIZED: &str =
+    "{wide_bar} {percent:>3} %  {bytes} of {total_bytes}  {binary_bytes_per_sec}  {eta}  {msg}";
+const ENDLESS: &str = "{spinner} {bytes}  {binary_bytes_per_sec}  {elapsed}  {msg}";
+
 /// The progress of one transfer.
 pub(crate) struct Progress {
     shown: Arc<Shown>,
@@ -36,11 +40,18 @@ struct Shown {
 impl Progress {
     /// Begins to show progress; `verb` is `sent` or `read`.
     pub(crate) fn start(verb: &'static str) -> Self {
+        Self::with_style(verb, SIZED)
+    }
+
+    /// The same for what has no end yet.
+    pub(crate) fn start_stream(verb: &'static str) -> Self {
+        Self::with_style(verb, ENDLESS)
+    }
+
+    fn with_style(verb: &'static str, template: &str) -> Self {
         let bar = std::io::stderr().is_terminal().then(|| {
             let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-            let style = ProgressStyle::with_template(
-                "{wide_bar} {percent:>3} %  {bytes} of {total_bytes}  {binary_bytes_per_sec}  {eta}  {msg}",
-            );
+            let style = ProgressStyle::with_template(template);
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
             bar
         });
@@ -142,6 +153,9 @@ impl Shown {
         let percent = done.saturating_mul(100).checked_div(all).unwrap_or(0).min(100);
         let moved = self.moved.load(Ordering::Relaxed);
         let rate = moved.saturating_sub(self.told.swap(moved, Ordering::Relaxed)) / LINE_EVERY.as_secs();
+        if all == 0 {
+            return format!("{} {}, {}/s", self.verb, HumanBytes(done), HumanBytes(rate));
+        }
         let (done, all, rate) = (HumanBytes(done), HumanBytes(all), HumanBytes(rate));
         format!("{} {done} of {all} ({percent} %), {rate}/s", self.verb)
     }

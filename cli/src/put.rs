@@ -1,6 +1,8 @@
 //! `sluice put`: send a file.
 
 use std::collections::BTreeMap;
+use std::io::IsTerminal;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
@@ -18,19 +20,24 @@ use crate::settings::{duration, state_dir};
 
 const EXAMPLES: &str = "\
 Prints the file's id. Running the same command again carries on where it stopped, with another
-datacenter if need be; a file that changed since is refused.
+datacenter if need be; a file that changed since is refused. A pipe is read once: to carry on with
+it, make the same stream again and name the id.
 
 Examples:
   sluice put disk.img
   sluice put disk.img --to https://dc-a:8443 --to https://dc-b:8443 --jobs 16
   sluice put disk.img --home dc-b --wait assembled --expires 7d --meta project=x
-  sluice put disk.img --expect $(b3sum --no-names disk.img)";
+  sluice put disk.img --expect $(b3sum --no-names disk.img)
+  tar c src | sluice put - --name src.tar";
+
+/// How much of a stream is read at once.
+const STREAM_BUFFER: usize = 1 << 20;
 
 /// What to send, and how.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct Args {
-    /// The file to send.
+    /// The file to send; - for standard input. A pipe, a socket or a device is read to its end.
     file: PathBuf,
 
     /// Send to this URL; may be repeated. By default all that are configured.
@@ -90,6 +97,17 @@ fn key_value(text: &str) -> Result<(String, String), String> {
 }
 
 impl Args {
+    fn client(&self, context: &Context) -> anyhow::Result<Client> {
+        context.client(|config| {
+            if !self.to.is_empty() {
+                config.urls = self.to.clone();
+            }
+            if let Some(jobs) = self.jobs {
+                config.jobs = jobs;
+            }
+        })
+    }
+
     fn options(&self, path: &Path) -> anyhow::Result<UploadOptions> {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(UploadOptions {
@@ -160,23 +178,10 @@ impl Args {
 
 /// Sends the file.
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    if args.file.as_os_str() == "-" {
-        let hint = "write it to a file first, and put that";
-        return Err(Failure::usage(
-            "unknown-length",
-            "a stream has no known length, which is not supported yet",
-            hint,
-        )
-        .into());
+    if let Some(input) = stream(&args.file).await? {
+        return put_stream(args, input, context).await;
     }
-    let client = context.client(|config| {
-        if !args.to.is_empty() {
-            config.urls = args.to.clone();
-        }
-        if let Some(jobs) = args.jobs {
-            config.jobs = jobs;
-        }
-    })?;
+    let client = args.client(context)?;
     let source = Source::open(&args.file)?;
     let path = args.file.canonicalize()?;
     let mut options = args.options(&path)?;
@@ -197,6 +202,49 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     };
     begun.notes.forget(&begun.upload.cluster, &path)?;
     answer(&uploaded, context)
+}
+
+/// Opens what is read once and has no length: standard input, a pipe, a device. `None` for a file.
+async fn stream(path: &Path) -> anyhow::Result<Option<tokio::fs::File>> {
+    let failed = |cause| ClientError::Source { path: path.to_owned(), cause };
+    if path.as_os_str() == "-" {
+        if std::io::stdin().is_terminal() {
+            let hint = "pipe something into it, or name a file";
+            return Err(Failure::usage("terminal", "standard input is a terminal", hint).into());
+        }
+        let stdin = std::io::stdin().as_fd().try_clone_to_owned().map_err(failed)?;
+        return Ok(Some(tokio::fs::File::from_std(stdin.into())));
+    }
+    let kind = match std::fs::metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        // Opening it says what is wrong.
+        Err(_) => return Ok(None),
+    };
+    if kind.is_dir() {
+        let name = path.display();
+        let hint = format!("`tar c {name} | sluice put - --name NAME.tar` sends it as one file");
+        return Err(
+            Failure::usage("directory", format!("{name} is a directory, expected a file"), hint).into()
+        );
+    }
+    if kind.is_file() {
+        return Ok(None);
+    }
+    Ok(Some(tokio::fs::File::open(path).await.map_err(failed)?))
+}
+
+/// Sends a stream. Nothing is noted of it: another process cannot carry on by itself.
+async fn put_stream(args: Args, mut input: tokio::fs::File, context: &Context) -> anyhow::Result<()> {
+    input.set_max_buf_size(STREAM_BUFFER);
+    let client = args.client(context)?;
+    let id = args.id.unwrap_or_else(Uuid::now_v7);
+    let options = UploadOptions { id: Some(id), is_new: args.id.is_none(), ..args.options(Path::new(""))? };
+    let same_again = if args.file.as_os_str() == "-" { "… | " } else { "" };
+    context.set_resume(format!("{same_again}{}", args.resume(id)));
+    let progress = Progress::start_stream("sent");
+    let result = client.upload_stream(input, &options, progress.observer()).await;
+    drop(progress);
+    answer(&result?, context)
 }
 
 /// An upload that is noted, so that another process can carry on.
@@ -231,12 +279,13 @@ async fn begin(
         return Ok(Begun { notes, upload: found });
     }
     let id = args.id.unwrap_or_else(Uuid::now_v7);
+    options.is_new = args.id.is_none();
     let upload = Unfinished {
         cluster,
         path: path.to_owned(),
         stamp,
         id,
-        create: options.create_file(id, source.size()),
+        create: options.create_file(id, Some(source.size())),
     };
     notes.remember(&upload)?;
     options.id = Some(id);

@@ -2,11 +2,15 @@
 
 use http::{Method, StatusCode};
 use sluice::datacenter::DatacenterSettings;
+use sluice_client::{UploadOptions, WaitFor};
 use sluice_engine::hash::Root;
 use sluice_proto::http::{CreateFile, FilePage, FileStatus, State, TreeNode};
 use uuid::Uuid;
 
-use crate::bed::{A, Answer, B, Bed, C, MIB, TENANT, Web, chunk, eventually, new_file, noise, value};
+use crate::bed::{
+    A, Answer, B, Bed, C, MIB, TENANT, Web, acknowledgements, chunk, chunks_in, eventually, new_file, noise,
+    value,
+};
 
 async fn create_open(web: &Web) -> Uuid {
     let id = Uuid::now_v7();
@@ -183,5 +187,25 @@ async fn small_and_empty_files_may_be_settled_late_too() {
             assert_eq!(bed.reach(dc, id, State::Assembled).await.root, Some(root.to_string()));
             assert!(bed.read(dc, id, root).await == bytes, "{len} bytes at {dc}");
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_survives_the_death_of_a_datacenter_and_is_assembled() {
+    let mut bed = Bed::start(2).await;
+    let bytes = noise(125, 150 * MIB + 7);
+    let (observer, mut seen) = acknowledgements();
+    let options = UploadOptions { wait: WaitFor::Assembled, name: "s".into(), ..UploadOptions::default() };
+    let client = bed.client(&[A, B]);
+    let (sent, ()) = tokio::join!(client.upload_stream(&bytes[..], &options, observer), async {
+        seen.wait_for(|seen| chunks_in(seen) >= 64).await.unwrap();
+        bed.cluster.kill(B).await;
+        bed.cluster.start(B).await.unwrap();
+    });
+    let sent = sent.unwrap();
+    assert_eq!((sent.root, sent.state, sent.chunks_sent), (Root::of_bytes(&bytes), State::Assembled, 151));
+    for dc in [A, B] {
+        assert_eq!(bed.reach(dc, sent.id, State::Assembled).await.size, Some(bytes.len() as u64));
+        assert!(bed.read(dc, sent.id, sent.root).await == bytes, "at {dc}");
     }
 }

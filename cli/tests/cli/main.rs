@@ -8,6 +8,7 @@ mod fake;
 
 mod cluster;
 mod local;
+mod pipe;
 mod transfer;
 
 use std::path::{Path, PathBuf};

@@ -152,7 +152,8 @@ impl Client {
                         answered = true;
                         answers.push((ticket.url, status));
                     }
-                    Err(error) if error.is_not_found() => {
+                    // One that cannot ask the others is alive, and does not know the file itself.
+                    Err(error) if error.is_not_found() || error.is_unavailable() => {
                         ticket.succeeded(observer);
                         answered = true;
                     }

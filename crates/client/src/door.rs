@@ -19,7 +19,7 @@ use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 use serde::de::DeserializeOwned;
 use sluice_engine::hash::ChainingValue;
 use sluice_proto::http::{
-    About, ChunkReceipt, CreateFile, FilePage, FileStatus, ProblemDetails, State, TreeNode,
+    About, ChunkReceipt, CreateFile, FilePage, FileStatus, ProblemDetails, SettleFile, State, TreeNode,
 };
 use sluice_proto::problem::Problem;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -101,6 +101,13 @@ impl Door {
         let request = self.request(Method::POST, "v1/files", operation)?.json(file);
         let (status, body) = self.json(operation, request, Duration::ZERO).await?;
         Ok((status == StatusCode::CREATED, body))
+    }
+
+    /// Says how large a file is that was created without a size.
+    pub(crate) async fn settle(&self, id: Uuid, size: u64) -> Result<FileStatus, ClientError> {
+        let operation = Operation::Settle { id };
+        let request = self.request(Method::PATCH, &format!("v1/files/{id}"), operation)?;
+        Ok(self.json(operation, request.json(&SettleFile { size }), Duration::ZERO).await?.1)
     }
 
     pub(crate) async fn put_chunks(

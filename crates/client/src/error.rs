@@ -168,6 +168,16 @@ pub enum ClientError {
         /// Why not.
         cause: io::Error,
     },
+    /// A stream failed before its end.
+    #[error("the input of file {id} failed after {at} bytes: {cause}")]
+    Input {
+        /// The file.
+        id: Uuid,
+        /// Bytes that were read before.
+        at: u64,
+        /// What failed.
+        cause: io::Error,
+    },
     /// The source is not what it was when the upload began.
     #[error("{} changed during its upload: {detail}", path.display())]
     SourceChanged {
@@ -286,6 +296,7 @@ impl ClientError {
             Self::Dropped { .. } => Problem::Dropped.code(),
             Self::SizeDiffers { .. } => "size-differs",
             Self::Source { .. } => "source",
+            Self::Input { .. } => "input",
             Self::SourceChanged { .. } | Self::ChangedSince { .. } => "source-changed",
             Self::Target { .. } => "target",
             Self::Exists { .. } => "exists",
@@ -316,6 +327,7 @@ impl ClientError {
             | Self::Incomplete { .. }
             | Self::SizeDiffers { .. }
             | Self::Source { .. }
+            | Self::Input { .. }
             | Self::SourceChanged { .. }
             | Self::ChangedSince { .. }
             | Self::Target { .. }
@@ -369,6 +381,9 @@ impl ClientError {
             }
             Self::Dropped { .. } => Some("the id is never used again: upload under a new one".into()),
             Self::SizeDiffers { .. } => Some("use a new id for this source".into()),
+            Self::Input { id, .. } => Some(format!(
+                "make the same stream again and put it with --id {id}, or give it up with `sluice rm {id}`"
+            )),
             Self::SourceChanged { .. } => Some("send a file that stays as it is, under a new id".into()),
             Self::ChangedSince { id, .. } => Some(format!(
                 "`sluice rm {id}` gives the unfinished upload up; or give a new --id to keep both"
@@ -407,6 +422,7 @@ impl ClientError {
             | Self::Dropped { .. }
             | Self::SizeDiffers { .. }
             | Self::Source { .. }
+            | Self::Input { .. }
             | Self::SourceChanged { .. }
             | Self::ChangedSince { .. }
             | Self::Target { .. }
@@ -448,9 +464,11 @@ impl ClientError {
             | Self::SizeDiffers { .. }
             | Self::SourceChanged { .. }
             | Self::ChangedSince { .. } => ExitClass::Integrity,
-            Self::Malformed { .. } | Self::Source { .. } | Self::Target { .. } | Self::Task { .. } => {
-                ExitClass::Unexpected
-            }
+            Self::Malformed { .. }
+            | Self::Source { .. }
+            | Self::Input { .. }
+            | Self::Target { .. }
+            | Self::Task { .. } => ExitClass::Unexpected,
         }
     }
 
@@ -462,6 +480,11 @@ impl ClientError {
     /// Whether a datacenter has too much to do, or cannot tell now.
     pub(crate) fn is_push_back(&self) -> bool {
         matches!(self, Self::Refused(refused) if matches!(refused.status, 408 | 429 | 503))
+    }
+
+    /// Whether a datacenter that answers cannot find something out, for want of another.
+    pub(crate) fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Refused(refused) if refused.problem == Some(Problem::Unavailable))
     }
 
     /// Whether a datacenter says that it knows no such file.

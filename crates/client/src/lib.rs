@@ -1,7 +1,7 @@
 //! The client library of Sluice: one file over several datacenters at once, proven to have arrived.
 //!
 //! Contract:
-//! 1. [`Client::upload`] returns when the cluster has every chunk, and the root it reports is that of the bytes read
+//! 1. [`Client::upload`], and [`Client::upload_stream`] for what has no length, returns when the cluster has every chunk, and the root it reports is that of the bytes read
 //!    here. [`Client::download`] gives out no byte that does not lead to the file's root.
 //! 2. A datacenter that dies or refuses for a while costs nothing but time: its work moves to the others, and comes
 //!    back. When none is left, calls go on for [`RetryPolicy::retry_for`] and then say so; the same call with the
@@ -36,6 +36,7 @@ mod plan;
 mod refused;
 mod settle;
 mod source;
+mod stream;
 mod unfinished;
 mod upload;
 

@@ -16,6 +16,11 @@ pub enum Operation {
         /// The file.
         id: Uuid,
     },
+    /// Saying how large a file is that was created without a size.
+    Settle {
+        /// The file.
+        id: Uuid,
+    },
     /// Sending chunks.
     Chunks {
         /// The first.
@@ -56,6 +61,7 @@ impl fmt::Display for Operation {
         match *self {
             Self::About => f.write_str("the question where it is"),
             Self::Create { id } => write!(f, "the metadata of {id}"),
+            Self::Settle { id } => write!(f, "the size of {id}"),
             Self::Chunks { start, count: 1 } => write!(f, "chunk {start}"),
             Self::Chunks { start, count } => write!(f, "chunks {start} to {}", start + count - 1),
             Self::Status { id } => write!(f, "the status of {id}"),

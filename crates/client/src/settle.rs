@@ -58,7 +58,7 @@ impl Upload {
                 return Ok(status);
             }
             self.observer.observe(&Event::Waiting { state: status.state });
-            if status.missing_chunks > 0 {
+            if status.missing_chunks > 0 && self.can_resend() {
                 let answers = self.client.statuses(id, &self.observer).await?;
                 let lost = lost(&answers);
                 let still = lost.common(&suspects);
@@ -136,7 +136,12 @@ pub(crate) fn held(answers: &[(usize, FileStatus)]) -> ChunkSet {
         };
         held.insert_all(&missing.complement(known_to));
     }
-    held.common(&ChunkSet::new().complement(answers.first().map_or(0, |(_, status)| status.chunks)))
+    // While the size is open there is no telling what lies past the end.
+    let chunks = answers.iter().filter(|(_, status)| status.size.is_some()).map(|(_, status)| status.chunks);
+    match chunks.min() {
+        Some(chunks) => held.common(&ChunkSet::new().complement(chunks)),
+        None => held,
+    }
 }
 
 /// Adds to `held` what lies beyond answers whose lists of ranges were cut short, by asking for the chunk values

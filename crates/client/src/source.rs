@@ -18,8 +18,14 @@ pub struct Source(Kind);
 
 #[derive(Clone, Debug)]
 enum Kind {
-    File { file: Arc<File>, path: PathBuf, stamp: FileStamp },
+    File {
+        file: Arc<File>,
+        path: PathBuf,
+        stamp: FileStamp,
+    },
     Memory(Bytes),
+    /// A stream that has passed.
+    Gone(u64),
 }
 
 /// By what a file is known to have changed.
@@ -62,9 +68,20 @@ impl Source {
         Self(Kind::Memory(bytes.into()))
     }
 
+    /// What is left of a stream: its size.
+    pub(crate) fn gone(size: u64) -> Self {
+        Self(Kind::Gone(size))
+    }
+
+    /// Whether nothing can be read (again).
+    pub(crate) fn is_gone(&self) -> bool {
+        matches!(self.0, Kind::Gone(_))
+    }
+
     /// Size in bytes.
     pub fn size(&self) -> u64 {
         match &self.0 {
+            Kind::Gone(size) => *size,
             Kind::File { stamp, .. } => stamp.size,
             Kind::Memory(bytes) => bytes.len() as u64,
         }
@@ -74,7 +91,7 @@ impl Source {
     pub fn stamp(&self) -> Option<FileStamp> {
         match &self.0 {
             Kind::File { stamp, .. } => Some(*stamp),
-            Kind::Memory(_) => None,
+            Kind::Memory(_) | Kind::Gone(_) => None,
         }
     }
 
@@ -83,6 +100,7 @@ impl Source {
         match &self.0 {
             Kind::File { path, .. } => path.clone(),
             Kind::Memory(_) => PathBuf::from("(memory)"),
+            Kind::Gone(_) => PathBuf::from("(stream)"),
         }
     }
 
@@ -103,6 +121,10 @@ impl Source {
                 let start = offset as usize;
                 Ok(bytes.slice(start..start + len))
             }
+            Kind::Gone(_) => {
+                let cause = io::Error::new(io::ErrorKind::Unsupported, "a stream is read once");
+                Err(ClientError::Source { path: self.path(), cause })
+            }
         }
     }
 
@@ -120,7 +142,7 @@ impl Source {
                     Err(self.changed("its time of change is another".into()))
                 }
             }
-            Kind::Memory(_) => Ok(()),
+            Kind::Memory(_) | Kind::Gone(_) => Ok(()),
         }
     }
 

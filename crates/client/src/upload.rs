@@ -38,6 +38,8 @@ use crate::source::{BufferPool, Source};
 pub struct UploadOptions {
     /// The file's id; a new UUIDv7 if absent. With an id, what the cluster holds already is not sent again.
     pub id: Option<Uuid>,
+    /// That the id was made for this upload: nobody has to be asked what there is.
+    pub is_new: bool,
     /// File name; may be empty.
     pub name: String,
     /// Content type; may be empty.
@@ -98,11 +100,11 @@ pub struct Uploaded {
 }
 
 impl UploadOptions {
-    /// The body that creates the file; the same for the same options.
-    pub fn create_file(&self, id: Uuid, size: u64) -> CreateFile {
+    /// The body that creates the file; the same for the same options. Without a size, that is settled later.
+    pub fn create_file(&self, id: Uuid, size: Option<u64>) -> CreateFile {
         CreateFile {
             id: Some(id),
-            size: Some(size),
+            size,
             name: self.name.clone(),
             content_type: self.content_type.clone(),
             metadata: self.metadata.clone(),
@@ -128,10 +130,7 @@ impl Client {
     ) -> Result<Uploaded, ClientError> {
         let file = Geometry::new(source.size())?;
         let id = options.id.unwrap_or_else(Uuid::now_v7);
-        let known = match options.id {
-            Some(_) => self.statuses(id, &observer).await?,
-            None => Vec::new(),
-        };
+        let known = self.what_is_known(id, options, &observer).await?;
         let mut held = settle::held(&known);
         settle::survey(self, id, file, &known, &mut held).await;
         let status = self.create(id, file, options, &known, &observer).await?;
@@ -157,22 +156,21 @@ impl Client {
             changed: Notify::new(),
         });
         upload.run_plan().await?;
-        let root = upload.local_root()?;
-        upload.check_source(options.expected_root, root).await?;
-        let status = match options.wait.state() {
-            Some(wanted) => upload.settle(wanted, root).await?,
-            None => status,
-        };
-        let progress = upload.progress();
-        Ok(Uploaded {
-            id,
-            size: file.size(),
-            root,
-            state: status.state,
-            home: status.home,
-            chunks_sent: progress.sent,
-            chunks_skipped: progress.skipped,
-        })
+        upload.finish(options, status).await
+    }
+
+    /// What the datacenters know of a file that may have been begun before.
+    pub(crate) async fn what_is_known(
+        &self,
+        id: Uuid,
+        options: &UploadOptions,
+        observer: &SharedObserver,
+    ) -> Result<Vec<(usize, FileStatus)>, ClientError> {
+        if options.id.is_none() || options.is_new {
+            Ok(Vec::new())
+        } else {
+            self.statuses(id, observer).await
+        }
     }
 
     /// Creates the file where it is known, or else at the first URL that answers.
@@ -190,7 +188,7 @@ impl Client {
                 return Err(ClientError::SizeDiffers { id, ours: file.size(), theirs });
             }
         }
-        let body = Arc::new(options.create_file(id, file.size()));
+        let body = Arc::new(options.create_file(id, Some(file.size())));
         let knower = known.first().map(|(url, _)| *url);
         let create = |door: Arc<Door>| {
             let body = body.clone();
@@ -237,6 +235,66 @@ struct Piece {
 }
 
 impl Upload {
+    /// The end of a stream's upload: all was sent, and nothing can be read again.
+    pub(crate) fn of_stream(
+        client: &Client,
+        id: Uuid,
+        file: Geometry,
+        observer: &SharedObserver,
+        tree: SpanTree,
+        only_root: Option<Root>,
+        (sent, skipped): (u64, u64),
+    ) -> Self {
+        let all = ChunkSet::new().complement(file.chunks());
+        Self {
+            client: client.clone(),
+            id,
+            file,
+            source: Source::gone(file.size()),
+            observer: observer.clone(),
+            pool: Arc::default(),
+            state: Mutex::new(Progress {
+                plan: Plan::new(file, all, client.doors().len(), Order::Ascending),
+                tree,
+                only_root,
+                sent,
+                skipped,
+                useful_at: Instant::now(),
+                last: None,
+            }),
+            changed: Notify::new(),
+        }
+    }
+
+    /// Waits for what was asked for, once everything was sent.
+    pub(crate) async fn finish(
+        self: Arc<Self>,
+        options: &UploadOptions,
+        status: FileStatus,
+    ) -> Result<Uploaded, ClientError> {
+        let root = self.local_root()?;
+        self.check_source(options.expected_root, root).await?;
+        let status = match options.wait.state() {
+            Some(wanted) => self.settle(wanted, root).await?,
+            None => status,
+        };
+        let progress = self.progress();
+        Ok(Uploaded {
+            id: self.id,
+            size: self.file.size(),
+            root,
+            state: status.state,
+            home: status.home,
+            chunks_sent: progress.sent,
+            chunks_skipped: progress.skipped,
+        })
+    }
+
+    /// Whether what was lost can be read and sent again.
+    pub(crate) fn can_resend(&self) -> bool {
+        !self.source.is_gone()
+    }
+
     pub(crate) fn progress(&self) -> MutexGuard<'_, Progress> {
         // Each change under the lock is whole; a panic elsewhere leaves it meaningful.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -391,11 +449,7 @@ impl Upload {
         receipt: &ChunkReceipt,
     ) -> Result<(), ClientError> {
         let (start, count) = (job.chunks.start, piece.values.len() as u64);
-        for (i, ours) in piece.values.iter().enumerate() {
-            if receipt.values.get(i) != Some(&ours.to_string()) {
-                return Err(ClientError::Content { dc: receipt.dc.clone(), chunk: start + i as u64 });
-            }
-        }
+        check_receipt(start, &piece.values, receipt)?;
         {
             let mut progress = self.progress();
             progress.plan.settled();
@@ -451,12 +505,34 @@ fn read_piece(
 ) -> Result<Piece, ClientError> {
     let len = file.range_len(chunks.start, chunks.end) as usize;
     let bytes = source.read(chunks.start * CHUNK_LEN, len, pool)?;
+    let values = hash_chunks(chunks, &bytes)?;
+    let only_root = (file.chunks() == 1).then(|| Root::of_bytes(&bytes));
+    Ok(Piece { bytes, values, only_root })
+}
+
+/// The values of chunks, from their bytes.
+pub(crate) fn hash_chunks(
+    chunks: std::ops::Range<u64>,
+    bytes: &[u8],
+) -> Result<Vec<ChainingValue>, ClientError> {
     let mut values = Vec::with_capacity((chunks.end - chunks.start) as usize);
-    for (chunk, part) in chunks.clone().zip(bytes.chunks(CHUNK_LEN as usize)) {
+    for (chunk, part) in chunks.zip(bytes.chunks(CHUNK_LEN as usize)) {
         let mut hasher = ChunkHasher::new(ChunkIndex::new(chunk)?);
         hasher.update(part);
         values.extend(hasher.finish());
     }
-    let only_root = (file.chunks() == 1).then(|| Root::of_bytes(&bytes));
-    Ok(Piece { bytes, values, only_root })
+    Ok(values)
+}
+
+/// Checks that what a datacenter says it stored is what was sent.
+pub(crate) fn check_receipt(
+    start: u64,
+    values: &[ChainingValue],
+    receipt: &ChunkReceipt,
+) -> Result<(), ClientError> {
+    let other = (0..).zip(values).find(|(i, ours)| receipt.values.get(*i) != Some(&ours.to_string()));
+    match other {
+        Some((i, _)) => Err(ClientError::Content { dc: receipt.dc.clone(), chunk: start + i as u64 }),
+        None => Ok(()),
+    }
 }

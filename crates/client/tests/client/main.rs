@@ -6,4 +6,5 @@
 mod fake;
 
 mod download;
+mod stream;
 mod upload;
