@@ -57,6 +57,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ADDR[:PORT]", value_parser = listen_at)]
     listen: Option<ListenAt>,
 
+    /// Bytes a second at which each datacenter reads again what it has stored, to find damage; 0: never.
+    #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = crate::size::parse)]
+    scrub_rate: u64,
+
     /// How many datacenters; by default as many as there were in --data, or 2.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=8))]
     dcs: Option<u16>,
@@ -92,7 +96,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let token = material.token_mint().map_err(StartError::from)?.mint(&grant, SystemClock.now())?;
     let ca = material.ca_pem();
     let ports = reserve(&material, args.listen, &directory, context)?;
-    let config = ClusterConfig { ports, ..ClusterConfig::new(material, directory.path()) };
+    let mut config = ClusterConfig { ports, ..ClusterConfig::new(material, directory.path()) };
+    config.settings.aggregator.scrub_rate = args.scrub_rate;
     // Before anyone is told where to send signals.
     let mut signals = Signals::listen().context("cannot listen for signals")?;
     let mut cluster = tokio::select! {

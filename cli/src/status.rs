@@ -105,6 +105,12 @@ fn words(status: &FileStatus) -> String {
             ranges(&status.missing)
         ));
     }
+    if !status.damaged.is_empty() {
+        text.push_str(&format!(
+            "damaged   {}: sending the file again under this id mends it\n",
+            ranges(&status.damaged)
+        ));
+    }
     for holder in &status.holders {
         text.push_str(&format!("{:<9} {} chunks: {}\n", holder.dc, holder.chunks, ranges(&holder.ranges)));
     }

@@ -142,6 +142,10 @@ pub struct FileStatus {
     pub missing_chunks: u64,
     /// Which, as `[first, end)` pairs; at most 1,000, then `missing_chunks` says more.
     pub missing: Vec<[u64; 2]>,
+    /// Chunks of the assembled file that were found damaged on the home's disk, as `[first, end)` pairs; at most 1,000.
+    /// Those that nobody else has are also in `missing`: send them again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub damaged: Vec<[u64; 2]>,
     /// Who holds what.
     pub holders: Vec<Holder>,
 }

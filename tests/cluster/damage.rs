@@ -1,6 +1,7 @@
 //! Bytes that changed on a disk.
 
 use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use sluice::datacenter::DatacenterSettings;
 use sluice_engine::geometry::ChunkIndex;
@@ -88,4 +89,181 @@ async fn the_last_copy_is_refused_rather_than_served_damaged() {
     }
     let sound = bed.get(A, &path, &[("range", "bytes=0-1048575")]).await;
     assert!(sound.status == 206 && sound.body == chunk(&bytes, 0), "{:?}", sound.status);
+}
+
+/// Everything is read again at once, and again and again.
+fn scrubbed() -> DatacenterSettings {
+    let mut settings = DatacenterSettings::default();
+    settings.aggregator.scrub_rate = 1 << 40;
+    settings.aggregator.scrub_every = Duration::from_millis(50);
+    settings.aggregator.mend_every = Duration::from_millis(50);
+    settings
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scrub_finds_what_nobody_reads_and_fetches_it_again() {
+    let mut bed = Bed::reserve(2, scrubbed());
+    let wire = bed.wire(A, B).await;
+    for dc in [A, B] {
+        bed.cluster.start(dc).await.unwrap();
+    }
+    let bytes = noise(62, 3 * MIB);
+    let id = bed.create(B, bytes.len()).await;
+    bed.put_ok(A, id, 1, chunk(&bytes, 1)).await;
+    // dc-b hears of it, and dc-a cannot ask whether it may free it.
+    eventually("word of dc-a's chunk", async || {
+        let status: FileStatus = bed.get(B, &format!("/files/{id}"), &[]).await.json();
+        (status.missing_chunks == 2).then_some(())
+    })
+    .await;
+    wire.cut();
+    for index in 0..3 {
+        bed.put_ok(B, id, index, chunk(&bytes, index as usize)).await;
+    }
+    bed.reach(B, id, State::Assembled).await;
+    flip(&bed, B, id, 1);
+    let file = Bed::file_id(id);
+    let there = bed.cluster.running(B).unwrap().store().clone();
+    let path = bed.data_file(B, id);
+    eventually("the chunk to be mended", async || {
+        // Read beside the store, which nobody asks for it.
+        let mut found = vec![0; MIB];
+        std::fs::File::open(&path).unwrap().read_exact_at(&mut found, MIB as u64).unwrap();
+        (found == chunk(&bytes, 1) && there.damage(file).is_empty()).then_some(())
+    })
+    .await;
+    assert!(bed.metric(B, "sluice_integrity_failures_total", "").await >= 1.0);
+    assert!(bed.metric(B, "sluice_scrub_bytes_total", "").await >= 3.0 * MIB as f64);
+    assert_eq!(there.summary(file).await.unwrap().unwrap().published, Some(Root::of_bytes(&bytes)));
+    wire.mend();
+    let here = bed.cluster.running(A).unwrap().store().clone();
+    eventually("room at dc-a", async || {
+        here.summary(file).await.unwrap().unwrap().held.is_empty().then_some(())
+    })
+    .await;
+    assert!(bed.read(A, id, Root::of_bytes(&bytes)).await == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_that_knows_of_damage_confirms_nothing_and_is_mended_by_who_sends_again() {
+    let mut bed = Bed::reserve(2, scrubbed());
+    let wire = bed.wire(A, B).await;
+    for dc in [A, B] {
+        bed.cluster.start(dc).await.unwrap();
+    }
+    let bytes = noise(63, 3 * MIB);
+    let id = bed.create(B, bytes.len()).await;
+    bed.put_ok(A, id, 0, chunk(&bytes, 0)).await;
+    eventually("word of dc-a's chunk", async || {
+        let status: FileStatus = bed.get(B, &format!("/files/{id}"), &[]).await.json();
+        (status.missing_chunks == 2).then_some(())
+    })
+    .await;
+    wire.cut();
+    for index in 0..3 {
+        bed.put_ok(B, id, index, chunk(&bytes, index as usize)).await;
+    }
+    bed.reach(B, id, State::Assembled).await;
+    // Nobody else has this one.
+    flip(&bed, B, id, 2);
+    let damaged = async |status: &FileStatus| (status.damaged == [[2, 3]]).then_some(());
+    let path = format!("/files/{id}");
+    let status: FileStatus = eventually("the damage to be found", async || {
+        let status: FileStatus = bed.get(B, &path, &[]).await.json();
+        damaged(&status).await.map(|()| status)
+    })
+    .await;
+    assert_eq!((status.missing_chunks, &status.missing[..]), (1, &[[2, 3]][..]));
+
+    // It is remembered by the next process, which dc-a can ask.
+    bed.cluster.kill(B).await;
+    bed.cluster.start(B).await.unwrap();
+    wire.mend();
+    eventually("dc-a to ask", async || {
+        (bed.metric(B, "sluice_commands_total", "kind=\"CONFIRM\",direction=\"received\"").await >= 2.0)
+            .then_some(())
+    })
+    .await;
+    let (here, file) = (bed.cluster.running(A).unwrap().store().clone(), Bed::file_id(id));
+    assert_eq!(
+        here.summary(file).await.unwrap().unwrap().held.first(),
+        Some(&(0..1)),
+        "it keeps what it has"
+    );
+    let sound = bed.get(B, &format!("{path}/content"), &[("range", "bytes=0-1048575")]).await;
+    assert!(sound.status == 206 && sound.body == chunk(&bytes, 0), "{:?}", sound.status);
+
+    // Whoever sends it again, to any datacenter, makes it whole.
+    bed.put_ok(A, id, 2, chunk(&bytes, 2)).await;
+    eventually("the chunk to be mended", async || {
+        let status: FileStatus = bed.get(B, &path, &[]).await.json();
+        (status.damaged.is_empty() && status.missing_chunks == 0).then_some(())
+    })
+    .await;
+    eventually("room at dc-a", async || {
+        here.summary(file).await.unwrap().unwrap().held.is_empty().then_some(())
+    })
+    .await;
+    for dc in [A, B] {
+        assert!(bed.read(dc, id, Root::of_bytes(&bytes)).await == bytes);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn damage_before_a_file_is_whole_is_retracted_and_sent_again() {
+    let mut bed = Bed::reserve(2, scrubbed());
+    for dc in [A, B] {
+        bed.cluster.start(dc).await.unwrap();
+    }
+    let bytes = noise(64, 3 * MIB);
+    let id = bed.create(A, bytes.len()).await;
+    for index in 0..2 {
+        let taken = bed.put(B, id, index, chunk(&bytes, index as usize)).await.unwrap();
+        assert!(taken.status.is_success(), "{:?}", taken.body);
+    }
+    let missing = async |dc, wanted: &[[u64; 2]]| {
+        eventually("what is missing", async || {
+            let status: FileStatus = bed.get(dc, &format!("/files/{id}"), &[]).await.json();
+            (status.missing == wanted).then_some(())
+        })
+        .await;
+    };
+    missing(A, &[[2, 3]]).await;
+    flip(&bed, B, id, 0);
+    // The home hears that it is gone.
+    missing(A, &[[0, 1], [2, 3]]).await;
+    assert!(bed.put(B, id, 0, chunk(&bytes, 0)).await.unwrap().status.is_success());
+    bed.put_ok(A, id, 2, chunk(&bytes, 2)).await;
+    bed.reach(A, id, State::Assembled).await;
+    assert!(bed.read(B, id, Root::of_bytes(&bytes)).await == bytes);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_here_is_read_while_the_rest_is_out_of_reach() {
+    let mut bed = Bed::reserve(2, DatacenterSettings::default());
+    let wire = bed.wire(A, B).await;
+    for dc in [A, B] {
+        bed.cluster.start(dc).await.unwrap();
+    }
+    let bytes = noise(65, 6 * MIB);
+    let id = bed.create(A, bytes.len()).await;
+    bed.put_ok(A, id, 0, chunk(&bytes, 0)).await;
+    bed.put_ok(A, id, 1, chunk(&bytes, 1)).await;
+    bed.put_ok(A, id, 2, chunk(&bytes, 2)).await;
+    // dc-a hears from dc-b, and cannot ask it anything.
+    wire.cut();
+    for index in [3, 4, 5] {
+        assert!(bed.put(B, id, index, chunk(&bytes, index as usize)).await.unwrap().status.is_success());
+    }
+    bed.reach(A, id, State::Complete).await;
+    let path = format!("/files/{id}/content");
+    for index in 0..3 {
+        let range = format!("bytes={}-{}", index * MIB, (index + 1) * MIB - 1);
+        let answer = bed.get(A, &path, &[("range", &range)]).await;
+        assert!(answer.status == 206 && answer.body == chunk(&bytes, index), "{index}: {:?}", answer.body);
+    }
+    let answer = bed.get(A, &path, &[("range", &format!("bytes={}-", 4 * MIB))]).await;
+    assert_eq!(answer.status, 503, "it is with dc-b");
+    wire.mend();
+    assert!(bed.read(A, id, Root::of_bytes(&bytes)).await == bytes);
 }

@@ -223,6 +223,7 @@ mod tests {
             home_answered: true,
             missing_chunks,
             missing: missing.to_vec(),
+            damaged: Vec::new(),
             holders: holders
                 .iter()
                 .map(|(dc, range)| Holder {

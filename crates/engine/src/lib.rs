@@ -24,5 +24,6 @@ pub mod placement;
 pub mod ranges;
 pub mod resolve;
 pub mod rules;
+pub mod scrub;
 pub mod span;
 pub mod span_tree;

@@ -16,6 +16,9 @@ pub const ROOT: u64 = 1;
 /// Bytes that reach a device together.
 const SECTOR: usize = 512;
 
+/// What Linux says when a device fails.
+const EIO: i32 = 5;
+
 /// Pages of a disk of no given capacity.
 const ANY_CAPACITY: u64 = 1 << 30;
 
@@ -413,7 +416,7 @@ impl State {
 
     pub(crate) fn read(&mut self, id: u64, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         if self.is_named(id, self.faults.failing_read) {
-            return Err(io::Error::other("Input/output error"));
+            return Err(io::Error::from_raw_os_error(EIO));
         }
         let file = self.file(id)?;
         let len = (len as u64).min(file.len.saturating_sub(offset)) as usize;
@@ -451,7 +454,7 @@ impl State {
             if reverts {
                 file.now = file.durable.clone();
             }
-            return Err(io::Error::other("Input/output error"));
+            return Err(io::Error::from_raw_os_error(EIO));
         }
         for page in std::mem::take(&mut file.dirty) {
             match file.now.get(&page) {

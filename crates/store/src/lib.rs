@@ -31,6 +31,9 @@ pub const MAX_FACTS_LEN: usize = 4096;
 /// The most bytes of the volume's state blob.
 pub const MAX_STATE_LEN: usize = 64 << 10;
 
+/// The most bytes of a scrub's mark.
+pub const MAX_MARK_LEN: usize = 4096;
+
 /// The most bytes of one page.
 pub const MAX_PAGE_LEN: usize = 8 << 20;
 
@@ -124,6 +127,23 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// The bytes of one chunk, verified. [`StoreError::Missing`] if it has no record, [`StoreError::Corrupt`] if
     /// they do not hash to its value.
     async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError>;
+
+    /// Hashes one chunk as the device gives it back now, and returns its length. If it is damaged that is remembered,
+    /// durably: the chunk is [`StoreError::Corrupt`] from then on, its file fails [`recheck`](Self::recheck), and whoever
+    /// sends its bytes again mends it. If it is sound, what was remembered of damage is taken back.
+    async fn verify(&self, file: FileId, index: ChunkIndex) -> Result<u64, StoreError>;
+
+    /// The chunks of a file that are known to be damaged, as rising ranges.
+    fn damage(&self, file: FileId) -> Vec<Range<u64>>;
+
+    /// Files of which chunks are known to be damaged.
+    fn damaged_files(&self) -> Vec<FileId>;
+
+    /// Keeps how far a scrub has come. At most [`MAX_MARK_LEN`] bytes. A cache: it may be lost.
+    async fn put_scrub_mark(&self, mark: &[u8]) -> Result<(), StoreError>;
+
+    /// How far a scrub had come, if that is known.
+    async fn scrub_mark(&self) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Forgets chunks that were found to be damaged, durably, and returns the next generation, under which what is
     /// left must be said again.

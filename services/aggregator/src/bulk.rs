@@ -19,7 +19,7 @@ use crate::door::no_such_place;
 use crate::ledgers::too_slow;
 use crate::links::Peer;
 use crate::refusal::{of_status, of_store};
-use crate::{AggregatorService, load};
+use crate::{AggregatorService, load, scrub};
 
 /// Values one after the other.
 pub(crate) fn concat(values: &[ChainingValue]) -> Bytes {
@@ -178,7 +178,7 @@ pub(crate) async fn chunk(
     match service.parts.store.read_chunk(file, index).await {
         Ok(bytes) => Ok(bytes),
         Err(StoreError::Corrupt { .. }) => {
-            damaged(service, file, index).await;
+            scrub::reported(service, file, index).await;
             Err(Refusal::new(Problem::Unavailable, format!("chunk {index} is damaged here")))
         }
         Err(StoreError::Missing { .. } | StoreError::NoFile(_)) if relay => {
@@ -256,30 +256,5 @@ pub(crate) async fn record_from(
         Ok(record)
     } else {
         Err(Refusal::new(Problem::Unavailable, format!("{} sent the record of another file", peer.name)))
-    }
-}
-
-/// A chunk of the own store did not hash to its value: report it, and retract it if the file is not published yet or
-/// somebody else holds the chunk, so that it comes again from there or from its client.
-pub(crate) async fn damaged(service: &Arc<AggregatorService>, file: FileId, index: ChunkIndex) {
-    service.metrics.integrity_failures.inc();
-    tracing::error!(%file, %index, "a stored chunk does not hash to its value");
-    let me = service.parts.dc;
-    let asked = service.ledgers.ask(move |aggregator| {
-        let Some(file) = aggregator.file(file) else { return false };
-        let mut others = file.ledger().holders().filter(|(dc, ..)| *dc != me);
-        !file.is_published() || others.any(|(_, _, tree)| tree.has(index.number()))
-    });
-    if !matches!(asked.await, Ok(true)) {
-        // An assembled file is the only copy once the others have freed theirs: keep what is left of it.
-        return;
-    }
-    match service.parts.store.lose(file, &[index]).await {
-        Ok(_) => {
-            if let Err(error) = load::reload(service, file).await {
-                tracing::error!(%file, %error, "a file cannot be loaded after a loss");
-            }
-        }
-        Err(error) => tracing::error!(%file, %index, %error, "a damaged chunk cannot be retracted"),
     }
 }

@@ -10,7 +10,8 @@
 //!    from a peer is verified before it is stored or given on (`bulk.rs`, `locate.rs`).
 //! 4. `slots.rs` is what workers ask: every request is verified against its session context here again (G4).
 //! 5. All tasks belong to the datacenter's `Shutdown`; a kill drops them at once, and nothing acknowledged is lost.
-//! 6. Ledgers are caches: at start they are made anew from the chunk store (`load.rs`, G5).
+//! 6. `scrub.rs` reads everything that is stored again, slowly, and mends what is damaged.
+//! 7. Ledgers are caches: at start they are made anew from the chunk store (`load.rs`, G5).
 
 mod bulk;
 mod carry;
@@ -22,6 +23,7 @@ mod load;
 mod locate;
 mod metrics;
 mod refusal;
+mod scrub;
 mod slots;
 mod status;
 
@@ -85,6 +87,12 @@ pub struct AggregatorSettings {
     pub provisional_files: usize,
     /// Chunks of files without metadata that one tenant may have here.
     pub provisional_chunks: u64,
+    /// Bytes a second at which what is stored is read again; 0: never.
+    pub scrub_rate: u64,
+    /// How long after the beginning of one pass over all that is stored the next may begin.
+    pub scrub_every: Duration,
+    /// How often it is tried to mend what is known to be damaged, and kept how far the scrub has come.
+    pub mend_every: Duration,
 }
 
 impl Default for AggregatorSettings {
@@ -97,6 +105,9 @@ impl Default for AggregatorSettings {
             call_timeout: Duration::from_secs(10),
             provisional_files: 1_000,
             provisional_chunks: 65_536,
+            scrub_rate: 8 << 20,
+            scrub_every: Duration::from_secs(86_400),
+            mend_every: Duration::from_secs(30),
         }
     }
 }
@@ -213,6 +224,7 @@ pub async fn start(
     load::load_all(&service).await?;
     door::serve(service.clone(), listener, server);
     links::dial_all(&service);
+    service.parts.tasks.spawn(scrub::run(service.clone()));
     Ok(service)
 }
 

@@ -4,6 +4,7 @@
 //! complete file gathers them from the holders whose spans its root was made of. Everyone else asks one of those two,
 //! and checks the way up to the root that it knows itself. Values of a unit are cached; they can never change.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use quick_cache::sync::Cache;
@@ -100,18 +101,64 @@ impl AggregatorService {
         let values = if shape.chunks() == 1 {
             vec![self.only_chunk(file, &complete).await?]
         } else if complete.published {
-            let end = (first + UNIT_CHUNKS).min(shape.chunks());
-            let values = self.parts.store.values(file, first..end).await.map_err(|error| of_store(&error))?;
+            let values = self
+                .parts
+                .store
+                .values(file, unit_of(first, shape))
+                .await
+                .map_err(|error| of_store(&error))?;
             let missing = || Refusal::new(Problem::Unavailable, "the assembled file lacks chunk values");
             values.into_iter().collect::<Option<_>>().ok_or_else(missing)?
         } else if complete.is_home {
-            self.gather(file, shape, first).await?
+            self.gather(file, shape, unit_of(first, shape), false).await?
         } else {
-            self.ask_for_unit(context, id, &complete, first).await?
+            self.ask_for(context, id, &complete, unit_of(first, shape)).await?
         };
         let values = Arc::new(values);
         self.units.0.insert((file, first), values.clone());
         Ok((shape, root, values))
+    }
+
+    /// The proven values of some chunks of one unit of a complete file. What is here is not kept waiting for others: the
+    /// rest of its unit may be with somebody who cannot be reached.
+    pub(crate) async fn located(
+        self: &Arc<Self>,
+        context: &SignedContext,
+        id: ClientFileId,
+        file: FileId,
+        range: Range<u64>,
+    ) -> Result<Vec<ChainingValue>, Refusal> {
+        let complete = self.complete(file).await?;
+        let shape = complete.shape;
+        if range.end > shape.chunks() {
+            return Err(no_such_place("past the end of the file"));
+        }
+        let first = range.start / UNIT_CHUNKS * UNIT_CHUNKS;
+        let is_cached = self.units.0.get(&(file, first)).is_some();
+        let is_gathered = complete.is_home && !complete.published && shape.chunks() > 1;
+        if is_gathered
+            && !is_cached
+            && let Ok(own) = self.gather(file, shape, range.clone(), true).await
+        {
+            return Ok(own);
+        }
+        let refusal = match self.unit(context, id, file, first).await {
+            Ok((_, _, unit)) => {
+                let part = (range.start - first) as usize..(range.end - first) as usize;
+                return unit.get(part).map(<[_]>::to_vec).ok_or_else(unreachable);
+            }
+            Err(refusal) if complete.published || shape.chunks() == 1 => return Err(refusal),
+            Err(refusal) => refusal,
+        };
+        // Not all of the unit can be had: perhaps what is wanted of it.
+        let part = if is_gathered {
+            self.gather(file, shape, range, false).await
+        } else if refusal.problem.is_retryable() {
+            self.ask_for(context, id, &complete, range).await
+        } else {
+            return Err(refusal);
+        };
+        part.map_err(|_| refusal)
     }
 
     /// The value of a file's only chunk: its root is in the bytes, so those are read.
@@ -143,11 +190,19 @@ impl AggregatorService {
         ChainingValue::of_chunk(first, &bytes).ok_or_else(|| no_such_place("an empty chunk"))
     }
 
-    /// As the home: the values of a unit from the holders that the root was made of.
-    async fn gather(&self, file: FileId, shape: Geometry, first: u64) -> Result<Vec<ChainingValue>, Refusal> {
+    /// As the home: the values of chunks of one unit from the holders that the root was made of, or from the own store
+    /// only.
+    async fn gather(
+        &self,
+        file: FileId,
+        shape: Geometry,
+        wanted: Range<u64>,
+        only_own: bool,
+    ) -> Result<Vec<ChainingValue>, Refusal> {
         let me = self.parts.dc;
+        let (first, end) = (wanted.start, wanted.end);
         let segment = first / SEGMENT_CHUNKS;
-        let unit = Place::tile(first..(first + UNIT_CHUNKS).min(shape.chunks()), MAX_LEVEL, shape);
+        let unit = Place::tile(wanted, MAX_LEVEL, shape);
         let asked = self.ledgers.ask(move |aggregator| {
             let ledger = aggregator.file(file)?.ledger();
             let pieces = ledger.holders().flat_map(|(dc, _, tree)| {
@@ -161,7 +216,9 @@ impl AggregatorService {
             let page = page.and_then(|bytes| Page::from_bytes(&bytes).ok()).ok_or_else(unreachable)?;
             pieces.extend(page.entries.into_iter().map(|(dc, _, span)| (dc, span)));
         }
-        let end = (first + UNIT_CHUNKS).min(shape.chunks());
+        if only_own {
+            pieces.retain(|(dc, _)| *dc == me);
+        }
         let mut values: Vec<Option<ChainingValue>> = vec![None; (end - first) as usize];
         // The own store first: it costs nothing.
         pieces.sort_by_key(|(dc, span)| (*dc != me, span.place));
@@ -172,16 +229,25 @@ impl AggregatorService {
             if from >= to || values.get(slots.clone()).is_none_or(|part| part.iter().all(Option::is_some)) {
                 continue;
             }
-            let part = Place::clipped(from, span.place.level().min(UNIT_LEVEL), shape);
             let found = if dc == me {
                 let own = self.parts.store.values(file, from..to).await.map_err(|error| of_store(&error))?;
                 own.into_iter().collect::<Option<Vec<_>>>()
+            } else if span.place.level() == 0 {
+                // It said so itself.
+                Some(vec![span.value])
             } else {
                 let Some(peer) = self.links.peer(dc) else { continue };
-                match bulk::values_from(self, peer, file, shape, part, span).await {
-                    Ok(Values::Good(values)) => Some(values),
-                    Ok(Values::Missing | Values::Wrong) | Err(_) => None,
+                let mut found = Some(Vec::new());
+                for part in Place::tile(from..to, UNIT_LEVEL, shape) {
+                    match bulk::values_from(self, peer, file, shape, part, span).await {
+                        Ok(Values::Good(values)) => found.iter_mut().for_each(|found| found.extend(&values)),
+                        Ok(Values::Missing | Values::Wrong) | Err(_) => found = None,
+                    }
+                    if found.is_none() {
+                        break;
+                    }
                 }
+                found
             };
             for (slot, value) in slots.zip(found.into_iter().flatten()) {
                 if let Some(known) = values.get_mut(slot) {
@@ -193,19 +259,19 @@ impl AggregatorService {
     }
 
     /// As anyone else: from whoever can prove them.
-    async fn ask_for_unit(
+    async fn ask_for(
         &self,
         context: &SignedContext,
         id: ClientFileId,
         complete: &Complete,
-        first: u64,
+        wanted: Range<u64>,
     ) -> Result<Vec<ChainingValue>, Refusal> {
         let shape = complete.shape;
         let mut last = unreachable();
         for peer in complete.askable.iter().filter_map(|dc| self.links.peer(*dc)) {
-            // A unit at the right edge can be several places; each has its own way up.
+            // It can be several places, as at the right edge; each has its own way up.
             let mut values = Vec::new();
-            for place in Place::tile(first..(first + UNIT_CHUNKS).min(shape.chunks()), UNIT_LEVEL, shape) {
+            for place in Place::tile(wanted.clone(), UNIT_LEVEL, shape) {
                 let request = LocateRequest {
                     context: context.as_bytes().to_vec().into(),
                     id: id.uuid().as_bytes().to_vec().into(),
@@ -235,7 +301,7 @@ impl AggregatorService {
                     }
                 }
             }
-            if values.len() as u64 == (first + UNIT_CHUNKS).min(shape.chunks()) - first {
+            if values.len() as u64 == wanted.end - wanted.start {
                 return Ok(values);
             }
         }
@@ -271,14 +337,24 @@ impl AggregatorService {
         file: FileId,
         place: Place,
     ) -> Result<(Vec<ChainingValue>, Vec<ChainingValue>), Refusal> {
-        let first = place.start() / UNIT_CHUNKS * UNIT_CHUNKS;
-        let (shape, _, unit) = self.unit(context, id, file, first).await?;
-        let slice = |range: std::ops::Range<u64>, base: u64, values: &[ChainingValue]| {
+        let Complete { shape, is_home, .. } = self.complete(file).await?;
+        let values = self.located(context, id, file, place.range(shape)).await?;
+        let slice = |range: Range<u64>, base: u64, values: &[ChainingValue]| {
             values.get((range.start - base) as usize..(range.end - base) as usize).map(<[_]>::to_vec)
         };
-        let values = slice(place.range(shape), first, &unit).ok_or_else(unreachable)?;
+        let places = proof_places(shape, place);
+        // The home's root was made of what holders said: their spans' values lead to it, without their chunks'.
+        let asked = places.clone();
+        let said = self.ledgers.ask(move |aggregator| {
+            let union = aggregator.file(file).filter(|_| is_home).map(|file| file.ledger().union());
+            asked.into_iter().map(|place| union.and_then(|union| union.value(place))).collect::<Vec<_>>()
+        });
         let mut proof = Vec::new();
-        for beside in proof_places(shape, place) {
+        for (beside, said) in places.into_iter().zip(said.await?) {
+            if let Some(said) = said {
+                proof.push(said);
+                continue;
+            }
             let mut parts = Vec::new();
             let range = beside.range(shape);
             let mut at = range.start;
@@ -293,6 +369,11 @@ impl AggregatorService {
         }
         Ok((values, proof))
     }
+}
+
+/// The chunks of the unit that begins with `first`.
+fn unit_of(first: u64, shape: Geometry) -> Range<u64> {
+    first..(first + UNIT_CHUNKS).min(shape.chunks())
 }
 
 /// The values under a place, if they lead to the root.

@@ -47,6 +47,9 @@ pub(crate) struct AggregatorMetrics {
     pub(crate) pulled_bytes: AtomicU64,
     pub(crate) served_bytes: AtomicU64,
     pub(crate) integrity_failures: Counter,
+    scrub_bytes: Counter,
+    pub(crate) scrub_passes: Counter,
+    pub(crate) damaged_files: Gauge,
 }
 
 impl AggregatorMetrics {
@@ -58,9 +61,27 @@ impl AggregatorMetrics {
             pulled_bytes: AtomicU64::new(0),
             served_bytes: AtomicU64::new(0),
             integrity_failures: metrics.integrity_failures.clone(),
+            scrub_bytes: Counter::default(),
+            scrub_passes: Counter::default(),
+            damaged_files: Gauge::default(),
         };
         metrics.register(|registry| {
             registry.register("sluice_commands", "Commands between datacenters", this.commands.clone());
+            registry.register(
+                "sluice_scrub_bytes",
+                "Bytes that the scrub read again",
+                this.scrub_bytes.clone(),
+            );
+            registry.register(
+                "sluice_scrub_passes",
+                "Times that the scrub read everything that is stored",
+                this.scrub_passes.clone(),
+            );
+            registry.register(
+                "sluice_damaged_files",
+                "Files of which chunks are known to be damaged",
+                this.damaged_files.clone(),
+            );
             registry.register("sluice_peer_up", "Whether a peer can be reached", this.peer_up.clone());
         });
         for (dc, name) in material.dcs() {
@@ -73,6 +94,10 @@ impl AggregatorMetrics {
 
     pub(crate) fn set_peer(&self, name: &str, up: bool) {
         self.peer_up.get_or_create(&PeerLabels { peer: name.to_owned() }).set(i64::from(up));
+    }
+
+    pub(crate) fn scrubbed(&self, bytes: u64) {
+        self.scrub_bytes.inc_by(bytes);
     }
 
     pub(crate) fn sent(&self, kind: Kind, outcome: &'static str) {

@@ -25,7 +25,7 @@ use tokio::time::{Duration, Instant};
 use crate::door::no_such_place;
 use crate::ledgers::changed;
 use crate::refusal::{dropped, of_store};
-use crate::{AggregatorService, bulk, carry, load, status};
+use crate::{AggregatorService, bulk, carry, load, scrub, status};
 
 /// Files looked at for one page of a list; a filter that matches few ends the page early, with a cursor.
 const MAX_LOOKED_AT: usize = 10_000;
@@ -281,9 +281,7 @@ impl Slots for AggregatorService {
         if range.is_empty() || range.end > first + UNIT_CHUNKS {
             return Err(no_such_place("chunks of one unit are located at once"));
         }
-        let (_, _, unit) = this.unit(context, id, file, first).await?;
-        let slots = (range.start - first) as usize..(range.end - first) as usize;
-        let values = unit.get(slots).ok_or_else(|| no_such_place("past the end of the file"))?;
+        let values = this.located(context, id, file, range.clone()).await?;
         let held = match self.parts.store.values(file, range).await {
             Ok(held) => held,
             Err(StoreError::NoFile(_)) => vec![None; values.len()],
@@ -331,7 +329,7 @@ impl Slots for AggregatorService {
 
     async fn report_damage(&self, file: FileId, index: ChunkIndex) {
         if let Ok(this) = self.shared() {
-            bulk::damaged(&this, file, index).await;
+            scrub::reported(&this, file, index).await;
         }
     }
 

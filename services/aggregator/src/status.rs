@@ -9,6 +9,7 @@ use sluice_engine::geometry::Geometry;
 use sluice_engine::ids::{ClientFileId, DcId, FileId};
 use sluice_engine::ledger::FileState;
 use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::ranges::Ranges;
 use sluice_proto::http::{FileStatus, Holder, State};
 use sluice_proto::peer::StatusRequest;
 use sluice_proto::problem::{Problem, Refusal};
@@ -21,6 +22,9 @@ use crate::refusal::{dropped, of_status, of_store};
 
 /// Ranges listed for one holder, or as missing.
 const MAX_RANGES: usize = 1_000;
+
+/// Damaged chunks of one file that are looked for at others.
+const MAX_DAMAGED: usize = 100_000;
 
 /// What a peer answered.
 enum Answer {
@@ -44,13 +48,15 @@ struct Facts {
     root: Option<String>,
     missing_chunks: u64,
     missing: Vec<[u64; 2]>,
+    damaged: Vec<[u64; 2]>,
     holders: Vec<(DcId, u64, Vec<[u64; 2]>)>,
 }
 
-fn facts(file: &File) -> Option<Facts> {
+/// `damaged` are the chunks of the own copy that are.
+fn facts(file: &File, me: DcId, damaged: &[Range<u64>]) -> Option<Facts> {
     let ledger = file.ledger();
     let claim = ledger.claim()?;
-    let pair = |range: std::ops::Range<u64>| [range.start, range.end];
+    let pair = |range: Range<u64>| [range.start, range.end];
     let chunks = ledger.file().map_or(0, |shape| shape.chunks());
     let assembled = file.state() == FileState::Assembled;
     let holders = ledger.holders().filter(|(dc, ..)| ledger.chunks_held_by(*dc) > 0).map(|(dc, _, tree)| {
@@ -64,6 +70,15 @@ fn facts(file: &File) -> Option<Facts> {
         // Who assembled the file says so once, and not span by span.
         holders.push((copy.home, chunks, std::iter::once([0, chunks]).filter(|_| chunks > 0).collect()));
     }
+    // What the own copy lacks and nobody else has.
+    let mut lost = Ranges::new();
+    for chunk in damaged.iter().cloned().flatten().take(MAX_DAMAGED) {
+        let mut others = ledger.holders().filter(|(dc, ..)| *dc != me);
+        if !others.any(|(_, _, tree)| tree.has(chunk)) {
+            lost.insert(chunk..chunk + 1);
+        }
+    }
+    let lost: Vec<Range<u64>> = lost.iter().collect();
     Some(Facts {
         state: file.state(),
         size: ledger.file(),
@@ -71,11 +86,15 @@ fn facts(file: &File) -> Option<Facts> {
         home: claim.home,
         home_epoch: claim.epoch.number(),
         root: ledger.root().map(|root| root.to_string()),
-        missing_chunks: if assembled { 0 } else { chunks.saturating_sub(ledger.union().covered()) },
+        missing_chunks: match assembled {
+            true => lost.iter().map(|range| range.end - range.start).sum(),
+            false => chunks.saturating_sub(ledger.union().covered()),
+        },
         missing: match assembled {
-            true => Vec::new(),
+            true => lost.into_iter().take(MAX_RANGES).map(pair).collect(),
             false => ledger.missing(0..chunks, MAX_RANGES).into_iter().map(pair).collect(),
         },
+        damaged: damaged.iter().take(MAX_RANGES).cloned().map(pair).collect(),
         holders,
     })
 }
@@ -100,9 +119,10 @@ impl AggregatorService {
     ) -> Result<Option<FileStatus>, Refusal> {
         let session = self.parts.access.verify(context)?;
         let file = FileId::derive(session.tenant, id);
+        let (me, damaged) = (self.parts.dc, self.parts.store.damage(file));
         let asked = self.ledgers.ask(move |aggregator| {
             let file = aggregator.file(file)?;
-            Some((file.state(), file.record().is_some(), facts(file)))
+            Some((file.state(), file.record().is_some(), facts(file, me, &damaged)))
         });
         match asked.await? {
             None | Some((FileState::Unheard, ..)) => Ok(None),
@@ -169,6 +189,7 @@ impl AggregatorService {
             home_answered: facts.home == me,
             missing_chunks: facts.missing_chunks,
             missing: facts.missing,
+            damaged: facts.damaged,
             holders,
         }
     }
@@ -182,7 +203,9 @@ impl AggregatorService {
         let own = self.own_status(context, id).await;
         let me = self.dc_name(self.parts.dc);
         match own {
-            Ok(Some(own)) if own.home == me || own.state == State::Assembled => {
+            Ok(Some(own)) if own.home == me => Ok(FileStatus { home_answered: true, ..own }),
+            // Only the home knows how its copy is; that there is one is known without it.
+            Ok(Some(own)) if own.state == State::Assembled && !self.is_linked_to(&own.home).await => {
                 Ok(FileStatus { home_answered: true, ..own })
             }
             Ok(Some(own)) => {
@@ -204,6 +227,12 @@ impl AggregatorService {
             }
             Err(refusal) => Err(refusal),
         }
+    }
+
+    /// Whether a datacenter can be asked now.
+    async fn is_linked_to(&self, name: &str) -> bool {
+        let Some(dc) = self.parts.material.dc_named(name) else { return false };
+        self.ledgers.ask(move |aggregator| aggregator.is_linked(dc)).await.unwrap_or(false)
     }
 
     async fn ask_everyone(

@@ -209,11 +209,9 @@ impl Reader {
         }
     }
 
-    /// Reports a damaged chunk, which has to come from elsewhere.
+    /// Reports a damaged chunk, which has to come from elsewhere. Whoever is told counts and logs it.
     async fn report(&self, index: ChunkIndex) -> Result<Option<Bytes>, Refusal> {
-        let WorkerParts { slots, metrics, .. } = &self.parts;
-        tracing::error!(file = %self.file, chunk = index.number(), "a stored chunk is damaged");
-        metrics.integrity_failures.inc();
+        let slots = &self.parts.slots;
         let reported = async {
             slots.report_damage(self.file, index).await;
             Ok(())

@@ -27,6 +27,7 @@ pub use lock::holder;
 
 use super::change::{Change, Chunk, Record};
 use super::checkpoint::Checkpoint;
+use super::damage::{self, Marks};
 use super::disk::{Disk, DiskFile, Open, RealDisk};
 use super::entry::Name;
 use super::layout::{Layout, shard};
@@ -83,6 +84,7 @@ pub fn check_on(
         report,
         progress: Default::default(),
         client: None,
+        marks: Marks::new(),
     };
     check.run()?;
     Ok(check.report)
@@ -101,6 +103,8 @@ struct Check<'a> {
     options: CheckOptions<'a>,
     report: VolumeReport,
     progress: CheckProgress,
+    /// What was found damaged before.
+    marks: Marks,
     /// What the client of the file that is being checked calls it.
     client: Option<ClientFileId>,
 }
@@ -113,6 +117,9 @@ impl Check<'_> {
             // Without them nobody knows which batches count.
             Some((_, None)) | None => Pending::new(),
         };
+        if let Some(id) = id {
+            self.marks(id);
+        }
         let files = self.files(&pending);
         self.progress.of_files = files.len() as u64;
         for file in &files {
@@ -237,6 +244,20 @@ impl Check<'_> {
             }
         }
         pending
+    }
+
+    /// What was found damaged while the volume was in use.
+    fn marks(&mut self, id: VolumeId) {
+        let path = self.layout.damage();
+        let marks = match self.read(&path) {
+            Ok(bytes) => damage::decode(id, &bytes).map_err(|error| error.to_string()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return,
+            Err(error) => Err(error.to_string()),
+        };
+        match marks {
+            Ok(marks) => self.marks = marks,
+            Err(error) => self.found(FindingKind::Cache, &path, error),
+        }
     }
 
     /// Every file that an index or a journal knows.
@@ -391,7 +412,8 @@ impl Check<'_> {
             let wrong = if offset + u64::from(chunk.len) > length {
                 Some(format!("the file ends at byte {length}"))
             } else if !self.options.hash_bytes {
-                None
+                let is_marked = self.marks.get(&file).is_some_and(|marks| marks.covers(*number..*number + 1));
+                is_marked.then(|| "they were found damaged while the volume was in use".to_owned())
             } else {
                 match handle.read_at(offset, chunk.len as usize) {
                     Err(error) => Some(error.to_string()),
@@ -447,6 +469,8 @@ impl Check<'_> {
                 "checkpoint",
                 "journal-0",
                 "journal-1",
+                "damage",
+                "scrub",
                 "index",
                 "chunks",
                 "trash",
@@ -469,7 +493,7 @@ impl Check<'_> {
                         page::decode(file, segment, &bytes).map_err(|error| error.to_string())
                     });
                     if let Err(error) = read {
-                        self.found(FindingKind::Page, &path, error);
+                        self.found(FindingKind::Cache, &path, error);
                     }
                 }
                 None if number("data-").is_some() || number("values-").is_some() => {}

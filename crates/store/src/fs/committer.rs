@@ -301,6 +301,7 @@ impl Committer {
                 }
             }
             self.shared.table.mark_dirty(staged.entry.file);
+            self.shared.settle_damage(staged.entry.file, &staged.change);
             if staged.change.removes_chunks() {
                 // Nobody flushes or opens names of the old life between its end on disk and in memory.
                 let _names = lock(&staged.entry.names);

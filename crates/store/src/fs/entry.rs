@@ -49,8 +49,6 @@ pub(crate) struct Live {
     pub(crate) losses: u64,
     /// Names that are known to be durable.
     pub(crate) synced: BTreeSet<Name>,
-    /// Chunks that the device failed to give back.
-    pub(crate) damaged: BTreeSet<u64>,
 }
 
 static NEXT_EPOCH: AtomicU64 = AtomicU64::new(0);
@@ -63,7 +61,6 @@ impl Entry {
             epoch: next_epoch(),
             losses: 0,
             synced: BTreeSet::new(),
-            damaged: BTreeSet::new(),
         };
         Self { file, names: Mutex::new(()), live: Mutex::new(live), released: Notify::new() }
     }
@@ -81,9 +78,6 @@ impl Entry {
             Change::Facts(_) | Change::Published(_) => {}
             Change::Lost { chunks, .. } => {
                 live.losses += 1;
-                for chunk in chunks {
-                    live.damaged.remove(&chunk.number());
-                }
                 let lost: BTreeSet<u64> = chunks.iter().map(|chunk| chunk.number()).collect();
                 live.claims.revoke(|run| lost.range(run.clone()).next().is_some());
             }
@@ -109,7 +103,6 @@ impl Live {
         self.epoch = next_epoch();
         self.losses += 1;
         self.synced.clear();
-        self.damaged.clear();
         self.claims.revoke(|_| true);
     }
 }

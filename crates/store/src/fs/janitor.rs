@@ -13,7 +13,7 @@ use sluice_engine::limits::SEGMENT_CHUNKS;
 
 use super::entry::Entry;
 use super::lock;
-use super::shared::{Counters, Shared};
+use super::shared::Shared;
 use crate::StoreError;
 
 /// Something to do when there is time.
@@ -23,6 +23,8 @@ pub(crate) enum Chore {
     Remove(PathBuf),
     /// A run of a file without any record was given up.
     Sweep(FileId),
+    /// Marks of damage were taken back.
+    KeepDamage,
     /// Read the recorded chunks of a segment again from the device.
     Verify { entry: Arc<Entry>, segment: u64 },
 }
@@ -47,7 +49,8 @@ pub(crate) fn run(shared: &Arc<Shared>, chores: &Receiver<Chore>) {
                 }
             }
             Chore::Sweep(file) => shared.sweep(file),
-            Chore::Verify { entry, segment } => shared.verify(&entry, segment),
+            Chore::KeepDamage => shared.keep_damage(),
+            Chore::Verify { entry, segment } => shared.verify_segment(&entry, segment),
         }
     }
 }
@@ -104,34 +107,16 @@ impl Shared {
         Ok(())
     }
 
-    /// Marks the chunks of a segment that the device does not give back.
-    fn verify(&self, entry: &Entry, segment: u64) {
-        let (chunks, epoch) = {
-            let live = lock(&entry.live);
-            let first = segment * SEGMENT_CHUNKS;
-            let mut chunks = Vec::new();
-            for range in live.state.held.iter() {
-                chunks.extend(range.start.max(first)..range.end.min(first + SEGMENT_CHUNKS));
-            }
-            (chunks, live.epoch)
-        };
-        let name = super::entry::Name::Data(segment);
-        match self.handle(entry.file, epoch, name, super::disk::Open::Existing) {
-            Ok(handle) => {
-                if let Err(error) = handle.forget_cache() {
-                    tracing::warn!(file = %entry.file, %error, "cannot drop cached pages");
-                }
-            }
-            Err(error) => tracing::warn!(file = %entry.file, %error, "cannot open a segment"),
-        }
-        for chunk in chunks {
-            let Ok(index) = ChunkIndex::new(chunk) else { continue };
-            match self.read_chunk(entry, index) {
-                Ok(_) | Err(StoreError::Missing { .. } | StoreError::Closing) => {}
-                Err(error) => {
-                    tracing::error!(file = %entry.file, chunk, %error, "a chunk is lost");
-                    Counters::add(&self.counters.integrity_failures, 1);
-                    lock(&entry.live).damaged.insert(chunk);
+    /// Reads the recorded chunks of a segment again, and marks those that the device does not give back.
+    fn verify_segment(&self, entry: &Entry, segment: u64) {
+        let first = segment * SEGMENT_CHUNKS;
+        let held: Vec<_> = lock(&entry.live).state.held.iter().collect();
+        for range in held {
+            for chunk in range.start.max(first)..range.end.min(first + SEGMENT_CHUNKS) {
+                let Ok(index) = ChunkIndex::new(chunk) else { continue };
+                match self.verify_chunk(entry, index) {
+                    Ok(_) | Err(StoreError::Missing { .. } | StoreError::Closing) => {}
+                    Err(error) => tracing::error!(file = %entry.file, chunk, %error, "a chunk is lost"),
                 }
             }
         }

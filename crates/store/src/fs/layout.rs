@@ -4,6 +4,8 @@
 //! lock                          one process at a time
 //! volume                        the header
 //! checkpoint                    what belongs to no file, and which journals are done with
+//! damage                        which chunks are known to be damaged; missing if none is
+//! scrub                         how far the scrub has come
 //! journal-0  journal-1          the journal, by number modulo two
 //! index/abc/<file>              a file's index; abc: its slot
 //! chunks/abc/<file>/data-n      the bytes of segment n, in place, sparse
@@ -46,6 +48,14 @@ impl Layout {
 
     pub(crate) fn checkpoint(&self) -> PathBuf {
         self.root.join("checkpoint")
+    }
+
+    pub(crate) fn damage(&self) -> PathBuf {
+        self.root.join("damage")
+    }
+
+    pub(crate) fn scrub(&self) -> PathBuf {
+        self.root.join("scrub")
     }
 
     pub(crate) fn journal(&self, number: u64) -> PathBuf {

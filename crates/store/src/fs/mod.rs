@@ -7,7 +7,8 @@
 //!   durable to the files in memory, and answers. Its queue is bounded, so callers wait before memory grows.
 //! - The *checkpointer* (one thread) moves what only the journal holds into the files it is about, so that the
 //!   journal can begin anew. Two journals take turns; changes go on meanwhile.
-//! - The *janitor* (one thread) removes what nobody refers to, and reads again what a failed sync put in doubt.
+//! - The *janitor* (one thread) removes what nobody refers to, reads again what a failed sync put in doubt, and takes
+//!   back marks of damage that was mended.
 //!
 //! # What is durable when
 //! Data is written in place as it arrives. Then: data synced, new names synced, record appended to the journal,
@@ -31,6 +32,7 @@ mod checkpoint;
 mod checkpointer;
 mod claims;
 mod committer;
+mod damage;
 mod disk;
 mod entry;
 mod files;
@@ -43,6 +45,7 @@ mod page;
 mod plan;
 mod read;
 mod recovery;
+mod scrub_mark;
 mod sealed;
 mod shared;
 mod state;
@@ -76,12 +79,13 @@ pub use disk::{Disk, DiskFile, Open, RealDisk, VolumeLock};
 use self::change::VolumeChange;
 use self::checkpointer::Checkpointer;
 use self::committer::{Answer, Committer, Request, Task};
+use self::damage::Damage;
 use self::entry::Table;
 use self::recovery::Recovered;
 use self::shared::{Counters, Shared, Space, Writers};
 use crate::{
-    ChunkStore, FileSummary, MAX_FACTS_LEN, MAX_PAGE_LEN, MAX_STATE_LEN, RecordOutcome, RunWriter,
-    StoreError, Usage,
+    ChunkStore, FileSummary, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN, RecordOutcome,
+    RunWriter, StoreError, Usage,
 };
 
 /// Changes that may wait for the committer; more of them wait in their callers.
@@ -161,7 +165,7 @@ impl FsStore {
         options: FsOptions,
     ) -> Result<Self, StoreError> {
         let path = path.as_ref();
-        let Recovered { disk, layout, id, volume, journal, pending, older, next_trash } =
+        let Recovered { disk, layout, id, volume, journal, pending, older, next_trash, damage } =
             recovery::open(disk, path, &options)?;
         let (tasks, inbox) = mpsc::channel(TASKS);
         let (chores, chore_inbox) = sync_channel(CHORES);
@@ -180,6 +184,7 @@ impl FsStore {
             chores: Mutex::new(Some(chores)),
             space: Mutex::new(Space::default()),
             durable_dirs: Mutex::new(BTreeSet::new()),
+            damage: Damage::new(id, damage),
             next_trash: AtomicU64::new(next_trash),
         });
         shared.counters.journal_bytes.store(journal.end, Ordering::Relaxed);
@@ -322,6 +327,30 @@ impl ChunkStore for FsStore {
     async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError> {
         let entry = self.shared.entry(file).await?;
         self.shared.blocking(move |shared| shared.read_chunk(&entry, index)).await
+    }
+
+    async fn verify(&self, file: FileId, index: ChunkIndex) -> Result<u64, StoreError> {
+        let entry = self.shared.entry(file).await?;
+        self.shared.blocking(move |shared| shared.verify_chunk(&entry, index)).await
+    }
+
+    fn damage(&self, file: FileId) -> Vec<Range<u64>> {
+        self.shared.damage.of(file)
+    }
+
+    fn damaged_files(&self) -> Vec<FileId> {
+        self.shared.damage.files()
+    }
+
+    async fn put_scrub_mark(&self, mark: &[u8]) -> Result<(), StoreError> {
+        limit("mark of a scrub", mark.len(), MAX_MARK_LEN)?;
+        self.shared.writable()?;
+        let bytes = scrub_mark::encode(mark);
+        self.shared.blocking(move |shared| shared.put_scrub_mark(&bytes)).await
+    }
+
+    async fn scrub_mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        self.shared.blocking(|shared| shared.scrub_mark()).await
     }
 
     async fn lose(&self, file: FileId, chunks: &[ChunkIndex]) -> Result<Generation, StoreError> {

@@ -8,16 +8,21 @@ use std::ops::Range;
 use bytes::Bytes;
 use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::hash::{ChainingValue, Root};
+use sluice_engine::ids::FileId;
 use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS, SEGMENT_LEVEL};
 use sluice_engine::span::{Place, Span};
 use sluice_engine::span_tree::{SpanTree, merge_chunks};
 
-use super::change::{Chunk, Published};
+use super::change::{Change, Chunk, Published};
 use super::disk::Open;
 use super::entry::{Entry, Name};
+use super::janitor::Chore;
 use super::shared::{Counters, Shared};
-use super::{lock, values};
+use super::{lock, scrub_mark, values};
 use crate::StoreError;
+
+/// Verifying drops cached pages this often, in chunks, so that the device is asked and not memory.
+const FORGET_EVERY: u64 = 1 << 10;
 
 /// How often an answer is sought while chunks of the file come and go.
 const ATTEMPTS: usize = 4;
@@ -106,17 +111,27 @@ impl Shared {
     }
 
     fn read_once(&self, entry: &Entry, index: ChunkIndex) -> Result<Bytes, StoreError> {
-        let corrupt = || StoreError::Corrupt { file: entry.file, index };
+        if self.damage.has(entry.file, index.number()) {
+            // Missing, if it went meanwhile.
+            self.record_of(entry, index)?;
+            return Err(StoreError::Corrupt { file: entry.file, index });
+        }
+        self.bytes_once(entry, index)
+    }
+
+    /// The record of a chunk.
+    fn record_of(&self, entry: &Entry, index: ChunkIndex) -> Result<Chunk, StoreError> {
         let number = index.number();
         let found = self.chunks_once(entry, number..number + 1)?;
-        let chunk = found.into_iter().next().flatten().ok_or(StoreError::Missing { index })?;
-        let epoch = {
-            let live = lock(&entry.live);
-            if live.damaged.contains(&number) {
-                return Err(corrupt());
-            }
-            live.epoch
-        };
+        found.into_iter().next().flatten().ok_or(StoreError::Missing { index })
+    }
+
+    /// The bytes of a chunk, whatever was known of them before.
+    fn bytes_once(&self, entry: &Entry, index: ChunkIndex) -> Result<Bytes, StoreError> {
+        let corrupt = || StoreError::Corrupt { file: entry.file, index };
+        let chunk = self.record_of(entry, index)?;
+        let epoch = lock(&entry.live).epoch;
+        let number = index.number();
         let segment = number / SEGMENT_CHUNKS;
         let offset = (number % SEGMENT_CHUNKS) * CHUNK_LEN;
         let bytes = match self.handle(entry.file, epoch, Name::Data(segment), Open::Existing) {
@@ -124,11 +139,112 @@ impl Shared {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(corrupt()),
             Err(error) => Err(error),
         };
-        let bytes = bytes.map_err(|error| self.error("reading a chunk", &error))?;
+        let bytes = match bytes {
+            Ok(bytes) => bytes,
+            // The device does not give them back.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => {
+                return Err(corrupt());
+            }
+            Err(error) => return Err(self.error("reading a chunk", &error)),
+        };
         if bytes.len() != chunk.len as usize || ChainingValue::of_chunk(index, &bytes) != Some(chunk.value) {
             return Err(corrupt());
         }
         Ok(Bytes::from(bytes))
+    }
+
+    /// Hashes a chunk as the device gives it back now; its length. What is damaged is marked, durably unless the volume
+    /// is read-only; what is sound again loses its mark. Blocks.
+    pub(crate) fn verify_chunk(&self, entry: &Entry, index: ChunkIndex) -> Result<u64, StoreError> {
+        let (file, number) = (entry.file, index.number());
+        // The cache is asked first only where that is as good: what follows in the segment was dropped with it.
+        if number.is_multiple_of(FORGET_EVERY) {
+            self.forget_cache(entry, number);
+        }
+        let read = || self.steadily(entry, || self.bytes_once(entry, index));
+        let result = match read() {
+            Err(StoreError::Corrupt { .. }) => {
+                // Perhaps only the cache has it wrong.
+                self.forget_cache(entry, number);
+                read()
+            }
+            result => result,
+        };
+        match result {
+            Ok(bytes) => {
+                if self.damage.clear(file, [number]) {
+                    tracing::info!(%file, chunk = number, "a damaged chunk is sound again");
+                    self.keep_damage();
+                }
+                Ok(bytes.len() as u64)
+            }
+            Err(error) => {
+                let changed = match &error {
+                    StoreError::Corrupt { .. } => self.damage.mark(file, number),
+                    StoreError::Missing { .. } | StoreError::NoFile(_) | StoreError::Dropped(_) => {
+                        self.damage.clear(file, [number])
+                    }
+                    _ => false,
+                };
+                if changed {
+                    self.keep_damage();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn forget_cache(&self, entry: &Entry, chunk: u64) {
+        let epoch = lock(&entry.live).epoch;
+        let name = Name::Data(chunk / SEGMENT_CHUNKS);
+        let forgotten = self.handle(entry.file, epoch, name, Open::Existing).and_then(|it| it.forget_cache());
+        if let Err(error) = forgotten
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(file = %entry.file, %error, "cannot drop cached pages");
+        }
+    }
+
+    /// Makes marks of damage durable. Blocks.
+    pub(crate) fn keep_damage(&self) {
+        if self.failure.get().is_some() {
+            // Nothing is written any more; what is marked stays so until the process ends, and is found again.
+            return;
+        }
+        let kept = self.counters.sync(|| self.damage.keep(&self.disk, &self.layout.damage()));
+        if let Err(error) = kept
+            && !super::gate::is_shut(&error)
+        {
+            tracing::error!(%error, "marks of damage cannot be kept");
+        }
+    }
+
+    /// Takes marks back whose chunks are written again, or gone.
+    pub(crate) fn settle_damage(&self, file: FileId, change: &Change) {
+        let changed = match change {
+            Change::Run { chunks, .. } => self.damage.clear(file, chunks.iter().map(|it| it.index.number())),
+            Change::Lost { chunks, .. } => self.damage.clear(file, chunks.iter().map(|it| it.number())),
+            change if change.removes_chunks() => self.damage.clear_all(file),
+            _ => false,
+        };
+        if changed {
+            self.chore(Chore::KeepDamage);
+        }
+    }
+
+    /// Keeps how far a scrub has come. Blocks.
+    pub(crate) fn put_scrub_mark(&self, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.layout.scrub();
+        self.disk.replace_unsynced(&path, bytes).map_err(|error| self.error("writing a scrub's mark", &error))
+    }
+
+    /// How far a scrub had come, if that is known. Blocks.
+    pub(crate) fn scrub_mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.disk.read(&self.layout.scrub()) {
+            Ok(bytes) => Ok(scrub_mark::decode(&bytes).ok()),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.error("reading a scrub's mark", &error)),
+        }
     }
 
     /// What the recorded chunks are as a whole: their shape and root. [`StoreError::WrongRoot`] names `expected` if
@@ -191,6 +307,9 @@ impl Shared {
             None if dropped => return Err(StoreError::Dropped(entry.file)),
             None => return Err(StoreError::NoFile(entry.file)),
         };
+        if let Some(damaged) = self.damage.of(entry.file).first() {
+            return Err(StoreError::Corrupt { file: entry.file, index: ChunkIndex::new(damaged.start)? });
+        }
         // The values are asked of the disk, not of memory.
         self.flush_values(entry)?;
         let mut start = 0;

@@ -15,6 +15,7 @@ use super::FsOptions;
 use super::change::{Change, Record, VolumeChange};
 use super::checkpoint::Checkpoint;
 use super::committer::MAX_BATCH;
+use super::damage::{self, Marks};
 use super::disk::{Disk, DiskFile, Open};
 use super::gate::{GatedDisk, ReplaceError};
 use super::journal::{self, BLOCK, Journal};
@@ -40,6 +41,8 @@ pub(crate) struct Recovered {
     /// If two journals are in force: the older one, and the first batch after it.
     pub(crate) older: Option<(u64, u64)>,
     pub(crate) next_trash: u64,
+    /// Chunks that are known to be damaged.
+    pub(crate) damage: Marks,
 }
 
 /// Opens the volume at `path`, making it if the directory is empty or missing.
@@ -114,7 +117,16 @@ pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path, options: &FsOptions) -> Res
 
     let trash = disk.list(&layout.dir("trash")).map_err(|error| unreadable(&error))?;
     let next_trash = trash.iter().filter_map(|name| name.parse::<u64>().ok()).max().map_or(0, |max| max + 1);
-    Ok(Recovered { disk, layout, id, volume, journal, pending, older, next_trash })
+    let damage = match disk.read(&layout.damage()) {
+        // What is forgotten here a scrub finds again.
+        Ok(bytes) => damage::decode(id, &bytes).unwrap_or_else(|error| {
+            tracing::error!(%error, "the marks of damaged chunks are damaged themselves");
+            Marks::new()
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Marks::new(),
+        Err(error) => return Err(unreadable(&format_args!("marks of damage: {error}"))),
+    };
+    Ok(Recovered { disk, layout, id, volume, journal, pending, older, next_trash, damage })
 }
 
 /// Whether the directory is a volume; if not, it may become one. An error if it must not.

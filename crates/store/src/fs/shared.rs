@@ -13,6 +13,7 @@ use sluice_engine::ids::{FileId, Generation};
 use tokio::sync::{Notify, mpsc, oneshot};
 
 use super::committer::{Answer, Request, Task};
+use super::damage::Damage;
 use super::disk::{DiskFile, Open};
 use super::entry::{Entry, Name, Table};
 use super::gate::{self, GatedDisk};
@@ -49,6 +50,7 @@ pub(crate) struct Shared {
     /// Directories whose own name is known to be durable.
     pub(crate) durable_dirs: Mutex<BTreeSet<PathBuf>>,
     pub(crate) next_trash: AtomicU64,
+    pub(crate) damage: Damage,
 }
 
 /// What belongs to no file.

@@ -68,6 +68,8 @@ struct Hashing {
     values: Vec<ChainingValue>,
     /// Per chunk of the run: whether it is written, or has a record and is only compared.
     write: Vec<bool>,
+    /// Whether a chunk that is written has a record, because it is damaged.
+    mends: bool,
     data: Option<Arc<dyn DiskFile>>,
 }
 
@@ -107,7 +109,11 @@ pub(crate) async fn begin(
                 let expected = run.count() * CHUNK_LEN;
                 return Err(GeometryError::Length { expected, got: len }.into());
             }
-            let write: Vec<bool> = run.range().map(|chunk| !live.state.has(chunk)).collect();
+            // Damaged bytes may be replaced, by those that have the recorded value.
+            let damaged = |chunk| shared.damage.has(file, chunk);
+            let write: Vec<bool> =
+                run.range().map(|chunk| !live.state.has(chunk) || damaged(chunk)).collect();
+            let mends = run.range().any(damaged);
             let chunks: Vec<u64> =
                 run.range().zip(&write).filter(|(_, write)| **write).map(|(chunk, _)| chunk).collect();
             if !chunks.is_empty() {
@@ -115,15 +121,15 @@ pub(crate) async fn begin(
             }
             let turn = live.claims.take(run.range(), chunks, Instant::now(), shared.options.stall);
             match turn {
-                Turn::Taken(claim) => Ok((claim, live.epoch, write)),
+                Turn::Taken(claim) => Ok((claim, live.epoch, write, mends)),
                 Turn::Wait(until) => Err(until),
             }
         };
         match turn {
-            Ok((claim, epoch, write)) => {
+            Ok((claim, epoch, write, mends)) => {
                 shared.writers.open.fetch_add(1, Ordering::AcqRel);
                 let seat = Seat { shared: shared.clone(), entry: entry.clone(), claim, epoch };
-                return Ok(FsRunWriter::new(seat, run, tenant, len, write));
+                return Ok(FsRunWriter::new(seat, run, tenant, len, write, mends));
             }
             Err(until) => {
                 let patience =
@@ -135,7 +141,7 @@ pub(crate) async fn begin(
 }
 
 impl FsRunWriter {
-    fn new(seat: Seat, run: Run, tenant: TenantId, len: u64, write: Vec<bool>) -> Self {
+    fn new(seat: Seat, run: Run, tenant: TenantId, len: u64, write: Vec<bool>, mends: bool) -> Self {
         let hashing = Hashing {
             run,
             len,
@@ -143,6 +149,7 @@ impl FsRunWriter {
             hasher: ChunkHasher::new(run.start()),
             values: Vec::with_capacity(run.count() as usize),
             write,
+            mends,
             data: None,
         };
         Self {
@@ -207,7 +214,7 @@ impl FsRunWriter {
         if let Some(expected) = expected {
             check_expected(self.run, &hashing.values, expected)?;
         }
-        if hashing.write.contains(&false) {
+        if hashing.mends || hashing.write.contains(&false) {
             self.compare(&hashing).await?;
         }
         let mut chunks = Vec::new();
@@ -230,13 +237,11 @@ impl FsRunWriter {
         let (entry, range) = (self.seat.entry.clone(), self.run.range());
         let held = self.seat.shared.blocking(move |shared| shared.chunks(&entry, range)).await?;
         for (i, held) in held.into_iter().enumerate() {
-            if hashing.write[i] {
-                continue;
-            }
             let (index, got) = (self.run.index(i as u64), hashing.values[i]);
             match held {
                 Some(held) if held.value == got => {}
                 Some(held) => return Err(StoreError::ChunkConflict { index, held: held.value, got }),
+                None if hashing.write[i] => {}
                 // It went since the run began; the next attempt writes it.
                 None => return Err(StoreError::ClaimLost),
             }

@@ -113,7 +113,7 @@ async fn damage_is_named_where_it_is() {
     assert!(flipped(&of(1, "data-0"), FULL + 5, false).is_sound(), "nobody looked");
     // 44 bytes a value.
     assert_eq!(kinds(&flipped(&of(1, "values-0"), 2 * 44 + 3, false)), [FindingKind::Values]);
-    assert_eq!(kinds(&flipped(&of(1, "page-0"), 9, false)), [FindingKind::Page]);
+    assert_eq!(kinds(&flipped(&of(1, "page-0"), 9, false)), [FindingKind::Cache]);
     assert!(flipped(&of(1, "page-0"), 9, false).is_sound(), "a cache");
     assert_eq!(kinds(&flipped(&index_of(1), 30, false)), [FindingKind::Index]);
     assert_eq!(kinds(&flipped(&dir.path().join("checkpoint"), 30, false)), [FindingKind::Checkpoint]);

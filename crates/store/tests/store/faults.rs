@@ -468,3 +468,75 @@ async fn checkpoints_go_on_under_load_and_little_is_read_at_the_next_start() {
         assert_eq!(store.read_chunk(file(n), index(0)).await.unwrap(), content(n as u64, 10));
     }
 }
+
+#[tokio::test]
+async fn damage_is_remembered_confirmed_to_nobody_and_mended_by_the_same_bytes_only() {
+    let disk = FaultDisk::new();
+    let store = open(&disk);
+    let bytes = content(1, 3 * FULL);
+    store.put_record(&record(1, Some(bytes.len() as u64))).await.unwrap();
+    put_all(&*store, file(1), &bytes).await.unwrap();
+    store.publish(file(1), root(&bytes)).await.unwrap();
+    assert_eq!(store.verify(file(1), index(1)).await.unwrap(), CHUNK_LEN);
+    disk.flip(&path("chunks", file(1), "/data-0"), CHUNK_LEN + 77);
+    assert_eq!(store.recheck(file(1)).await.unwrap(), root(&bytes), "nobody looked at the bytes");
+    assert!(matches!(store.verify(file(1), index(1)).await, Err(StoreError::Corrupt { .. })));
+    assert!(matches!(store.recheck(file(1)).await, Err(StoreError::Corrupt { .. })));
+    assert_eq!((store.damage(file(1)), store.damaged_files()), (vec![1..2], vec![file(1)]));
+    // What is published stays so, and what is sound of it is read.
+    assert_eq!(store.summary(file(1)).await.unwrap().unwrap().published, Some(root(&bytes)));
+    assert_eq!(store.read_chunk(file(1), index(2)).await.unwrap(), bytes[2 * FULL..]);
+
+    // After a power cut too.
+    store.kill();
+    let disk = disk.after_power_cut(&mut Dice(1));
+    let store = open(&disk);
+    assert_eq!(store.damage(file(1)), [1..2]);
+    assert!(matches!(store.recheck(file(1)).await, Err(StoreError::Corrupt { .. })));
+    assert!(matches!(store.read_chunk(file(1), index(1)).await, Err(StoreError::Corrupt { .. })));
+
+    let other = put(&*store, file(1), 1, &content(9, FULL)).await.unwrap_err();
+    assert!(matches!(other, StoreError::ChunkConflict { .. }), "{other}");
+    assert_eq!(store.damage(file(1)), [1..2]);
+    let receipt = put(&*store, file(1), 1, &bytes.slice(FULL..2 * FULL)).await.unwrap();
+    assert_eq!(receipt.new_chunks, 1);
+    assert!(store.damage(file(1)).is_empty());
+    assert_eq!(store.recheck(file(1)).await.unwrap(), root(&bytes));
+    store.kill();
+    let disk = disk.after_power_cut(&mut Dice(2));
+    let store = open(&disk);
+    assert_eq!(store.verify(file(1), index(1)).await.unwrap(), CHUNK_LEN);
+    assert!(store.damage(file(1)).is_empty() && store.damaged_files().is_empty());
+    assert_eq!(store.recheck(file(1)).await.unwrap(), root(&bytes));
+
+    // A chunk that is forgotten, a file that ends: no mark stays.
+    for end in 0..2 {
+        disk.flip(&path("chunks", file(1), "/data-0"), 5);
+        assert!(store.verify(file(1), index(0)).await.is_err());
+        match end {
+            0 => drop(store.lose(file(1), &[index(0)]).await.unwrap()),
+            _ => store.drop_file(file(1), TENANT, b"end").await.unwrap(),
+        }
+        assert!(store.damaged_files().is_empty());
+        if end == 0 {
+            put(&*store, file(1), 0, &bytes.slice(..FULL)).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_sector_that_cannot_be_read_is_damage_until_it_can() {
+    let disk = FaultDisk::new();
+    let store = open(&disk);
+    put(&*store, file(1), 0, &content(1, FULL)).await.unwrap();
+    disk.faults(|faults| faults.failing_read = Some("data-"));
+    assert!(matches!(store.verify(file(1), index(0)).await, Err(StoreError::Corrupt { .. })));
+    disk.faults(|faults| faults.failing_read = None);
+    assert!(matches!(store.read_chunk(file(1), index(0)).await, Err(StoreError::Corrupt { .. })));
+    assert_eq!(store.verify(file(1), index(0)).await.unwrap(), CHUNK_LEN);
+    assert_eq!(store.read_chunk(file(1), index(0)).await.unwrap(), content(1, FULL));
+    assert!(matches!(store.verify(file(1), index(1)).await, Err(StoreError::Missing { .. })));
+    assert_eq!(store.scrub_mark().await.unwrap(), None);
+    store.put_scrub_mark(b"here").await.unwrap();
+    assert_eq!(store.scrub_mark().await.unwrap(), Some(b"here".to_vec()));
+}

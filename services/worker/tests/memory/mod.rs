@@ -194,6 +194,21 @@ impl ChunkStore for MemoryStore {
     async fn list(&self, _: Option<FileId>, _: usize) -> Result<Vec<FileId>, StoreError> {
         unreachable!("workers do not ask")
     }
+    async fn verify(&self, _: FileId, _: ChunkIndex) -> Result<u64, StoreError> {
+        unreachable!("workers do not ask")
+    }
+    fn damage(&self, _: FileId) -> Vec<Range<u64>> {
+        unreachable!("workers do not ask")
+    }
+    fn damaged_files(&self) -> Vec<FileId> {
+        unreachable!("workers do not ask")
+    }
+    async fn put_scrub_mark(&self, _: &[u8]) -> Result<(), StoreError> {
+        unreachable!("workers do not ask")
+    }
+    async fn scrub_mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        unreachable!("workers do not ask")
+    }
     async fn lose(&self, _: FileId, _: &[ChunkIndex]) -> Result<Generation, StoreError> {
         unreachable!("workers do not ask")
     }
@@ -304,6 +319,7 @@ impl MemorySlots {
             home_answered: true,
             missing_chunks: missing.len() as u64,
             missing,
+            damaged: Vec::new(),
             holders: vec![Holder { dc: "dc-a".into(), chunks: here, ranges: Vec::new() }],
         })
     }

@@ -294,6 +294,7 @@ impl FakeFile {
             home_answered: true,
             missing_chunks: missing.len() as u64,
             missing: pairs(missing.iter().copied(), limit),
+            damaged: Vec::new(),
             holders: self
                 .held
                 .iter()

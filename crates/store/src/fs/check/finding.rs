@@ -28,8 +28,8 @@ pub enum FindingKind {
     Root,
     /// Something cannot be read at all.
     Unreadable,
-    /// A page of a ledger is damaged.
-    Page,
+    /// A page of a ledger, or another cache, is damaged.
+    Cache,
     /// The last batch of a journal was never finished.
     TornTail,
     /// Something is left over that nobody needs.
@@ -49,7 +49,7 @@ impl FindingKind {
         Self::Bytes,
         Self::Root,
         Self::Unreadable,
-        Self::Page,
+        Self::Cache,
         Self::TornTail,
         Self::Leftover,
         Self::Unknown,
@@ -66,7 +66,7 @@ impl FindingKind {
             Self::Bytes => "bytes",
             Self::Root => "root",
             Self::Unreadable => "unreadable",
-            Self::Page => "page",
+            Self::Cache => "cache",
             Self::TornTail => "torn-tail",
             Self::Leftover => "leftover",
             Self::Unknown => "unknown",
@@ -84,7 +84,7 @@ impl FindingKind {
             | Self::Bytes
             | Self::Root
             | Self::Unreadable => true,
-            Self::Page | Self::TornTail | Self::Leftover | Self::Unknown => false,
+            Self::Cache | Self::TornTail | Self::Leftover | Self::Unknown => false,
         }
     }
 
@@ -103,7 +103,7 @@ impl FindingKind {
                 "the file is published, and cannot be what its root says; it is not served from here"
             }
             Self::Unreadable => "nobody knows what is in there",
-            Self::Page => "nothing is lost: a page is a cache, and its holders are asked again",
+            Self::Cache => "nothing is lost: it is a cache, and what was in it is found out again",
             Self::TornTail => {
                 "nothing is lost: a batch that was never acknowledged is cut off when the volume opens"
             }
@@ -128,7 +128,7 @@ impl FindingKind {
                 "start the datacenter, and read the file at another one; else end it and send it again"
             }
             Self::Unreadable => "look for errors of the disk in the system's log; check owner and mode",
-            Self::Page | Self::TornTail | Self::Leftover => "nothing",
+            Self::Cache | Self::TornTail | Self::Leftover => "nothing",
             Self::Unknown => "move it elsewhere if it is in the way",
         }
     }

@@ -1,0 +1,239 @@
+//! The scrub: reads everything that is stored again, slowly, and mends what is found damaged.
+//!
+//! What is next, and when, is the engine's to decide ([`Scrub`]); whether a chunk is sound is the store's. This is the
+//! one task between them. It belongs to the datacenter's `Shutdown`, and is dropped where it stands; the mark that it
+//! keeps now and then says where the next process goes on.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sluice_engine::geometry::{ChunkIndex, Run};
+use sluice_engine::hash::ChainingValue;
+use sluice_engine::ids::{FileId, Timestamp};
+use sluice_engine::scrub::{Mark, Pace, Scrub, Step};
+use sluice_store::StoreError;
+use tokio::time::Instant;
+use tracing::{error, info, warn};
+
+use crate::{AggregatorService, bulk, load};
+
+/// Files listed at once.
+const PAGE: usize = 1_000;
+
+/// How long to wait when the store cannot be asked.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Runs until the datacenter stops.
+pub(crate) async fn run(service: Arc<AggregatorService>) {
+    let settings = service.parts.settings;
+    let pace = Pace { rate: settings.scrub_rate, every_ms: settings.scrub_every.as_millis() as u64 };
+    let kept = service.parts.store.scrub_mark().await.ok().flatten();
+    let mut scrub = Scrub::new(pace, kept.and_then(|bytes| Mark::from_bytes(&bytes)), now(&service));
+    let mut kept_at = Instant::now();
+    mend_all(&service).await;
+    while !service.parts.tasks.is_draining() {
+        if kept_at.elapsed() >= settings.mend_every {
+            kept_at = Instant::now();
+            keep(&service, &scrub).await;
+            mend_all(&service).await;
+        }
+        let was_over = scrub.has_ended();
+        // Nothing is read while it is off, but what is known to be damaged is mended.
+        let step = if pace.rate == 0 {
+            Step::Rest(now(&service).plus(settings.mend_every.as_millis() as u64))
+        } else {
+            scrub.step(now(&service))
+        };
+        match step {
+            Step::List { after } => match service.parts.store.list(after, PAGE).await {
+                Ok(files) => scrub.listed(files),
+                Err(error) => rest(&service, PATIENCE, &error).await,
+            },
+            Step::Look(file) => scrub.holds(held(&service, file).await),
+            Step::Verify(file, index) => {
+                let (bytes, sound) = verify(&service, file, index).await;
+                scrub.verified(bytes, sound, now(&service));
+                service.metrics.scrubbed(bytes);
+            }
+            Step::Rest(until) => {
+                let wait = Duration::from_millis(until.since(now(&service)));
+                pause(&service, wait.min(settings.mend_every)).await;
+            }
+        }
+        if scrub.has_ended() && !was_over {
+            let Mark { bytes, damaged, .. } = scrub.mark();
+            service.metrics.scrub_passes.inc();
+            if damaged > 0 {
+                warn!(bytes, damaged, "everything stored was read again, and some of it was damaged");
+            } else {
+                info!(bytes, "everything stored was read again, and is sound");
+            }
+            keep(&service, &scrub).await;
+        }
+    }
+}
+
+fn now(service: &AggregatorService) -> Timestamp {
+    service.parts.clock.now()
+}
+
+/// Waits, or until the datacenter stops.
+async fn pause(service: &AggregatorService, wait: Duration) {
+    tokio::select! {
+        () = service.parts.tasks.draining() => {}
+        () = tokio::time::sleep(wait) => {}
+    }
+}
+
+async fn rest(service: &AggregatorService, wait: Duration, error: &StoreError) {
+    warn!(%error, "the scrub cannot go on now");
+    pause(service, wait).await;
+}
+
+async fn keep(service: &AggregatorService, scrub: &Scrub) {
+    // Without it the next process reads some of this again.
+    if let Err(error) = service.parts.store.put_scrub_mark(&scrub.mark().to_bytes()).await {
+        warn!(%error, "how far the scrub has come cannot be kept");
+    }
+}
+
+async fn held(service: &AggregatorService, file: FileId) -> Vec<Range<u64>> {
+    match service.parts.store.summary(file).await {
+        Ok(summary) => summary.map(|summary| summary.held).unwrap_or_default(),
+        Err(error) => {
+            // Its index, most likely.
+            service.metrics.integrity_failures.inc();
+            error!(%file, %error, "a file cannot be read");
+            Vec::new()
+        }
+    }
+}
+
+/// Verifies one chunk, and does about its damage what can be done; its length as far as it counts, and whether it was
+/// sound.
+async fn verify(service: &Arc<AggregatorService>, file: FileId, index: ChunkIndex) -> (u64, bool) {
+    let was_known = is_known(service, file, index);
+    match service.parts.store.verify(file, index).await {
+        Ok(bytes) => (bytes, true),
+        // Freed or ended meanwhile.
+        Err(StoreError::Missing { .. } | StoreError::NoFile(_) | StoreError::Dropped(_)) => (0, true),
+        Err(StoreError::Corrupt { .. }) => {
+            found(service, file, index, was_known).await;
+            (sluice_engine::limits::CHUNK_LEN, false)
+        }
+        Err(error) => {
+            rest(service, PATIENCE, &error).await;
+            (0, true)
+        }
+    }
+}
+
+/// A chunk of the own store did not hash to its value when somebody read it: if the store finds the same, it is
+/// reported, and retracted or mended.
+pub(crate) async fn reported(service: &Arc<AggregatorService>, file: FileId, index: ChunkIndex) {
+    let was_known = is_known(service, file, index);
+    match service.parts.store.verify(file, index).await {
+        Err(StoreError::Corrupt { .. }) => found(service, file, index, was_known).await,
+        Ok(_) => warn!(%file, %index, "a chunk was read wrong, and is sound when it is read again"),
+        Err(error) => warn!(%file, %index, %error, "a chunk was read wrong, and cannot be read again"),
+    }
+}
+
+/// A chunk is damaged, and the store remembers it. As long as a file is not published, the chunk is retracted, so that
+/// it comes again from its client or another holder. Of a published file this may be the last copy: it stays, without
+/// the chunk, is confirmed to nobody, and mended when somebody has the chunk.
+async fn found(service: &Arc<AggregatorService>, file: FileId, index: ChunkIndex, was_known: bool) {
+    if !was_known {
+        service.metrics.integrity_failures.inc();
+        error!(%file, %index, "a stored chunk does not hash to its value");
+    }
+    let asked =
+        service.ledgers.ask(move |aggregator| aggregator.file(file).is_none_or(|file| !file.is_published()));
+    let is_published = matches!(asked.await, Ok(false));
+    if is_published && value(service, file, index).await.is_some() {
+        mend(service, file, index).await;
+    } else {
+        retract(service, file, index).await;
+    }
+}
+
+/// Whether a chunk was known to be damaged before.
+fn is_known(service: &AggregatorService, file: FileId, index: ChunkIndex) -> bool {
+    service.parts.store.damage(file).iter().any(|range| range.contains(&index.number()))
+}
+
+/// The recorded value of a chunk, if it can be read.
+async fn value(service: &AggregatorService, file: FileId, index: ChunkIndex) -> Option<ChainingValue> {
+    let number = index.number();
+    let values = service.parts.store.values(file, number..number + 1).await.ok()?;
+    values.first().copied().flatten()
+}
+
+async fn retract(service: &Arc<AggregatorService>, file: FileId, index: ChunkIndex) {
+    match service.parts.store.lose(file, &[index]).await {
+        Ok(_) => {
+            warn!(%file, %index, "a damaged chunk is retracted");
+            if let Err(error) = load::reload(service, file).await {
+                error!(%file, %error, "a file cannot be loaded after a loss");
+            }
+        }
+        Err(error) => error!(%file, %index, %error, "a damaged chunk cannot be retracted"),
+    }
+}
+
+/// Tries to mend whatever is known to be damaged: holders may be back, or a client may have sent a chunk again.
+async fn mend_all(service: &Arc<AggregatorService>) {
+    let store = &service.parts.store;
+    let mut left = 0;
+    for file in store.damaged_files() {
+        for index in store.damage(file).into_iter().flatten().filter_map(|chunk| ChunkIndex::new(chunk).ok())
+        {
+            if service.parts.tasks.is_draining() {
+                return;
+            }
+            // A mark may have outlived its damage, or the device may have thought better of it.
+            if let Err(StoreError::Corrupt { .. }) = store.verify(file, index).await {
+                mend(service, file, index).await;
+                left += u64::from(is_known(service, file, index));
+            }
+        }
+    }
+    service.metrics.damaged_files.set(store.damaged_files().len() as i64);
+    if left > 0 {
+        warn!(chunks = left, "damaged chunks wait for somebody who has them");
+    }
+}
+
+/// Fetches a damaged chunk of a published file from another holder, and writes it in its place.
+async fn mend(service: &Arc<AggregatorService>, file: FileId, index: ChunkIndex) {
+    let Some(expected) = value(service, file, index).await else { return };
+    let fetched = bulk::fetch_from_holders(service, file, index, None).await;
+    let bytes = match fetched {
+        Ok(bytes) if ChainingValue::of_chunk(index, &bytes) == Some(expected) => bytes,
+        Ok(_) => {
+            service.metrics.integrity_failures.inc();
+            return warn!(%file, %index, "what another holder sent does not hash to the chunk's value");
+        }
+        Err(refusal) => return warn!(%file, %index, %refusal, "nobody else has a damaged chunk now"),
+    };
+    match rewrite(service, file, index, bytes, expected).await {
+        Ok(()) => info!(%file, %index, "a damaged chunk was mended"),
+        Err(error) => error!(%file, %index, %error, "a damaged chunk cannot be mended"),
+    }
+}
+
+async fn rewrite(
+    service: &AggregatorService,
+    file: FileId,
+    index: ChunkIndex,
+    bytes: Bytes,
+    expected: ChainingValue,
+) -> Result<(), StoreError> {
+    let store = &service.parts.store;
+    let summary = store.summary(file).await?.ok_or(StoreError::NoFile(file))?;
+    let mut writer = store.begin_run(file, summary.tenant, Run::new(index, 1)?, bytes.len() as u64).await?;
+    writer.write(bytes).await?;
+    writer.finish(Some(&[expected])).await.map(|_| ())
+}
