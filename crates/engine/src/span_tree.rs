@@ -103,7 +103,7 @@ impl SpanTree {
         Ok(Insertion::Grown(place))
     }
 
-    /// Removes every span inside `place`.
+    /// Removes every span that begins inside `place`.
     pub fn cut(&mut self, place: Place) {
         let range = place.range(self.file);
         let inside: Vec<(u64, u8)> =
