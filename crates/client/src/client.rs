@@ -17,6 +17,8 @@ use crate::door::{Door, ListFilter};
 use crate::doors::{Doors, First, gave_up};
 use crate::error::ClientError;
 use crate::event::{SharedObserver, unobserved};
+use crate::hosts::Hosts;
+use crate::wire::Wire;
 
 /// The longest that a server is asked to wait in one request.
 const LONGEST_POLL: Duration = Duration::from_secs(60);
@@ -51,24 +53,12 @@ impl Client {
             return Err(ConfigError::Jobs { got: config.jobs, limit: MAX_JOBS }.into());
         }
         let authorization = config.token.header()?;
-        // HTTP/1.1 only: one connection per request in flight, each with its own window and its own core.
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls(&config.ca_pem)?)
-            .http1_only()
-            .https_only(true)
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .referer(false)
-            .user_agent(concat!("sluice/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(config.timeouts.connect)
-            .pool_max_idle_per_host(config.jobs.saturating_add(1))
-            .tcp_nodelay(true)
-            .build()
-            .map_err(|error| ConfigError::Http { reason: error.to_string() })?;
+        let wire = Wire::new(tls(&config.ca_pem)?, config.timeouts, config.jobs.saturating_add(1));
+        let hosts = Arc::new(Hosts::default());
         let doors = config
             .urls
             .iter()
-            .map(|url| Door::new(http.clone(), url, authorization.clone(), config.timeouts))
+            .map(|url| Door::new(wire.clone(), hosts.clone(), url, authorization.clone(), config.timeouts))
             .collect::<Result<Vec<_>, _>>()?;
         let doors = Doors::new(doors, config.retry);
         Ok(Self { inner: Arc::new(Inner { doors, jobs: config.jobs }), observer: unobserved() })

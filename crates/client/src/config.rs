@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::HeaderValue;
+use http::header::HeaderValue;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -136,6 +136,12 @@ pub enum ConfigError {
         /// What is wrong with them.
         reason: String,
     },
+    /// TLS cannot be set up.
+    #[error("TLS cannot be set up: {reason}")]
+    Tls {
+        /// Why.
+        reason: String,
+    },
     /// Nothing could be sent.
     #[error("jobs must be from 1 to {limit}, got {got}")]
     Jobs {
@@ -143,12 +149,6 @@ pub enum ConfigError {
         got: usize,
         /// The most.
         limit: usize,
-    },
-    /// The HTTP client refuses to be built.
-    #[error("the HTTP client cannot be set up: {reason}")]
-    Http {
-        /// What it says.
-        reason: String,
     },
 }
 
@@ -165,12 +165,11 @@ pub(crate) fn tls(ca_pem: &[u8]) -> Result<TlsConfig, ConfigError> {
     if roots.is_empty() {
         return Err(ConfigError::Ca { reason: "there is no certificate in PEM".into() });
     }
-    let mut config = TlsConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+    let config = TlsConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
-        .map_err(|error| ConfigError::Http { reason: error.to_string() })?
+        .map_err(|error| ConfigError::Tls { reason: error.to_string() })?
         .with_root_certificates(roots)
         .with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 

@@ -3,40 +3,38 @@
 //! An answer is parsed here, once: afterwards it is a typed body or a [`ClientError`]. A body that stands still is
 //! given up after the stall timeout, in either direction, so that a datacenter that dies without a word is noticed.
 
-use std::convert::Infallible;
 use std::error::Error;
 use std::io;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body::{Body, Frame, SizeHint};
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue, RANGE, RETRY_AFTER};
-use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
+use http::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
+use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use sluice_engine::hash::ChainingValue;
 use sluice_proto::http::{
     About, ChunkReceipt, CreateFile, FilePage, FileStatus, ProblemDetails, SettleFile, State, TreeNode,
 };
 use sluice_proto::problem::Problem;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::timeout;
+use url::Url;
 use uuid::Uuid;
 
 use crate::config::{ConfigError, Timeouts};
 use crate::error::ClientError;
+use crate::hosts::Hosts;
 use crate::refused::{Operation, Refused};
+use crate::wire::{Answer, Request, Wire};
 
 /// The largest answer that is read into memory: a page of a list, or the values of 4,096 chunks.
 const MAX_ANSWER: usize = 8 << 20;
 
-/// How much of a body is handed to the connection at once; the grain of the stall watch.
-const FRAME: usize = 256 << 10;
-
 /// The longest that a server may keep its callers away.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+
+/// How often one request may be sent on.
+const MAX_REDIRECTS: usize = 3;
 
 /// Which files to list.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -52,7 +50,8 @@ pub struct ListFilter {
 /// The edge at one URL.
 #[derive(Debug)]
 pub(crate) struct Door {
-    http: reqwest::Client,
+    wire: Wire,
+    hosts: Arc<Hosts>,
     base: Url,
     authorization: HeaderValue,
     timeouts: Timeouts,
@@ -62,7 +61,8 @@ pub(crate) struct Door {
 
 impl Door {
     pub(crate) fn new(
-        http: reqwest::Client,
+        wire: Wire,
+        hosts: Arc<Hosts>,
         url: &str,
         authorization: HeaderValue,
         timeouts: Timeouts,
@@ -78,7 +78,8 @@ impl Door {
         }
         base.set_query(None);
         base.set_fragment(None);
-        Ok(Self { http, base, authorization, timeouts, dc: OnceLock::new() })
+        hosts.add(&base);
+        Ok(Self { wire, hosts, base, authorization, timeouts, dc: OnceLock::new() })
     }
 
     /// The datacenter's name, or the URL until it is known.
@@ -88,7 +89,10 @@ impl Door {
 
     pub(crate) async fn about(&self) -> Result<About, ClientError> {
         let request = self.request(Method::GET, "v1", Operation::About)?;
-        Ok(self.json(Operation::About, request, Duration::ZERO).await?.1)
+        let about: About = self.json(Operation::About, request, Duration::ZERO).await?.1;
+        let urls = about.dcs.iter().filter_map(|dc| dc.url.as_deref());
+        urls.filter_map(|url| Url::parse(url).ok()).for_each(|url| self.hosts.add(&url));
+        Ok(about)
     }
 
     /// Whether it was new, and where it stands.
@@ -119,12 +123,12 @@ impl Door {
     ) -> Result<ChunkReceipt, ClientError> {
         let operation = Operation::Chunks { start, count: values.len() as u64 };
         let announced: Vec<String> = values.iter().map(ToString::to_string).collect();
-        let (body, watch) = WatchedBody::new(bytes);
         let request = self
             .request(Method::PUT, &format!("v1/files/{id}/chunks/{start}"), operation)?
             .header("chunk-value", announced.join(","))
             .header("content-type", "application/octet-stream")
-            .body(reqwest::Body::wrap(body));
+            .body(bytes);
+        let watch = request.watch.clone();
         let answer = async {
             let response = self.check(operation, self.send(operation, request).await?).await?;
             self.parse(operation, response).await
@@ -148,8 +152,7 @@ impl Door {
         let mut extra = Duration::ZERO;
         if let Some((state, longest)) = wait {
             extra = longest;
-            request =
-                request.query(&[("wait", state.name()), ("timeout", &longest.as_secs().max(1).to_string())]);
+            request = request.query("wait", state.name()).query("timeout", longest.as_secs().max(1));
         }
         Ok(self.json(operation, request, extra).await?.1)
     }
@@ -158,13 +161,13 @@ impl Door {
         let operation = Operation::List;
         let mut request = self.request(Method::GET, "v1/files", operation)?;
         if let Some(state) = filter.state {
-            request = request.query(&[("state", state.name())]);
+            request = request.query("state", state.name());
         }
         if let Some(limit) = filter.limit {
-            request = request.query(&[("limit", limit)]);
+            request = request.query("limit", limit);
         }
         if let Some(after) = filter.after {
-            request = request.query(&[("after", after)]);
+            request = request.query("after", after);
         }
         Ok(self.json(operation, request, Duration::ZERO).await?.1)
     }
@@ -173,8 +176,8 @@ impl Door {
         let operation = Operation::Tree { start, level };
         let request = self
             .request(Method::GET, &format!("v1/files/{id}/tree"), operation)?
-            .query(&[("start", start)])
-            .query(&[("level", level)]);
+            .query("start", start)
+            .query("level", level);
         Ok(self.json(operation, request, Duration::ZERO).await?.1)
     }
 
@@ -220,23 +223,18 @@ impl Door {
         Ok(bytes)
     }
 
-    fn request(
-        &self,
-        method: Method,
-        path: &str,
-        operation: Operation,
-    ) -> Result<RequestBuilder, ClientError> {
+    fn request(&self, method: Method, path: &str, operation: Operation) -> Result<Request, ClientError> {
         let url = self
             .base
             .join(path)
             .map_err(|error| self.malformed(operation, format!("no URL for {path}: {error}"), None))?;
-        Ok(self.http.request(method, url).header(AUTHORIZATION, self.authorization.clone()))
+        Ok(Request::new(method, url).header(AUTHORIZATION, self.authorization.clone()))
     }
 
     async fn json<T: DeserializeOwned>(
         &self,
         operation: Operation,
-        request: RequestBuilder,
+        request: Request,
         extra: Duration,
     ) -> Result<(StatusCode, T), ClientError> {
         let answer = async {
@@ -260,20 +258,52 @@ impl Door {
         }
     }
 
-    async fn send(&self, operation: Operation, request: RequestBuilder) -> Result<Response, ClientError> {
-        let response = request.send().await.map_err(|error| match untrusted(&error) {
-            Some(cause) => ClientError::Untrusted { at: self.name(), operation, cause },
-            None => self.unreachable(operation, root_cause(&error)),
-        })?;
-        if let Some(dc) = text(response.headers(), "sluice-dc") {
-            // The first name stays: one URL is one datacenter.
-            let _ = self.dc.set(dc);
+    /// Sends a request, and follows where it is sent on to, with all that belongs to it.
+    async fn send(&self, operation: Operation, mut request: Request) -> Result<Answer, ClientError> {
+        for sent_on in 0..=MAX_REDIRECTS {
+            let answer = self.wire.send(&request).await.map_err(|error| match untrusted(&*error) {
+                Some(cause) => ClientError::Untrusted { at: self.name(), operation, cause },
+                None => self.unreachable(operation, root_cause(&*error)),
+            })?;
+            if !matches!(answer.status(), StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT) {
+                if let Some(dc) = text(answer.headers(), "sluice-dc").filter(|_| sent_on == 0) {
+                    // The first name stays: one URL is one datacenter.
+                    let _ = self.dc.set(dc);
+                }
+                return Ok(answer);
+            }
+            request.url = self.sent_on_to(operation, &request.url, answer.headers()).await?;
         }
-        Ok(response)
+        // Datacenters that point at one another will not do so for long.
+        Err(self.unreachable(operation, format!("it was sent on more than {MAX_REDIRECTS} times")))
+    }
+
+    /// Where an answer sends a request on to, if that is a host of this cluster: the token goes nowhere else.
+    async fn sent_on_to(
+        &self,
+        operation: Operation,
+        from: &Url,
+        headers: &HeaderMap,
+    ) -> Result<Url, ClientError> {
+        let location = text(headers, LOCATION.as_str()).unwrap_or_default();
+        let Ok(to) = from.join(&location) else {
+            let cause = format!("it sends on to {location:?}, which is no URL");
+            return Err(self.malformed(operation, cause, trace(headers)));
+        };
+        // A datacenter that this client was not told of may be one all the same: those that it trusts know. What asks
+        // must not be sent on itself.
+        if !self.hosts.has(&to) && operation != Operation::About {
+            Box::pin(self.about()).await?;
+        }
+        if self.hosts.has(&to) {
+            return Ok(to);
+        }
+        let cause = "it is no https URL of a datacenter of this cluster".to_owned();
+        Err(ClientError::SentAway { at: self.name(), operation, to: to.into(), cause })
     }
 
     /// Passes what succeeded; turns the rest into an error.
-    async fn check(&self, operation: Operation, response: Response) -> Result<Response, ClientError> {
+    async fn check(&self, operation: Operation, response: Answer) -> Result<Answer, ClientError> {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -310,14 +340,14 @@ impl Door {
     async fn parse<T: DeserializeOwned>(
         &self,
         operation: Operation,
-        response: Response,
+        response: Answer,
     ) -> Result<T, ClientError> {
         let trace = trace(response.headers());
         let body = self.body(operation, response).await?;
         serde_json::from_slice(&body).map_err(|error| self.malformed(operation, error.to_string(), trace))
     }
 
-    async fn body(&self, operation: Operation, mut response: Response) -> Result<Vec<u8>, ClientError> {
+    async fn body(&self, operation: Operation, mut response: Answer) -> Result<Vec<u8>, ClientError> {
         let mut body = Vec::new();
         while let Some(piece) = self.piece(operation, &mut response).await? {
             if body.len() + piece.len() > MAX_ANSWER {
@@ -329,13 +359,9 @@ impl Door {
         Ok(body)
     }
 
-    async fn piece(
-        &self,
-        operation: Operation,
-        response: &mut Response,
-    ) -> Result<Option<Bytes>, ClientError> {
+    async fn piece(&self, operation: Operation, response: &mut Answer) -> Result<Option<Bytes>, ClientError> {
         match timeout(self.timeouts.stall, response.chunk()).await {
-            Ok(piece) => piece.map_err(|error| self.unreachable(operation, root_cause(&error))),
+            Ok(piece) => piece.map_err(|error| self.unreachable(operation, root_cause(&*error))),
             Err(_) => Err(self.unreachable(operation, "it stood still".into())),
         }
     }
@@ -357,9 +383,9 @@ fn trace(headers: &HeaderMap) -> Option<String> {
     text(headers, "trace-id")
 }
 
-/// The innermost cause: `reqwest` and `hyper` wrap it in words that say nothing.
-fn root_cause(error: &reqwest::Error) -> String {
-    let mut cause: &dyn Error = error;
+/// The innermost cause: `hyper` wraps it in words that say nothing.
+fn root_cause(error: &(dyn Error + 'static)) -> String {
+    let mut cause = error;
     while let Some(inner) = cause.source() {
         cause = inner;
     }
@@ -367,8 +393,8 @@ fn root_cause(error: &reqwest::Error) -> String {
 }
 
 /// What is wrong with the server's certificate, if that is why there is no connection: waiting does not mend it.
-fn untrusted(error: &reqwest::Error) -> Option<String> {
-    let mut cause: &dyn Error = error;
+fn untrusted(error: &(dyn Error + 'static)) -> Option<String> {
+    let mut cause = error;
     loop {
         // An I/O error passes over what it wraps when it is asked for its source.
         let wrapped = cause.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
@@ -380,72 +406,5 @@ fn untrusted(error: &reqwest::Error) -> Option<String> {
             Some(wrapped) => wrapped,
             None => cause.source()?,
         };
-    }
-}
-
-/// A body that notes when the connection last took some of it.
-struct WatchedBody {
-    bytes: Bytes,
-    watch: Arc<BodyWatch>,
-}
-
-struct BodyWatch {
-    begun: Instant,
-    /// When the connection last asked for bytes, in ms after `begun`.
-    moved_ms: AtomicU64,
-    left: AtomicU64,
-}
-
-impl WatchedBody {
-    fn new(bytes: Bytes) -> (Self, Arc<BodyWatch>) {
-        let watch = Arc::new(BodyWatch {
-            begun: Instant::now(),
-            moved_ms: AtomicU64::new(0),
-            left: AtomicU64::new(bytes.len() as u64),
-        });
-        (Self { bytes, watch: watch.clone() }, watch)
-    }
-}
-
-impl BodyWatch {
-    /// Returns when nothing moved for `stall`, or, once all is handed over, nothing came back for `answer`.
-    async fn stalled(&self, stall: Duration, answer: Duration) {
-        loop {
-            let patience = if self.left.load(Ordering::Relaxed) > 0 { stall } else { answer };
-            let moved = Duration::from_millis(self.moved_ms.load(Ordering::Relaxed));
-            let until = self.begun + moved + patience;
-            if until <= Instant::now() {
-                return;
-            }
-            sleep_until(until).await;
-        }
-    }
-}
-
-impl Body for WatchedBody {
-    type Data = Bytes;
-    type Error = Infallible;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.bytes.is_empty() {
-            return Poll::Ready(None);
-        }
-        let len = self.bytes.len().min(FRAME);
-        let frame = self.bytes.split_to(len);
-        let elapsed = self.watch.begun.elapsed().as_millis() as u64;
-        self.watch.moved_ms.store(elapsed, Ordering::Relaxed);
-        self.watch.left.store(self.bytes.len() as u64, Ordering::Relaxed);
-        Poll::Ready(Some(Ok(Frame::data(frame))))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.bytes.len() as u64)
     }
 }

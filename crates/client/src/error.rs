@@ -46,6 +46,18 @@ pub enum ClientError {
         /// What is wrong with the certificate.
         cause: String,
     },
+    /// A request was to be sent on to a host that is none of the cluster's.
+    #[error("{at} sends {operation} on to {to}: {cause}")]
+    SentAway {
+        /// The datacenter, or its URL.
+        at: String,
+        /// What was asked.
+        operation: Operation,
+        /// Where to.
+        to: String,
+        /// Why that is not followed.
+        cause: String,
+    },
     /// An answer came that is none of Sluice's.
     #[error("{at} gave an answer to {operation} that is not understood: {cause}")]
     Malformed {
@@ -285,6 +297,7 @@ impl ClientError {
             Self::Config(_) => "configuration",
             Self::Unreachable { .. } => "unreachable",
             Self::Untrusted { .. } => "untrusted",
+            Self::SentAway { .. } => "sent-away",
             Self::Malformed { .. } => "malformed-answer",
             Self::Unsettled { .. } => "unsettled",
             Self::RootMismatch { .. } => "root-mismatch",
@@ -313,9 +326,10 @@ impl ClientError {
         match self {
             Self::Refused(refused) => Some(&refused.dc),
             Self::GaveUp { last, .. } => last.dc(),
-            Self::Unreachable { at, .. } | Self::Untrusted { at, .. } | Self::Malformed { at, .. } => {
-                Some(at)
-            }
+            Self::Unreachable { at, .. }
+            | Self::Untrusted { at, .. }
+            | Self::SentAway { at, .. }
+            | Self::Malformed { at, .. } => Some(at),
             Self::RootMismatch { dc, .. }
             | Self::Content { dc, .. }
             | Self::Proof { dc, .. }
@@ -363,6 +377,9 @@ impl ClientError {
             Self::GaveUp { last, .. } => last.hint(),
             Self::Unreachable { .. } => Some("check the URL, the CA and whether the datacenter is up".into()),
             Self::Untrusted { .. } => Some("check that the CA is that of this cluster, and the URL".into()),
+            Self::SentAway { .. } => {
+                Some("the token goes to no other host; name it with --url if it is one of yours".into())
+            }
             Self::Config(error) => Some(config_hint(error).into()),
             Self::Malformed { .. } => Some("check that the URL is that of a Sluice edge".into()),
             Self::Unsettled { id, .. } => {
@@ -418,6 +435,7 @@ impl ClientError {
             | Self::Busy { .. } => Advice::Retry,
             Self::Config(_)
             | Self::Untrusted { .. }
+            | Self::SentAway { .. }
             | Self::ExpectedRoot { .. }
             | Self::Dropped { .. }
             | Self::SizeDiffers { .. }
@@ -450,6 +468,7 @@ impl ClientError {
             | Self::Busy { .. } => ExitClass::TryLater,
             Self::Config(_)
             | Self::Untrusted { .. }
+            | Self::SentAway { .. }
             | Self::Exists { .. }
             | Self::Range { .. }
             | Self::Geometry(_)
@@ -508,8 +527,8 @@ fn config_hint(error: &ConfigError) -> &'static str {
         ConfigError::NoUrl | ConfigError::Url { .. } => "a URL looks like https://dc-a.example:8443",
         ConfigError::Token { .. } => "the token's file holds the token alone",
         ConfigError::Ca { .. } => "the CA's file holds certificates in PEM",
+        ConfigError::Tls { .. } => "this is unexpected: report it",
         ConfigError::Jobs { .. } => "8 is a good number",
-        ConfigError::Http { .. } => "this is unexpected: report it",
     }
 }
 

@@ -31,6 +31,7 @@ mod doors;
 mod download;
 mod error;
 mod event;
+mod hosts;
 mod part;
 mod plan;
 mod refused;
@@ -39,6 +40,7 @@ mod source;
 mod stream;
 mod unfinished;
 mod upload;
+mod wire;
 
 pub use client::Client;
 pub use config::{ClientConfig, ConfigError, MAX_JOBS, RetryPolicy, Timeouts, Token};

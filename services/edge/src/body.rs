@@ -22,6 +22,9 @@ use tokio::time::{Instant, timeout_at};
 use crate::App;
 use crate::accept::Activity;
 
+/// How long clients wait for 100 before they send their body all the same: curl 1 s, as does our own.
+const EXPECT_PATIENCE: Duration = Duration::from_millis(900);
+
 /// What is drained of a body after an early refusal.
 #[derive(Clone, Copy, Debug)]
 pub struct DrainLimits {
@@ -42,8 +45,10 @@ impl Default for DrainLimits {
 /// The body of a request.
 pub(crate) struct RequestBody {
     incoming: Option<Incoming>,
-    /// Whether bytes come though nobody has asked for them yet: not from a client that waits for 100.
-    comes_unasked: bool,
+    /// From when on bytes come: at once, unless the client waits for 100, and then when it is asked for them, which
+    /// sends that, or its patience ends.
+    comes_from: Instant,
+    asked: bool,
     limits: DrainLimits,
     tasks: Shutdown,
     activity: Arc<Activity>,
@@ -51,9 +56,10 @@ pub(crate) struct RequestBody {
 
 impl RequestBody {
     pub(crate) fn new(incoming: Incoming, head: &Parts, app: &App, activity: Arc<Activity>) -> Self {
-        let comes_unasked = !head.headers.contains_key(header::EXPECT);
+        let waits = head.headers.contains_key(header::EXPECT);
+        let comes_from = Instant::now() + if waits { EXPECT_PATIENCE } else { Duration::ZERO };
         let (limits, tasks) = (app.settings.drain, app.tasks.clone());
-        Self { incoming: Some(incoming), comes_unasked, limits, tasks, activity }
+        Self { incoming: Some(incoming), comes_from, asked: false, limits, tasks, activity }
     }
 }
 
@@ -65,6 +71,7 @@ impl Body for RequestBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.asked = true;
         let Some(incoming) = &mut self.incoming else { return Poll::Ready(None) };
         let frame = Pin::new(incoming).poll_frame(cx);
         match &frame {
@@ -88,7 +95,7 @@ impl Body for RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         if let Some(incoming) = self.incoming.take()
-            && self.comes_unasked
+            && (self.asked || self.comes_from <= Instant::now())
             && !incoming.is_end_stream()
         {
             self.tasks.spawn(drain(incoming, self.limits));

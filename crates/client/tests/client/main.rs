@@ -6,5 +6,6 @@
 mod fake;
 
 mod download;
+mod sent_on;
 mod stream;
 mod upload;

@@ -120,6 +120,48 @@ async fn a_client_that_asks_first_is_answered_before_it_sends() {
 }
 
 #[tokio::test]
+async fn a_client_that_asks_first_and_is_refused_hears_why_and_no_100() {
+    let dc = Datacenter::with(quick(), 300 << 10);
+    dc.create(ID, CHUNK_LEN).await;
+    let all = dc.memory.try_take(260 << 10).unwrap();
+    let put = |more: &str, len: u64| {
+        let headers = format!("{more}Expect: 100-continue\r\n");
+        head(&format!("PUT /v1/files/{ID}/chunks/0"), &headers, len as usize)
+            .replace("Connection: close\r\n", "")
+    };
+    let known = authorization(&dc);
+    let value = format!("{known}Chunk-Value: zz\r\n");
+    let json = head("POST /v1/files", &format!("{known}Expect: 100-continue\r\n"), 1 << 20);
+    for (request, expected) in [
+        (put("", CHUNK_LEN), (401, "unauthenticated")),
+        (put("Authorization: Bearer x.y.z\r\n", CHUNK_LEN), (401, "invalid-token")),
+        (put(&known, CHUNK_LEN), (503, "overloaded")),
+        (put(&value, 5), (400, "invalid-parameter")),
+        (json, (413, "too-large")),
+        (put(&known, 5), (400, "chunk-length")),
+    ] {
+        let mut stream = dc.connect("http/1.1").await;
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let answer = read_answer(&mut stream).await;
+        assert_eq!(answer.problem(), (expected.0, expected.1.to_owned()), "and no 100");
+        // Nobody can tell whether a body follows: the connection ends rather than take it for a request.
+        let mut rest = Vec::new();
+        let end = timeout(Duration::from_secs(10), stream.read_to_end(&mut rest)).await;
+        assert!(end.is_ok() && rest.is_empty(), "{expected:?}: {:?}", String::from_utf8_lossy(&rest));
+    }
+    drop(all);
+    assert_eq!(stored(&dc), 0);
+    // Once it was asked for and taken, the connection goes on.
+    let mut stream = dc.connect("http/1.1").await;
+    for _ in 0..2 {
+        stream.write_all(put(&known, CHUNK_LEN).as_bytes()).await.unwrap();
+        assert_eq!(read_answer(&mut stream).await.status, 100);
+        stream.write_all(&content(CHUNK_LEN)).await.unwrap();
+        assert_eq!(read_answer(&mut stream).await.status, 200);
+    }
+}
+
+#[tokio::test]
 async fn a_refused_request_leaves_its_connection_usable() {
     let dc = Datacenter::start();
     dc.create(ID, CHUNK_LEN).await;

@@ -87,7 +87,12 @@ impl FakeDc {
     }
 
     fn about(&self) -> Response<Full<Bytes>> {
-        let dcs = self.names.iter().map(|name| DcInfo { name: name.clone(), url: None, reachable: true });
+        let urls = self.files.urls.lock().unwrap().clone();
+        let dcs = self.names.iter().enumerate().map(|(i, name)| DcInfo {
+            name: name.clone(),
+            url: urls.get(i).cloned(),
+            reachable: true,
+        });
         let about =
             About { cluster: "test".into(), dc: self.name.clone(), dcs: dcs.collect(), version: "0".into() };
         self.json(200, &about)

@@ -8,8 +8,10 @@ mod door;
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
@@ -25,7 +27,8 @@ use sluice_engine::span::{Place, Span};
 use sluice_engine::span_tree::SpanTree;
 use sluice_proto::http::{CreateFile, FileStatus, Holder, State};
 use sluice_proto::problem::{Problem, Refusal};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
@@ -38,6 +41,10 @@ pub(crate) const TOKEN: &str = "token-of-tests";
 pub(crate) enum Fault {
     /// It is refused.
     Refuse(Refusal),
+    /// It is refused, and its body not asked for.
+    RefuseUnread(Refusal),
+    /// It is sent on to there, with this status, and its body not asked for.
+    SendOn(u16, String),
     /// It is refused before its body is read, which is then read as far as the real door would.
     RefuseEarly(Refusal),
     /// The connection breaks before anything happens.
@@ -77,6 +84,8 @@ pub(crate) struct FakeCluster {
 pub(crate) struct Files {
     files: Mutex<BTreeMap<Uuid, FakeFile>>,
     changed: Notify,
+    /// The URLs of the cluster, as every datacenter tells them.
+    pub(crate) urls: Mutex<Vec<String>>,
     /// How many ranges of a list are told; 0: the 1,000 of the real one.
     pub(crate) max_ranges: AtomicUsize,
     /// Whether whole files become `assembled` rather than `complete`.
@@ -101,6 +110,8 @@ pub(crate) struct FakeDc {
     pub(crate) requests: AtomicU64,
     /// Chunk requests that were answered with success.
     pub(crate) chunk_requests: AtomicU64,
+    /// Bytes that came, TLS and all.
+    pub(crate) received: Arc<AtomicU64>,
     /// Chunk requests that are taken at once; the others are refused.
     limit: Mutex<Option<Arc<Semaphore>>>,
     names: Vec<String>,
@@ -145,12 +156,14 @@ impl FakeCluster {
                 faults: Mutex::new(Box::new(|_| None)),
                 requests: AtomicU64::new(0),
                 chunk_requests: AtomicU64::new(0),
+                received: Arc::default(),
                 limit: Mutex::new(None),
                 names: names.clone(),
                 deaths: AtomicU64::new(0),
                 server: Mutex::new(None),
             });
             dc.serve(listener);
+            files.urls.lock().unwrap().push(format!("https://{}", dc.addr));
             dcs.push(dc);
         }
         Self { ca_pem: ca.pem(), dcs, files }
@@ -359,6 +372,7 @@ impl FakeDc {
             while let Ok((stream, _)) = listener.accept().await {
                 let dc = dc.clone();
                 connections.spawn(async move {
+                    let stream = Counted::new(stream, dc.received.clone());
                     let Ok(stream) = dc.acceptor.clone().accept(stream).await else { return };
                     let service = service_fn(move |request| {
                         let dc = dc.clone();
@@ -396,6 +410,11 @@ impl FakeDc {
                 tokio::spawn(async move { while let Some(Ok(_)) = body.frame().await {} });
                 return Ok(self.refuse(refusal));
             }
+            Some(Fault::RefuseUnread(refusal)) => return Ok(self.refuse(refusal)),
+            Some(Fault::SendOn(status, location)) => {
+                let answer = Response::builder().status(status).header("location", location);
+                return Ok(answer.body(Full::default()).unwrap());
+            }
             Some(Fault::Break) => return Err("broken by a test"),
             Some(Fault::Stall) => std::future::pending().await,
             Some(Fault::DropAnswer | Fault::Corrupt) | None => {}
@@ -421,12 +440,55 @@ impl FakeDc {
                 bytes[middle] ^= 1;
                 response = Response::from_parts(parts, Full::from(bytes));
             }
-            Some(Fault::Refuse(_) | Fault::RefuseEarly(_) | Fault::Break | Fault::Stall) | None => {}
+            Some(_) | None => {}
         }
         if seen.is_chunk() && response.status().is_success() {
             self.chunk_requests.fetch_add(1, Ordering::Relaxed);
         }
         Ok(response)
+    }
+}
+
+/// A connection that counts what comes.
+struct Counted {
+    stream: TcpStream,
+    received: Arc<AtomicU64>,
+}
+
+impl Counted {
+    fn new(stream: TcpStream, received: Arc<AtomicU64>) -> Self {
+        Self { stream, received }
+    }
+}
+
+impl AsyncRead for Counted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = into.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, into);
+        self.received.fetch_add((into.filled().len() - before) as u64, Ordering::Relaxed);
+        read
+    }
+}
+
+impl AsyncWrite for Counted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
