@@ -250,6 +250,12 @@ async fn what_is_here_is_read_while_the_rest_is_out_of_reach() {
     bed.put_ok(A, id, 0, chunk(&bytes, 0)).await;
     bed.put_ok(A, id, 1, chunk(&bytes, 1)).await;
     bed.put_ok(A, id, 2, chunk(&bytes, 2)).await;
+    // Before dc-b has heard of the file, nobody would tell it once the wire is cut.
+    eventually("the metadata at dc-b", async || {
+        let answer = bed.put(B, id, 3, chunk(&bytes, 3)).await.unwrap();
+        (answer.status == 200).then_some(())
+    })
+    .await;
     // dc-a hears from dc-b, and cannot ask it anything.
     wire.cut();
     for index in [3, 4, 5] {
