@@ -61,7 +61,7 @@ pub struct FileMemory {
 
 impl FileMemory {
     /// What to remember of a ledger.
-    pub(super) fn of(ledger: &Ledger, own_claim: Option<HomeEpoch>) -> Self {
+    pub fn of(ledger: &Ledger, own_claim: Option<HomeEpoch>) -> Self {
         Self {
             claim: ledger.claim(),
             own_claim,
