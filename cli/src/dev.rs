@@ -15,6 +15,7 @@ use sluice::datacenter::StartError;
 use sluice::ports::ReservedPorts;
 use sluice_engine::ids::{DcId, TenantId};
 use sluice_node::clock::{Clock, SystemClock};
+use sluice_node::descriptors::raise_descriptors;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::shutdown::Stopped;
 use sluice_node::telemetry;
@@ -89,6 +90,7 @@ fn listen_at(text: &str) -> Result<ListenAt, String> {
 /// Runs the datacenters until they are told to stop.
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     telemetry::init("warn")?;
+    raise_descriptors();
     let path = data_directory(args.data)?;
     let directory = Directory::open(&path)?;
     let material = directory.material(args.dcs)?;

@@ -149,6 +149,11 @@ impl Web {
         self.material.token_mint().unwrap().mint(&grant, SystemClock.now()).unwrap()
     }
 
+    /// Whom to trust.
+    pub(crate) fn ca_pem(&self) -> String {
+        self.material.ca_pem()
+    }
+
     /// A client of these datacenters, in this order.
     pub(crate) fn client(&self, dcs: &[DcId]) -> Client {
         let urls = dcs.iter().map(|dc| self.url(*dc).to_owned()).collect();

@@ -12,9 +12,12 @@ mod damage;
 mod death;
 mod early;
 mod economy;
+#[path = "../python/interpreter.rs"]
+mod interpreter;
 mod lists;
 mod open;
 mod other;
 mod partition;
+mod python;
 mod whole;
 mod wire;

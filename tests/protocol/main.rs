@@ -4,6 +4,8 @@
 
 mod commands;
 mod digests;
+#[path = "../python/interpreter.rs"]
+mod interpreter;
 mod keys;
 mod python;
 mod records;

@@ -1,20 +1,10 @@
 //! The second implementation, in Python, checks the vectors; and notices when one of them is wrong.
 
-use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-/// Python with what `tests/python/requirements.txt` names, installed first if it is missing.
-fn interpreter() -> String {
-    let prepared = Command::new(root().join("tests/python/prepare")).output().unwrap();
-    assert!(prepared.status.success(), "{}", String::from_utf8_lossy(&prepared.stderr));
-    String::from_utf8(prepared.stdout).unwrap().trim().to_owned()
-}
+use crate::interpreter::{interpreter, root};
 
 fn check(interpreter: &str, arguments: &[&str]) -> Output {
     let script = root().join("tests/python/check_vectors.py");

@@ -12,14 +12,14 @@ use crate::{Ended, Home, names};
 const MIB: usize = 1 << 20;
 
 /// A running `sluice dev`, killed when it is dropped.
-struct Dev {
-    child: Child,
+pub(crate) struct Dev {
+    pub(crate) child: Child,
     /// What it said of itself.
-    said: Value,
+    pub(crate) said: Value,
 }
 
 impl Dev {
-    fn start(home: &Home, args: &[&str]) -> Self {
+    pub(crate) fn start(home: &Home, args: &[&str]) -> Self {
         let mut child = home.command(&[&["dev", "--data", "data", "--json"], args].concat()).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();

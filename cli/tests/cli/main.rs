@@ -7,6 +7,7 @@
 mod fake;
 
 mod cluster;
+mod connections;
 mod local;
 mod pipe;
 mod transfer;

@@ -14,6 +14,7 @@ pub mod access;
 pub mod admin;
 pub mod budget;
 pub mod clock;
+pub mod descriptors;
 pub mod material;
 pub mod metrics;
 pub mod shutdown;
