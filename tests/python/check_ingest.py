@@ -61,10 +61,10 @@ class Refused(Exception):
         self.metadata = dict(error.trailing_metadata())
         self.info = self.request = self.retry = None
         for detail in rpc_status.from_call(error).details:
-            for message in (error_details_pb2.ErrorInfo(), error_details_pb2.RequestInfo(), error_details_pb2.RetryInfo()):
-                if detail.Is(message.DESCRIPTOR):
-                    detail.Unpack(message)
-                    setattr(self, type(message).__name__.removesuffix("Info").lower().replace("error", "info"), message)
+            for kind, name in (("ErrorInfo", "info"), ("RequestInfo", "request"), ("RetryInfo", "retry")):
+                message = getattr(error_details_pb2, kind)()
+                if detail.Unpack(message):
+                    setattr(self, name, message)
         super().__init__(f"{error.details()} [{self.status}]")
 
 
@@ -288,7 +288,8 @@ def main():
         dcs[-1].ingest.Delete(pb.DeleteRequest(id=name), timeout=PATIENCE)
     gone = lambda: dcs[-1].status(name)
     expect_refused("a file that was deleted", grpc.StatusCode.NOT_FOUND, "dropped", gone)
-    nobody = service.IngestStub(grpc.secure_channel(arguments.urls[0].removeprefix("https://"), grpc.ssl_channel_credentials(ca)))
+    address = arguments.urls[0].removeprefix("https://")
+    nobody = service.IngestStub(grpc.secure_channel(address, grpc.ssl_channel_credentials(ca)))
     about = lambda: nobody.About(pb.AboutRequest(), timeout=PATIENCE)
     expect_refused("no token", grpc.StatusCode.UNAUTHENTICATED, "unauthenticated", about)
     print("passed")

@@ -3,6 +3,7 @@
 //! One task accepts, and each connection has its own, all on the datacenter's [`Shutdown`]. TLS says which protocol
 //! is spoken (ALPN), so there is no guessing and no wait for a first byte.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
@@ -11,20 +12,21 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
-use futures_util::future::Either;
-use http::Request;
+use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
-use hyper::service::service_fn;
+use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use rustls::ServerConfig;
 use sluice_node::budget::Concurrency;
 use sluice_node::shutdown::Shutdown;
+use tokio::io::AsyncBufReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 use tonic::service::Routes;
 
 use crate::App;
@@ -32,7 +34,7 @@ use crate::body::RequestBody;
 use crate::{grpc, routes};
 
 /// The most an HTTP/1.1 connection buffers: what a request with a body pays for. Buffers grow only while a client
-/// fills them, so an idle connection holds some 8 KiB.
+/// fills them, and there are none before its first byte.
 pub(crate) const READ_BUFFER: usize = 64 << 10;
 
 /// Head of a request, in bytes and in fields, for both protocols. A token is at most 4 KiB of it.
@@ -113,71 +115,117 @@ impl Drop for Counted {
     }
 }
 
+/// A connection after its handshake. Boxed, like everything that is kept of it: a task is as large as the largest thing
+/// that it ever holds.
+type Encrypted = Box<TlsStream<TcpStream>>;
+
 async fn serve(stream: TcpStream, acceptor: TlsAcceptor, app: Arc<App>, doors: Doors) {
-    // An answer is one write, and waits for no other.
-    let _ = stream.set_nodelay(true);
-    let stream = match timeout(app.settings.handshake, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            tracing::debug!(%error, "a TLS handshake failed");
-            return;
-        }
-        Err(_) => {
-            app.parts.metrics.count_shed("handshake");
-            return;
-        }
-    };
-    let is_h2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let Some(stream) = Box::pin(secure(stream, acceptor, &app)).await else { return };
     let activity = Arc::new(Activity::default());
-    let service = {
-        let (app, activity) = (app.clone(), activity.clone());
-        service_fn(move |request: Request<Incoming>| {
-            let begun = activity.begin();
-            let (head, incoming) = request.into_parts();
-            let body = Body::new(RequestBody::new(incoming, &head, &app, activity.clone()));
-            let answer = if is_h2 && grpc::is_call(&head) {
-                let call = Request::from_parts(head, body);
-                Either::Left(grpc::answer(doors.grpc.clone(), call, app.clone()))
-            } else {
-                let request = Request::from_parts(head, body);
-                Either::Right(routes::answer(doors.http.clone(), request, app.clone()))
-            };
-            async move { Ok::<_, std::convert::Infallible>(answer.await.map(|body| begun.until_end(body))) }
-        })
-    };
-    let io = TokioIo::new(stream);
-    if is_h2 {
-        let mut builder = http2::Builder::new(Tasks(app.tasks.clone()));
-        builder
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(STREAMS)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_send_buf_size(READ_BUFFER)
-            .max_header_list_size(MAX_HEAD_LEN)
-            .max_pending_accept_reset_streams(MAX_RESETS)
-            .max_local_error_reset_streams(MAX_LOCAL_RESETS)
-            .keep_alive_interval(PING)
-            .keep_alive_timeout(PONG);
-        drive(builder.serve_connection(io, service), &app, &activity).await;
+    if is_h2(&stream) {
+        drive(http2(stream, &app, doors, &activity).as_mut(), &app, &activity).await;
     } else {
-        let mut builder = http1::Builder::new();
-        builder
-            .timer(TokioTimer::new())
-            .header_read_timeout(app.settings.head)
-            .max_headers(MAX_HEADERS)
-            .max_header_size(MAX_HEAD_LEN as usize)
-            .max_buf_size(READ_BUFFER);
-        drive(builder.serve_connection(io, service), &app, &activity).await;
+        drive(http1(stream, &app, doors, &activity).as_mut(), &app, &activity).await;
     }
 }
 
+/// Shakes hands, and waits for the first byte: until then there are no buffers but those of TLS. `None` if it is too
+/// late for either.
+async fn secure(stream: TcpStream, acceptor: TlsAcceptor, app: &App) -> Option<Encrypted> {
+    // An answer is one write, and waits for no other.
+    let _ = stream.set_nodelay(true);
+    let mut stream = match timeout(app.settings.handshake, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => Box::new(stream),
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a TLS handshake failed");
+            return None;
+        }
+        Err(_) => {
+            app.parts.metrics.count_shed("handshake");
+            return None;
+        }
+    };
+    let first = tokio::select! {
+        first = timeout(app.settings.head, stream.fill_buf()) => first,
+        () = app.tasks.draining() => return None,
+    };
+    // Without one, or at its end, there is nobody to answer.
+    matches!(first, Ok(Ok([_, ..]))).then_some(stream)
+}
+
+fn is_h2(stream: &Encrypted) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(b"h2")
+}
+
+/// An answer on its way. Boxed, because a connection keeps room for one.
+type Answering = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Infallible>> + Send>>;
+
+/// Takes the requests of a connection to their doors.
+fn service(
+    app: &Arc<App>,
+    doors: Doors,
+    activity: &Arc<Activity>,
+    is_h2: bool,
+) -> impl HttpService<Incoming, ResBody = AnswerBody, Error = Infallible, Future = Answering> + use<> {
+    let (app, activity) = (app.clone(), activity.clone());
+    service_fn(move |request: Request<Incoming>| -> Answering {
+        let begun = activity.begin();
+        let (head, incoming) = request.into_parts();
+        let body = Body::new(RequestBody::new(incoming, &head, &app, activity.clone()));
+        let is_call = is_h2 && grpc::is_call(&head);
+        let request = Request::from_parts(head, body);
+        if is_call {
+            let answer = grpc::answer(doors.grpc.clone(), request, app.clone());
+            Box::pin(async move { Ok(answer.await.map(|body| begun.until_end(body))) })
+        } else {
+            let answer = routes::answer(doors.http.clone(), request, app.clone());
+            Box::pin(async move { Ok(answer.await.map(|body| begun.until_end(body))) })
+        }
+    })
+}
+
+fn http2(
+    stream: Encrypted,
+    app: &Arc<App>,
+    doors: Doors,
+    activity: &Arc<Activity>,
+) -> Pin<Box<impl GracefulConnection<Error = hyper::Error> + use<>>> {
+    let mut builder = http2::Builder::new(Tasks(app.tasks.clone()));
+    builder
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(READ_BUFFER)
+        .max_header_list_size(MAX_HEAD_LEN)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_local_error_reset_streams(MAX_LOCAL_RESETS)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PONG);
+    Box::pin(builder.serve_connection(TokioIo::new(stream), service(app, doors, activity, true)))
+}
+
+fn http1(
+    stream: Encrypted,
+    app: &Arc<App>,
+    doors: Doors,
+    activity: &Arc<Activity>,
+) -> Pin<Box<impl GracefulConnection<Error = hyper::Error> + use<>>> {
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(app.settings.head)
+        .max_headers(MAX_HEADERS)
+        .max_header_size(MAX_HEAD_LEN as usize)
+        .max_buf_size(READ_BUFFER);
+    Box::pin(builder.serve_connection(TokioIo::new(stream), service(app, doors, activity, false)))
+}
+
 /// Serves a connection to its end: its own, the datacenter's, or that of our patience.
-async fn drive<C: GracefulConnection>(connection: C, app: &App, activity: &Activity)
+async fn drive<C>(mut connection: Pin<&mut C>, app: &App, activity: &Activity)
 where
-    C::Error: std::fmt::Display,
+    C: GracefulConnection<Error = hyper::Error>,
 {
-    let mut connection = pin!(connection);
     let mut goodbye = false;
     loop {
         let left = activity.left(&app.settings);
