@@ -62,7 +62,18 @@ impl Datacenter {
         Self::with(quick(), 64 << 20)
     }
 
+    /// One that waits as long as in production, for tests in which nothing is late but the machine.
+    pub(crate) fn patient() -> Self {
+        Self::made(EdgeSettings::default(), 64 << 20, Pace::default())
+    }
+
     pub(crate) fn with(settings: EdgeSettings, memory: u64) -> Self {
+        let pace =
+            Pace { idle: Duration::from_millis(400), grace: Duration::from_millis(800), rate: 1 << 20 };
+        Self::made(settings, memory, pace)
+    }
+
+    pub(crate) fn made(settings: EdgeSettings, memory: u64, pace: Pace) -> Self {
         let material = ClusterMaterial::generate("test", &[(HERE, "dc-a")]).unwrap();
         let clock = SystemClock::shared();
         let (revocations, tasks, health) = (Revocations::new(), Shutdown::new(), Health::new());
@@ -85,8 +96,6 @@ impl Datacenter {
             metrics: metrics.clone(),
             tasks: tasks.clone(),
         };
-        let pace =
-            Pace { idle: Duration::from_millis(400), grace: Duration::from_millis(800), rate: 1 << 20 };
         let worker = Worker::new(parts, WorkerSettings { pace, ..WorkerSettings::default() });
         let config = EdgeConfig {
             listen: "127.0.0.1:0".parse().unwrap(),

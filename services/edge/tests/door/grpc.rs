@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
+use sluice_edge::EdgeSettings;
 use sluice_engine::geometry::ChunkIndex;
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{RevocationEpoch, TenantId, Timestamp};
@@ -12,6 +13,7 @@ use sluice_proto::ingest::{
     AboutRequest, CreateRequest, DeleteRequest, ListRequest, PutRequest, ReadRequest, SettleRequest, State,
     StatusRequest, TreeRequest,
 };
+use sluice_worker::Pace;
 use tokio_stream::StreamExt;
 use tonic::metadata::MetadataMap;
 use tonic::service::Interceptor;
@@ -118,7 +120,7 @@ async fn bytes(client: &mut Client, request: ReadRequest) -> Result<(u64, Vec<u8
 
 #[tokio::test]
 async fn a_file_goes_in_and_comes_out() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut client = client(&dc).await;
     let size = 2 * CHUNK_LEN + 5;
     let data = content(size);
@@ -178,7 +180,7 @@ async fn a_file_goes_in_and_comes_out() {
 
 #[tokio::test]
 async fn lists_go_on_where_a_page_ended_and_empty_files_are_read() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut client = client(&dc).await;
     let other = "0293e4a0-7b1c-7def-8123-456789abcdef";
     client.create(new_file(other, 7)).await.unwrap();
@@ -200,7 +202,7 @@ async fn lists_go_on_where_a_page_ended_and_empty_files_are_read() {
 
 #[tokio::test]
 async fn chunks_that_do_not_fit() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut client = client(&dc).await;
     client.create(new_file(ID, 4 * CHUNK_LEN + 5)).await.unwrap();
     let mut full = content(CHUNK_LEN);
@@ -233,7 +235,7 @@ async fn chunks_that_do_not_fit() {
 
 #[tokio::test]
 async fn metadata_that_is_none() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut client = client(&dc).await;
     let create = |change: &dyn Fn(&mut CreateRequest)| {
         let mut request = new_file(ID, 1);
@@ -274,7 +276,7 @@ async fn metadata_that_is_none() {
 
 #[tokio::test]
 async fn parameters_that_are_none() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut client = client(&dc).await;
     client.create(new_file(ID, 5)).await.unwrap();
     let other = "0293e4a0-7b1c-7def-8123-456789abcdef";
@@ -317,7 +319,7 @@ async fn parameters_that_are_none() {
 
 #[tokio::test]
 async fn a_size_that_was_left_open_is_settled_once() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut client = client(&dc).await;
     let open = CreateRequest { size: None, ..new_file(ID, 0) };
     let status = client.create(open).await.unwrap().into_inner().status.unwrap();
@@ -338,7 +340,7 @@ async fn a_size_that_was_left_open_is_settled_once() {
 #[tokio::test]
 async fn what_the_store_refuses_has_the_same_name_here() {
     use sluice_store::StoreError;
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut client = client(&dc).await;
     client.create(new_file(ID, 5)).await.unwrap();
     for (error, code, name) in [
@@ -354,13 +356,13 @@ async fn what_the_store_refuses_has_the_same_name_here() {
 
 #[tokio::test]
 async fn tokens_are_refused_by_name() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mint = |grant: &TokenGrant| format!("Bearer {}", dc.mint.mint(grant, now()).unwrap());
     let earlier = Timestamp::new(now().number() - 7_200_000);
     let expired = format!("Bearer {}", dc.mint.mint(&everything(), earlier).unwrap());
     let revoked = mint(&TokenGrant { tenant: TenantId::new(8), ..everything() });
     dc.revocations.revoke_tenant(TenantId::new(8), RevocationEpoch::new(1));
-    let stranger = format!("Bearer {}", Datacenter::start().token);
+    let stranger = format!("Bearer {}", Datacenter::patient().token);
     let elsewhere = mint(&TokenGrant { dcs: vec![sluice_engine::ids::DcId::new(2)], ..everything() });
     let reader = mint(&TokenGrant { scopes: vec![sluice_engine::context::Scope::Read], ..everything() });
     for (authorization, code, name) in [
@@ -391,7 +393,7 @@ async fn tokens_are_refused_by_name() {
 
 #[tokio::test]
 async fn a_trace_is_carried_on() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut client = client(&dc).await;
     let mut request = Request::new(AboutRequest {});
     let trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
@@ -402,7 +404,7 @@ async fn a_trace_is_carried_on() {
 
 #[tokio::test]
 async fn past_a_bound_calls_are_shed() {
-    let dc = Datacenter::with(crate::client::quick(), 2 << 20);
+    let dc = Datacenter::made(EdgeSettings::default(), 2 << 20, Pace::default());
     let mut client = client(&dc).await;
     client.create(new_file(ID, CHUNK_LEN)).await.unwrap();
     let all = dc.memory.try_take((2 << 20) - (64 << 10)).unwrap();
@@ -411,8 +413,8 @@ async fn past_a_bound_calls_are_shed() {
     client.put(put(0, &content(CHUNK_LEN))).await.unwrap();
     assert_eq!(dc.memory.used(), 0);
 
-    let settings = sluice_edge::EdgeSettings { requests: 1, ..crate::client::quick() };
-    let dc = Datacenter::with(settings, 2 << 20);
+    let settings = EdgeSettings { requests: 1, ..EdgeSettings::default() };
+    let dc = Datacenter::made(settings, 2 << 20, Pace::default());
     let mut client = self::client(&dc).await;
     let ask = HealthCheckRequest { service: String::new() };
     let _open = HealthClient::new(channel(&dc).await).watch(ask).await.unwrap();
@@ -423,7 +425,7 @@ async fn past_a_bound_calls_are_shed() {
 
 #[tokio::test]
 async fn health_follows_readiness() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut health = HealthClient::new(channel(&dc).await);
     let ask = |service: &str| HealthCheckRequest { service: service.into() };
     for service in ["", "sluice.v1.Ingest"] {
@@ -480,7 +482,7 @@ async fn reflection_describes_the_service() {
             (send, answers)
         }};
     }
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let (_open, mut answers) = ask!(v1, &dc);
     let (_also, mut others) = ask!(v1alpha, &dc);
     // Streams that are never closed keep nothing from stopping.
@@ -492,7 +494,7 @@ async fn reflection_describes_the_service() {
 
 #[tokio::test]
 async fn the_http_door_is_where_it_was() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut client = client(&dc).await;
     client.create(new_file(ID, 5)).await.unwrap();
     assert_eq!(dc.ask(&format!("GET /v1/files/{ID}"), b"").await.status, 200);

@@ -98,7 +98,7 @@ const UPLOAD: &str = "sluice.v1.Ingest/Upload";
 
 #[tokio::test]
 async fn what_is_no_message_is_refused_by_name() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let message = framed(&CreateRequest { size: Some(1), ..CreateRequest::default() }.encode_to_vec());
     let invalid = (Code::InvalidArgument, "invalid-parameter");
     let truncated = (Code::InvalidArgument, "truncated");
@@ -175,7 +175,7 @@ async fn messages_that_trickle_or_stop_are_cut_by_name() {
 
 #[tokio::test]
 async fn the_time_that_a_client_gives_a_call_is_kept_by_the_server() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let create = CreateRequest { id: ID.into(), size: Some(5), ..CreateRequest::default() };
     let created = call(&dc, CREATE, &[], framed(&create.encode_to_vec()), Then::End).await;
     assert_eq!(created.code(), Code::Ok);
@@ -198,7 +198,7 @@ async fn the_time_that_a_client_gives_a_call_is_kept_by_the_server() {
 
 #[tokio::test]
 async fn calls_that_are_given_up_at_once_end_the_connection_and_cost_nothing() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let (mut sender, connection) = h2::client::handshake(dc.connect("h2").await).await.unwrap();
     let driver = tokio::spawn(connection);
     let mut given_up = 0;

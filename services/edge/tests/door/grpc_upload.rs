@@ -5,18 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use sluice_edge::EdgeSettings;
 use sluice_engine::geometry::ChunkIndex;
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::FileId;
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_proto::ingest::upload_response::Answer;
 use sluice_proto::ingest::{Begin, Receipt, State, StatusRequest, Terms, UploadRequest, UploadResponse};
+use sluice_worker::Pace;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status, Streaming};
 
-use crate::client::{Datacenter, TENANT, quick};
+use crate::client::{Datacenter, TENANT};
 use crate::grpc::{Client, client, new_file, problem};
 use crate::use_cases::{ID, content};
 
@@ -155,7 +157,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 
 #[tokio::test]
 async fn runs_of_several_files_go_over_one_stream_in_any_order() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut client = client(&dc).await;
     let (one, other) = (Bytes::from(content(11 * CHUNK_LEN + 77)), Bytes::from(content(CHUNK_LEN * 3)));
     client.create(new_file(ID, one.len() as u64)).await.unwrap();
@@ -193,7 +195,7 @@ async fn runs_of_several_files_go_over_one_stream_in_any_order() {
 
 #[tokio::test]
 async fn a_slow_store_slows_the_sender_and_memory_stays_flat() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let permits = slow(&dc, ID);
     let mut client = client(&dc).await;
     let mut stream = Stream::open(&mut client).await;
@@ -260,7 +262,7 @@ async fn a_slow_store_slows_the_sender_and_memory_stays_flat() {
 
 #[tokio::test]
 async fn a_run_that_waits_for_the_store_keeps_no_other_from_going_on() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let permits = slow(&dc, ID);
     let mut client = client(&dc).await;
     client.create(new_file(ID, CHUNK_LEN)).await.unwrap();
@@ -271,7 +273,6 @@ async fn a_run_that_waits_for_the_store_keeps_no_other_from_going_on() {
     for piece in whole[..stream.terms.credit as usize].chunks(PIECE) {
         stream.bytes(1, Bytes::copy_from_slice(piece)).await;
     }
-    // Longer than the worker waits for a client: the other is not taken for a slow one.
     let mut at = 0;
     let mut credit = u64::from(stream.terms.credit);
     stream.begin(2, OTHER, 0, whole.len() as u64).await;
@@ -309,7 +310,7 @@ async fn a_run_that_waits_for_the_store_keeps_no_other_from_going_on() {
 
 #[tokio::test]
 async fn a_run_that_is_refused_ends_no_other() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut client = client(&dc).await;
     client.create(new_file(ID, 4 * CHUNK_LEN + 5)).await.unwrap();
     let mut stream = Stream::open(&mut client).await;
@@ -366,7 +367,7 @@ async fn a_run_that_is_refused_ends_no_other() {
 
 #[tokio::test]
 async fn who_sends_past_a_credit_is_cut_off_by_name() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     slow(&dc, ID);
     let mut client = client(&dc).await;
     client.create(new_file(ID, 64 * CHUNK_LEN)).await.unwrap();
@@ -400,7 +401,7 @@ async fn who_sends_past_a_credit_is_cut_off_by_name() {
 
 #[tokio::test]
 async fn messages_that_make_no_sense_end_the_stream_by_name() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut client = client(&dc).await;
     client.create(new_file(ID, 8 * CHUNK_LEN)).await.unwrap();
     let begin = |run| UploadRequest {
@@ -433,7 +434,7 @@ async fn messages_that_make_no_sense_end_the_stream_by_name() {
 
 #[tokio::test]
 async fn runs_past_the_memory_budget_are_refused_one_by_one() {
-    let dc = Datacenter::with(quick(), 1 << 20);
+    let dc = Datacenter::made(EdgeSettings::default(), 1 << 20, Pace::default());
     slow(&dc, ID);
     let mut client = client(&dc).await;
     client.create(new_file(ID, 8 * CHUNK_LEN)).await.unwrap();
@@ -451,7 +452,7 @@ async fn runs_past_the_memory_budget_are_refused_one_by_one() {
 
 #[tokio::test]
 async fn streams_that_stall_are_ended_by_name() {
-    let settings = sluice_edge::EdgeSettings { idle: Duration::from_millis(400), ..quick() };
+    let settings = EdgeSettings { idle: Duration::from_secs(3), ..EdgeSettings::default() };
     let dc = Datacenter::with(settings, 64 << 20);
     let mut client = client(&dc).await;
     client.create(new_file(ID, CHUNK_LEN)).await.unwrap();
@@ -470,7 +471,7 @@ async fn streams_that_stall_are_ended_by_name() {
 
 #[tokio::test]
 async fn a_stream_that_breaks_off_stores_nothing_half() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let mut client = client(&dc).await;
     client.create(new_file(ID, CHUNK_LEN)).await.unwrap();
     let stream = Stream::open(&mut client).await;
@@ -489,7 +490,7 @@ async fn a_stream_that_breaks_off_stores_nothing_half() {
 
 #[tokio::test]
 async fn a_datacenter_that_stops_finishes_the_runs_and_begins_none() {
-    let dc = Datacenter::start();
+    let dc = Datacenter::patient();
     let permits = slow(&dc, ID);
     let mut client = client(&dc).await;
     client.create(new_file(ID, CHUNK_LEN)).await.unwrap();
