@@ -170,6 +170,16 @@ mod tests {
     }
 
     #[test]
+    fn the_documentation_says_the_same() {
+        let table = include_str!("../../../../docs/grpc.md");
+        for problem in Problem::ALL {
+            let row = format!("| `{}`", name(code(*problem)));
+            let row = table.lines().find(|line| line.starts_with(&row)).unwrap_or_else(|| panic!("{row}"));
+            assert!(row.contains(&format!("`{problem}`")), "{problem} is not in {row}");
+        }
+    }
+
+    #[test]
     fn what_tonic_refuses_gets_a_name_once() {
         let headers = |status: Status| status.into_http::<()>().into_parts().0.headers;
         let refusal = unnamed(&headers(Status::out_of_range("4 > 3"))).unwrap();
