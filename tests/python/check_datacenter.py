@@ -413,8 +413,8 @@ class Session:
             else:
                 raise AssertionError(f"{what} was taken")
 
-        greet = lambda **hello: stub.Link(iter([pb.LinkFrame(hello=pb.Hello(**hello))]), timeout=10)
-        wordless = lambda: stub.Link(iter([pb.LinkFrame(commands=bytes(160))]), timeout=10)
+        greet = lambda **hello: stub.Link(iter([pb.LinkFrame(hello=pb.Hello(**hello))]), timeout=PATIENCE)
+        wordless = lambda: stub.Link(iter([pb.LinkFrame(commands=bytes(160))]), timeout=PATIENCE)
         bad = code.INVALID_ARGUMENT, "invalid-parameter"
         missing = code.NOT_FOUND, "not-found"
         refused("no hello", *bad, wordless)
@@ -422,10 +422,10 @@ class Session:
         refused("a nobody's hello", code.PERMISSION_DENIED, "forbidden", lambda: greet(dc=70_000, incarnation=9))
         older = lambda: greet(dc=B, incarnation=dc.incarnation - 1)
         refused("an older incarnation", code.FAILED_PRECONDITION, "precondition", older)
-        record = lambda file: stub.Record(pb.RecordRequest(file=file), timeout=10)
+        record = lambda file: stub.Record(pb.RecordRequest(file=file), timeout=PATIENCE)
         refused("a file id of 15 bytes", *bad, lambda: record(file[:15]))
         refused("a file that is not there", *missing, lambda: record(file))
-        chunks = lambda **what: stub.Chunks(pb.ChunksRequest(file=file, **what), timeout=10)
+        chunks = lambda **what: stub.Chunks(pb.ChunksRequest(file=file, **what), timeout=PATIENCE)
         refused("no chunks", *bad, lambda: chunks(start=0, count=0))
         refused("too many chunks", *bad, lambda: chunks(start=0, count=4097))
         refused("chunks past the end", *bad, lambda: chunks(start=tree.MAX_CHUNKS, count=1))
@@ -434,7 +434,7 @@ class Session:
         id = self.door.create(3 * MIB)
         values = lambda start, level: stub.Values(
             pb.ValuesRequest(file=self.file_id(id), start=start, level=level, under_start=start, under_level=level),
-            timeout=10,
+            timeout=PATIENCE,
         )
         refused("a misaligned place", *bad, lambda: values(1, 1))
         refused("the top", *bad, lambda: values(0, 2))
@@ -445,8 +445,8 @@ class Session:
             dc.m.keys["context"].number, B, uuid.uuid4(), self.tenant, 7, 0, 0, 0, now, now + 60_000, ()
         )
         key = dc.m.keys["context"]
-        status = lambda data: stub.Status(pb.StatusRequest(context=data, id=id.bytes), timeout=10)
-        locate = lambda data: stub.Locate(pb.LocateRequest(context=data, id=id.bytes), timeout=10)
+        status = lambda data: stub.Status(pb.StatusRequest(context=data, id=id.bytes), timeout=PATIENCE)
+        locate = lambda data: stub.Locate(pb.LocateRequest(context=data, id=id.bytes), timeout=PATIENCE)
         good = context.sign(key)
         check("status", json.loads(status(good).status)["state"], "receiving")
         stranger = replace(context, tenant=self.tenant + 1).sign(key)

@@ -23,7 +23,7 @@ from sluice.names import Key, KeyRing, Record, cluster_tag, digest
 
 PROTO = Path(__file__).parents[2] / "proto"
 RESTATE_S = 1.0
-CALL_S = 10
+CALL_S = 30
 PIECE = 200_000  # Not a part of a chunk, on purpose: pieces need not end with one.
 
 
@@ -31,13 +31,13 @@ def load_proto():
     """The classes of peer.proto, made by protoc here and now."""
     from grpc_tools import protoc
 
-    out = tempfile.mkdtemp(prefix="sluice-proto-")
-    arguments = [f"-I{PROTO}", f"--python_out={out}", f"--grpc_python_out={out}", "sluice/peer/v1/peer.proto"]
-    if protoc.main(["protoc", *arguments]) != 0:
-        raise RuntimeError("peer.proto does not compile")
-    # `sluice` is a package here, too: the generated one becomes part of it.
-    sys.modules["sluice"].__path__.append(f"{out}/sluice")
-    return [importlib.import_module(f"sluice.peer.v1.{name}") for name in ("peer_pb2", "peer_pb2_grpc")]
+    with tempfile.TemporaryDirectory(prefix="sluice-proto-") as out:
+        arguments = [f"-I{PROTO}", f"--python_out={out}", f"--grpc_python_out={out}", "sluice/peer/v1/peer.proto"]
+        if protoc.main(["protoc", *arguments]) != 0:
+            raise RuntimeError("peer.proto does not compile")
+        # `sluice` is a package here, too: the generated one becomes part of it.
+        sys.modules["sluice"].__path__.append(f"{out}/sluice")
+        return [importlib.import_module(f"sluice.peer.v1.{name}") for name in ("peer_pb2", "peer_pb2_grpc")]
 
 
 pb, pb_grpc = load_proto()

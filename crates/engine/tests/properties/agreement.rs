@@ -185,3 +185,24 @@ fn what_comes_after_a_rejection_is_compared_anew() {
     say(&mut ledger, dc(3), left, &other);
     assert_eq!(ledger.verdict(), Verdict::Disagree(left));
 }
+
+/// Nor what was compared with a generation that is over, whichever of the two holders begins again.
+#[test]
+fn what_comes_under_a_new_generation_is_compared_anew() {
+    for (again, beside) in [(3, 2), (2, 3)] {
+        let file = shape(4);
+        let (honest, other) = (values(file, None), values(file, Some(1)));
+        let mut ledger = ledger_of(file);
+        let (left, right) = Place::top_children(file).unwrap();
+        for holder in [dc(again), dc(beside), dc(4)] {
+            say(&mut ledger, holder, left, &honest);
+            say(&mut ledger, holder, right, &honest);
+        }
+        assert!(matches!(ledger.verdict(), Verdict::Whole(_)));
+        ledger.take(Fact::HaveNothing { holder: dc(again), generation: generation(2) }).unwrap();
+        say(&mut ledger, dc(again), right, &honest);
+        assert!(matches!(ledger.verdict(), Verdict::Whole(_)));
+        say(&mut ledger, dc(again), left, &other);
+        assert_eq!(ledger.verdict(), Verdict::Disagree(left), "{again} began again");
+    }
+}

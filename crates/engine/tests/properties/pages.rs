@@ -319,3 +319,53 @@ fn another_version_of_a_paged_chunk_is_a_conflict() {
     let place = cluster.ledger(dc(1)).disagreement().unwrap().place;
     assert!(place.range(cluster.file).contains(&70_000), "{place}");
 }
+
+/// A paged segment that only a larger span kept whole is open, and its page is asked for, once that span is gone.
+#[test]
+fn a_segment_that_a_larger_span_had_is_open_without_it() {
+    let file = shape(16);
+    let all = values(file, None);
+    let mut ledger = start(file);
+    let have = |ledger: &mut Ledger, holder, at| {
+        ledger.take(Fact::Have { holder: dc(holder), generation: generation(1), span: span(file, at, &all) })
+    };
+    have(&mut ledger, 1, crate::world::place(0, 3)).unwrap();
+    have(&mut ledger, 1, crate::world::place(8, 3)).unwrap();
+    have(&mut ledger, 2, crate::world::chunk(0)).unwrap();
+    have(&mut ledger, 3, crate::world::chunk(1)).unwrap();
+    let (left, right) = Place::top_children(file).unwrap();
+    let root = Root::merge(&span(file, left, &all).value, &span(file, right, &all).value);
+    ledger.take(Fact::Root { size: file, root }).unwrap();
+    let page = ledger.page_out(0).expect("two pieces inside a larger span, and the root is known");
+    assert_eq!(page.entries.len(), 2);
+    assert_eq!((ledger.recalled().count(), ledger.union().is_whole()), (0, true));
+    assert_eq!((ledger.chunks_held_by(dc(2)), ledger.chunks_held_by(dc(3))), (1, 1));
+    ledger.take(Fact::HaveNothing { holder: dc(1), generation: generation(2) }).unwrap();
+    assert_eq!(ledger.recalled().collect::<Vec<_>>(), [0]);
+    ledger.page_in(&page);
+    assert_eq!(ledger.missing(0..16, 9), std::slice::from_ref(&(2..16)));
+    assert_eq!((ledger.chunks_held_by(dc(2)), ledger.chunks_held_by(dc(3))), (1, 1));
+}
+
+/// Numbers of a page that nobody wrote, at the edges of what is read.
+#[test]
+fn pages_of_the_wrong_length_are_refused() {
+    let entry =
+        |i: u64| (dc(1), generation(i), span(shape(16), crate::world::chunk(i), &values(shape(16), None)));
+    let page = Page { segment: 1 << 40, entries: (0..3).map(entry).collect() };
+    let bytes = page.to_bytes();
+    assert_eq!(Page::from_bytes(&bytes), Ok(page));
+    for len in 0..bytes.len() {
+        assert!(Page::from_bytes(&bytes[..len]).is_err(), "{len}");
+    }
+    assert!(Page::from_bytes(&[&bytes[..], &[0]].concat()).is_err());
+    for at in [0, 3, 12, 15] {
+        let mut other = bytes.clone();
+        other[at] ^= 1;
+        assert!(Page::from_bytes(&other).is_err(), "byte {at}");
+    }
+    let mut misplaced = bytes;
+    misplaced[16 + 18] = 1;
+    misplaced[16 + 17] = 1;
+    assert!(matches!(Page::from_bytes(&misplaced), Err(sluice_engine::ledger::PageError::Place(_))));
+}
