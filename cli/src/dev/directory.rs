@@ -49,8 +49,13 @@ impl Directory {
     /// Makes the directory if need be, and locks it until this is dropped.
     pub(super) fn open(path: &Path) -> anyhow::Result<Self> {
         let failed = |error| StartError::of_directory(path, error);
+        let is_new = !path.exists();
         fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
         let path = path.canonicalize().map_err(failed)?;
+        // What is synced into it is no safer than its own name.
+        if let Some(parent) = path.parent().filter(|_| is_new) {
+            File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed)?;
+        }
         let lock = File::options()
             .create(true)
             .truncate(false)

@@ -10,15 +10,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_engine::aggregator::{Aggregator, Effect, Event, FileMemory, NodeEvent};
-use sluice_engine::ids::{FileId, Timestamp};
+use sluice_engine::ids::{FileId, TenantId, Timestamp};
 use sluice_proto::problem::{Problem, Refusal};
+use sluice_store::{Advice, ChunkStore, StoreError};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 use tracing::{debug, error};
 
 use crate::{AggregatorError, AggregatorService, carry, refusal};
 
 /// Inputs that may wait: enough that a burst of registrations does not stall workers, few enough to bound memory.
 const INPUTS: usize = 1024;
+
+/// How soon the store is asked again to remember what it refused, and how many files at a time.
+const KEEP_AGAIN: Duration = Duration::from_secs(1);
+const KEEP_SOME: usize = 64;
 
 /// Inputs handled before their effects are applied: they share one group commit.
 const BATCH: usize = 128;
@@ -30,12 +36,24 @@ type Question = Box<dyn FnOnce(&Aggregator) + Send>;
 
 /// Something for the ledger task.
 pub(crate) enum Input {
-    /// An event, and whom to tell once its effects are durable.
-    Event(Box<NodeEvent>, Option<oneshot::Sender<()>>),
+    /// An event, and whom to tell once its effects are durable, or why they are not.
+    Event(Box<NodeEvent>, Option<Settled>),
     /// A question.
     Ask(Question),
     /// Say when what is known of a file changes.
     Watch(FileId, oneshot::Sender<()>),
+}
+
+/// Whoever waits until what is known of a file is durable.
+pub(crate) struct Settled {
+    file: FileId,
+    done: oneshot::Sender<Result<(), StoreError>>,
+}
+
+/// What must be remembered of a file, and could not be stored yet.
+enum Unkept {
+    Facts(FileMemory),
+    End(TenantId, FileMemory),
 }
 
 /// A handle to the ledger task.
@@ -56,8 +74,10 @@ impl Ledgers {
     /// Gives an event to the engine; returns once what follows is durable.
     pub(crate) async fn settle(&self, file: FileId, event: Event) -> Result<(), Refusal> {
         let (done, settled) = oneshot::channel();
-        self.send(Input::Event(Box::new(NodeEvent::File(file, event)), Some(done))).await?;
-        settled.await.map_err(|_| refusal::stopping())
+        let settling = Settled { file, done };
+        self.send(Input::Event(Box::new(NodeEvent::File(file, event)), Some(settling))).await?;
+        let settled = settled.await.map_err(|_| refusal::stopping())?;
+        settled.map_err(|error| refusal::of_store(&error))
     }
 
     /// Gives an event to the engine.
@@ -96,6 +116,10 @@ pub(crate) struct LedgerTask {
     now: Box<dyn Fn() -> Timestamp + Send>,
     waiters: HashMap<FileId, Vec<oneshot::Sender<()>>>,
     waiting: usize,
+    /// Files of which the store refused what must be remembered: until it takes it, a restart forgets it, so nobody is
+    /// told that it is so.
+    unkept: HashMap<FileId, Unkept>,
+    kept_at: Instant,
 }
 
 impl LedgerTask {
@@ -105,7 +129,8 @@ impl LedgerTask {
         service: Arc<AggregatorService>,
         now: Box<dyn Fn() -> Timestamp + Send>,
     ) -> Self {
-        Self { aggregator, inputs, service, now, waiters: HashMap::new(), waiting: 0 }
+        let (waiters, unkept) = (HashMap::new(), HashMap::new());
+        Self { aggregator, inputs, service, now, waiters, waiting: 0, unkept, kept_at: Instant::now() }
     }
 
     /// Applies the first effects: without its incarnation on disk, an aggregator must not speak.
@@ -126,6 +151,7 @@ impl LedgerTask {
             let due = self.aggregator.next_timeout();
             let wait =
                 due.map_or(Duration::from_secs(3600), |at| Duration::from_millis(at.since((self.now)())));
+            let wait = if self.unkept.is_empty() { wait } else { wait.min(KEEP_AGAIN) };
             let mut effects = Vec::new();
             let mut settled = Vec::new();
             tokio::select! {
@@ -145,14 +171,16 @@ impl LedgerTask {
                 }
             }
             self.apply(effects).await;
-            for done in settled {
+            for Settled { file, done } in settled {
+                let kept = self.keep_again(file).await;
                 // Whoever waited may have gone; what it waited for stays.
-                let _ = done.send(());
+                let _ = done.send(kept);
             }
+            self.keep_some_again().await;
         }
     }
 
-    fn take(&mut self, input: Input, effects: &mut Vec<Effect>, settled: &mut Vec<oneshot::Sender<()>>) {
+    fn take(&mut self, input: Input, effects: &mut Vec<Effect>, settled: &mut Vec<Settled>) {
         match input {
             Input::Event(event, done) => {
                 effects.extend(self.aggregator.handle(*event, (self.now)()));
@@ -179,9 +207,7 @@ impl LedgerTask {
         for effect in effects {
             match effect {
                 Effect::Persist(file, memory) => {
-                    if let Err(failed) = store.put_facts(file, &memory.to_bytes()).await {
-                        self.persist_later(file, memory, &failed);
-                    }
+                    self.keep(file, Unkept::Facts(memory)).await;
                 }
                 Effect::PersistNode(memory) => {
                     if let Err(failed) = store.put_state(&memory.to_bytes()).await {
@@ -194,9 +220,7 @@ impl LedgerTask {
                     }
                 }
                 Effect::Drop(file, tenant, memory) => {
-                    if let Err(failed) = store.drop_file(file, tenant, &memory.to_bytes()).await {
-                        error!(%file, %failed, "a dropped file could not be removed");
-                    }
+                    self.keep(file, Unkept::End(tenant, memory)).await;
                 }
                 Effect::Send(command) => self.service.links.send(&command),
                 Effect::CloseLink(peer) => self.service.links.close(peer),
@@ -228,18 +252,50 @@ impl LedgerTask {
         }
     }
 
-    /// What could not be remembered is tried again: until then a restart forgets it, and hears it from its peers.
-    fn persist_later(&self, file: FileId, memory: FileMemory, failed: &sluice_store::StoreError) {
-        error!(%file, %failed, "what is known of a file could not be stored");
-        let store = self.service.parts.store.clone();
-        self.service.parts.tasks.spawn(async move {
-            for pause in [1, 5, 30, 120] {
-                tokio::time::sleep(Duration::from_secs(pause)).await;
-                if store.put_facts(file, &memory.to_bytes()).await.is_ok() {
-                    return;
-                }
+    /// Has the store remember something of a file.
+    async fn keep(&mut self, file: FileId, what: Unkept) {
+        // What came before is part of it; an end stays one.
+        let what = match (self.unkept.remove(&file), what) {
+            (Some(Unkept::End(tenant, _)), Unkept::Facts(memory)) => Unkept::End(tenant, memory),
+            (_, what) => what,
+        };
+        if let Err(failed) = try_to_keep(&*self.service.parts.store, file, &what).await {
+            error!(%file, %failed, "what must be remembered of a file could not be stored");
+            // What the store will never take, as of a file that it does not have, is not asked again.
+            if failed.advice() == Advice::Retry {
+                self.unkept.insert(file, what);
             }
-        });
+        }
+    }
+
+    /// Tries again what the store refused of a file.
+    async fn keep_again(&mut self, file: FileId) -> Result<(), StoreError> {
+        let Some(what) = self.unkept.get(&file) else { return Ok(()) };
+        try_to_keep(&*self.service.parts.store, file, what).await?;
+        self.unkept.remove(&file);
+        Ok(())
+    }
+
+    /// Tries again what the store refused of some files, now and then.
+    async fn keep_some_again(&mut self) {
+        if self.unkept.is_empty() || self.kept_at.elapsed() < KEEP_AGAIN {
+            return;
+        }
+        self.kept_at = Instant::now();
+        let files: Vec<FileId> = self.unkept.keys().copied().take(KEEP_SOME).collect();
+        for file in files {
+            if self.keep_again(file).await.is_err() {
+                // It refuses the others too, most likely.
+                return;
+            }
+        }
+    }
+}
+
+async fn try_to_keep(store: &dyn ChunkStore, file: FileId, what: &Unkept) -> Result<(), StoreError> {
+    match what {
+        Unkept::Facts(memory) => store.put_facts(file, &memory.to_bytes()).await,
+        Unkept::End(tenant, memory) => store.drop_file(file, *tenant, &memory.to_bytes()).await,
     }
 }
 

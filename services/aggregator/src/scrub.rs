@@ -141,22 +141,22 @@ pub(crate) async fn reported(service: &Arc<AggregatorService>, file: FileId, ind
     }
 }
 
-/// A chunk is damaged, and the store remembers it. As long as a file is not published, the chunk is retracted, so that
-/// it comes again from its client or another holder. Of a published file this may be the last copy: it stays, without
-/// the chunk, is confirmed to nobody, and mended when somebody has the chunk.
+/// A chunk is damaged, and the store remembers it: it is served and confirmed to nobody, and whoever sends it again mends
+/// it. What is left to do is done at once, or after a second look ([`mend_all`]).
 async fn found(service: &Arc<AggregatorService>, file: FileId, index: ChunkIndex, was_known: bool) {
     if !was_known {
         service.metrics.integrity_failures.inc();
         error!(%file, %index, "a stored chunk does not hash to its value");
     }
-    let asked =
-        service.ledgers.ask(move |aggregator| aggregator.file(file).is_none_or(|file| !file.is_published()));
-    let is_published = matches!(asked.await, Ok(false));
-    if is_published && value(service, file, index).await.is_some() {
+    if is_published(service, file).await {
         mend(service, file, index).await;
-    } else {
-        retract(service, file, index).await;
     }
+}
+
+async fn is_published(service: &AggregatorService, file: FileId) -> bool {
+    let asked =
+        service.ledgers.ask(move |aggregator| aggregator.file(file).is_some_and(|file| file.is_published()));
+    matches!(asked.await, Ok(true))
 }
 
 /// Whether a chunk was known to be damaged before.
@@ -183,7 +183,10 @@ async fn retract(service: &Arc<AggregatorService>, file: FileId, index: ChunkInd
     }
 }
 
-/// Tries to mend whatever is known to be damaged: holders may be back, or a client may have sent a chunk again.
+/// Looks again at whatever is known to be damaged: the device may have thought better of it, holders may be back, a
+/// client may have sent a chunk again. What is damaged still is retracted as long as its file is not published, so that
+/// it comes again from its client or another holder. Of a published file this may be the last copy: it stays, without
+/// the chunk, and is mended when somebody has it.
 async fn mend_all(service: &Arc<AggregatorService>) {
     let store = &service.parts.store;
     let mut left = 0;
@@ -193,9 +196,12 @@ async fn mend_all(service: &Arc<AggregatorService>) {
             if service.parts.tasks.is_draining() {
                 return;
             }
-            // A mark may have outlived its damage, or the device may have thought better of it.
             if let Err(StoreError::Corrupt { .. }) = store.verify(file, index).await {
-                mend(service, file, index).await;
+                if is_published(service, file).await && value(service, file, index).await.is_some() {
+                    mend(service, file, index).await;
+                } else {
+                    retract(service, file, index).await;
+                }
                 left += u64::from(is_known(service, file, index));
             }
         }

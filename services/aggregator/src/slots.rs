@@ -394,14 +394,16 @@ impl Slots for AggregatorService {
         let file = FileId::derive(session.tenant, id);
         match this.known(context, id, file).await {
             Ok(()) => {}
-            Err(refusal) if refusal.problem == Problem::Dropped => return Ok(()),
+            // Said again, it is made durable if it was not.
+            Err(refusal) if refusal.problem == Problem::Dropped => {}
             Err(refusal) => return Err(refusal),
         }
         let state =
             self.ledgers.ask(move |aggregator| aggregator.file(file).map(|file| file.state())).await?;
         let reason = match state {
-            Some(FileState::Dropped) => return Ok(()),
-            Some(FileState::Complete | FileState::Assembled | FileState::Conflict) => DropReason::Deleted,
+            Some(FileState::Complete | FileState::Assembled | FileState::Conflict | FileState::Dropped) => {
+                DropReason::Deleted
+            }
             Some(FileState::Receiving | FileState::Unheard) | None => DropReason::Aborted,
         };
         self.ledgers.settle(file, Event::Remove { reason, tenant: session.tenant }).await

@@ -6,6 +6,7 @@ mod agreement;
 mod bytes;
 mod cluster;
 mod facts;
+mod fixtures;
 mod model;
 mod pages;
 mod scale;

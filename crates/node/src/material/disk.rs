@@ -192,7 +192,12 @@ fn failed(path: &Path) -> impl FnOnce(io::Error) -> MaterialError {
 
 fn make_directory(path: &Path) -> Result<(), MaterialError> {
     use std::os::unix::fs::DirBuilderExt;
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed(path))
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed(path))?;
+    // What is synced into a directory is no safer than the directory's own name.
+    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        Some(parent) => fs::File::open(parent).and_then(|parent| parent.sync_all()).map_err(failed(parent)),
+        None => Ok(()),
+    }
 }
 
 fn write_identity(directory: &Path, name: &str, identity: &Identity) -> Result<(), MaterialError> {

@@ -7,5 +7,6 @@ mod check;
 mod contract;
 mod crash;
 mod faults;
+mod fixtures;
 mod fs;
 mod material;
