@@ -400,4 +400,22 @@ mod tests {
         assert_eq!(Page::from_bytes(&bytes), Ok(page));
         assert_eq!(Page::from_bytes(&bytes[..20]), Err(PageError::Malformed));
     }
+
+    #[test]
+    fn what_was_lifted_counts_since_it_was_first_said() {
+        use crate::hash::Root;
+        use crate::rules::Rules;
+
+        let (holder, number) = (DcId::new(2), Generation::new);
+        let mut ledger = Ledger::new(Rules::all());
+        assert_eq!(ledger.counts_since(holder), None);
+        let size = Geometry::new(1 << 20).unwrap();
+        ledger.take(Fact::Root { size, root: Root::empty() }).unwrap();
+        ledger.take(Fact::HaveNothing { holder, generation: number(3) }).unwrap();
+        assert_eq!(ledger.counts_since(holder), Some(number(3)));
+        ledger.lift(holder, number(7));
+        assert_eq!(ledger.counts_since(holder), Some(number(3)));
+        ledger.take(Fact::HaveNothing { holder, generation: number(9) }).unwrap();
+        assert_eq!(ledger.counts_since(holder), Some(number(9)));
+    }
 }

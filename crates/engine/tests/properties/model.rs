@@ -403,6 +403,11 @@ fn a_rejected_or_doubted_holder_must_say_it_again() {
     assert_eq!(ledger.missing(0..8, 9), [0..4, 5..8]);
     assert_eq!(ledger.held_by(dc(2)).map(|(newest, _)| newest.number()), Some(1));
     assert_eq!(have(&mut ledger, 2, 1, place(0, 2)), Taken::New);
+    ledger.lift(dc(2), generation(4));
+    ledger.doubt(dc(2));
+    assert_eq!(ledger.held_by(dc(2)).map(|(newest, _)| newest.number()), Some(4), "it never falls");
+    assert_eq!(have(&mut ledger, 2, 3, place(0, 2)), Taken::Known);
+    assert_eq!(have(&mut ledger, 2, 4, place(0, 2)), Taken::New);
     ledger.doubt(dc(9));
     assert_eq!(ledger.held_by(dc(9)), None);
 }

@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use proptest::prelude::*;
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::{ChainingValue, RecordDigest, Root};
-use sluice_engine::ledger::{Fact, FileState, Ledger, Page, Verdict};
+use sluice_engine::ledger::{Fact, FileState, Ledger, Page, Taken, Verdict};
 use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS, STRIPE_CHUNKS};
 use sluice_engine::rules::Rules;
 use sluice_engine::span::Place;
@@ -331,19 +331,20 @@ fn a_segment_that_a_larger_span_had_is_open_without_it() {
     };
     have(&mut ledger, 1, crate::world::place(0, 3)).unwrap();
     have(&mut ledger, 1, crate::world::place(8, 3)).unwrap();
-    have(&mut ledger, 2, crate::world::chunk(0)).unwrap();
-    have(&mut ledger, 3, crate::world::chunk(1)).unwrap();
+    have(&mut ledger, 2, crate::world::chunk(4)).unwrap();
+    have(&mut ledger, 3, crate::world::chunk(5)).unwrap();
+    have(&mut ledger, 4, crate::world::place(0, 2)).unwrap();
     let (left, right) = Place::top_children(file).unwrap();
     let root = Root::merge(&span(file, left, &all).value, &span(file, right, &all).value);
     ledger.take(Fact::Root { size: file, root }).unwrap();
-    let page = ledger.page_out(0).expect("two pieces inside a larger span, and the root is known");
+    let page = ledger.page_out(1).expect("two pieces inside a larger span, and the root is known");
     assert_eq!(page.entries.len(), 2);
     assert_eq!((ledger.recalled().count(), ledger.union().is_whole()), (0, true));
     assert_eq!((ledger.chunks_held_by(dc(2)), ledger.chunks_held_by(dc(3))), (1, 1));
     ledger.take(Fact::HaveNothing { holder: dc(1), generation: generation(2) }).unwrap();
-    assert_eq!(ledger.recalled().collect::<Vec<_>>(), [0]);
+    assert_eq!(ledger.recalled().collect::<Vec<_>>(), [1]);
     ledger.page_in(&page);
-    assert_eq!(ledger.missing(0..16, 9), std::slice::from_ref(&(2..16)));
+    assert_eq!(ledger.missing(0..16, 9), std::slice::from_ref(&(6..16)));
     assert_eq!((ledger.chunks_held_by(dc(2)), ledger.chunks_held_by(dc(3))), (1, 1));
 }
 
@@ -368,4 +369,31 @@ fn pages_of_the_wrong_length_are_refused() {
     misplaced[16 + 18] = 1;
     misplaced[16 + 17] = 1;
     assert!(matches!(Page::from_bytes(&misplaced), Err(sluice_engine::ledger::PageError::Place(_))));
+}
+
+/// What is said of a paged segment waits for its page, whoever says it.
+#[test]
+fn what_comes_late_waits_for_its_page() {
+    let file = shape(16);
+    let all = values(file, None);
+    let mut ledger = start(file);
+    let have = |ledger: &mut Ledger, holder, at| {
+        let span = span(file, at, &all);
+        ledger.take(Fact::Have { holder: dc(holder), generation: generation(1), span }).unwrap()
+    };
+    have(&mut ledger, 2, crate::world::place(0, 1));
+    have(&mut ledger, 3, crate::world::place(2, 1));
+    have(&mut ledger, 4, crate::world::chunk(9));
+    let page = ledger.page_out(0).expect("whole, agreed, and in two pieces");
+    for at in [crate::world::chunk(0), crate::world::place(0, 1), crate::world::place(0, 2)] {
+        assert_eq!(have(&mut ledger, 4, at), Taken::Known, "{at}");
+        assert_eq!(ledger.held_by(dc(4)).map(|(_, tree)| tree.covered()), Some(1), "{at} is not in memory");
+    }
+    assert_eq!(ledger.recalled().collect::<Vec<_>>(), [0]);
+    // A larger span is no matter of one page.
+    assert_eq!(have(&mut ledger, 5, crate::world::place(0, 3)), Taken::New);
+    assert_eq!(ledger.chunks_held_by(dc(5)), 8);
+    ledger.page_in(&page);
+    assert_eq!(ledger.held_by(dc(4)).map(|(_, tree)| tree.covered()), Some(5));
+    assert_eq!((ledger.chunks_held_by(dc(2)), ledger.chunks_held_by(dc(3))), (2, 2));
 }
