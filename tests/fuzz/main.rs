@@ -2,8 +2,8 @@
 //! by its name, and nothing panics, hangs or grows.
 //!
 //! Inputs are the vectors of `docs/vectors.json` and other good examples, mangled; or nothing but noise. As tests they
-//! are a few thousand random ones each. `FUZZ_TIMES=100` makes that a hundred times as many, and `cargo bolero` lets
-//! libFuzzer look for the ones that matter (see CONTRIBUTING.md). A failure is printed with its seed.
+//! are a few thousand random ones each; `FUZZ_TIMES=100` makes that a hundred times as many. A failure is printed with
+//! its seed and the smallest input that shows it.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
