@@ -105,30 +105,39 @@ fn check(path: &Path, hash_bytes: bool, quiet: bool, stop: &AtomicBool) -> anyho
     Ok(reports)
 }
 
-/// The volumes at or under a directory.
+/// The volumes at or under a directory. In that of `sluice dev` every directory but that of the keys must be one.
 fn volumes(path: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let is_volume =
         |path: &Path| ["volume", "checkpoint", "index"].iter().any(|name| path.join(name).exists());
-    let entries = std::fs::read_dir(path).map_err(|error| StartError::of_reading(path, error))?;
-    if is_volume(path) {
-        return Ok(vec![path.to_path_buf()]);
-    }
+    let unreadable = |error| StartError::of_reading(path, error);
+    let entries = std::fs::read_dir(path).map_err(unreadable)?;
     let mut volumes = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|error| StartError::of_reading(path, error))?.path();
-        if is_volume(&entry) {
-            volumes.push(entry);
+    if is_volume(path) {
+        volumes.push(path.to_path_buf());
+    } else {
+        let is_cluster = path.join("keys").is_dir();
+        for entry in entries {
+            let entry = entry.map_err(unreadable)?;
+            let place = entry.path();
+            if is_volume(&place) || (is_cluster && place.is_dir() && entry.file_name() != "keys") {
+                volumes.push(place);
+            }
         }
+        volumes.sort();
     }
-    volumes.sort();
     if volumes.is_empty() {
         let message = format!("{} is no volume, and holds none", path.display());
-        return Err(Failure::usage(
-            "no-volume",
-            message,
-            "give the directory of sluice dev, or one of a datacenter in it",
-        )
-        .into());
+        let hint = "give the directory of sluice dev, or one of a datacenter in it";
+        return Err(Failure::usage("no-volume", message, hint).into());
+    }
+    for volume in &volumes {
+        // What may not be read is not damaged.
+        match File::open(volume.join("volume")) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(StartError::of_reading(volume, error).into());
+            }
+            Ok(_) | Err(_) => {}
+        }
     }
     Ok(volumes)
 }

@@ -256,4 +256,8 @@ fn a_stopped_volume_is_checked_and_damage_explained() {
     assert_eq!(check(&["--data", "nowhere"]).code, Some(2));
     let none = check(&["--data", "."]);
     assert!(none.code == Some(2) && none.stderr.contains("(no-volume)"), "{}", none.stderr);
+    std::fs::create_dir(home.path("data/dc-c")).unwrap();
+    home.write("data/dc-c/thesis.txt", b"years of work");
+    let foreign = check(&["--data", "data"]);
+    assert!(foreign.code == Some(5) && foreign.stderr.contains("it is no volume"), "{}", foreign.stderr);
 }
