@@ -194,7 +194,7 @@ fn what_comes_under_a_new_generation_is_compared_anew() {
         let (honest, other) = (values(file, None), values(file, Some(1)));
         let mut ledger = ledger_of(file);
         let (left, right) = Place::top_children(file).unwrap();
-        for holder in [dc(again), dc(beside), dc(4)] {
+        for holder in [dc(again), dc(beside)] {
             say(&mut ledger, holder, left, &honest);
             say(&mut ledger, holder, right, &honest);
         }
