@@ -91,6 +91,12 @@ fn words(status: &FileStatus) -> String {
             None => "not settled: the upload goes on, or was given up".into(),
         }
     ));
+    if !status.home_answered {
+        let home = &status.home;
+        text.push_str(&format!(
+            "home      {home} does not answer: if it stays away, another takes the file over\n"
+        ));
+    }
     if let Some(root) = &status.root {
         text.push_str(&format!("root      {root}\n"));
     }

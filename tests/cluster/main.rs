@@ -19,5 +19,6 @@ mod open;
 mod other;
 mod partition;
 mod python;
+mod takeover;
 mod whole;
 mod wire;

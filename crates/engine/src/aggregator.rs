@@ -380,7 +380,7 @@ impl Aggregator {
                 }
             }
             Event::Wanted => file.want_record(now),
-            Event::TakeOver => self.take_over(id),
+            Event::TakeOver => self.take_over(id, now),
             Event::FetchFailed => file.fetch_failed(now, self.config.retry_ms),
             Event::Restated { to, generation, spans } => {
                 self.restated(id, to, generation.max(first_floor), spans, now)

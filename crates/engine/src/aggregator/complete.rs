@@ -360,7 +360,7 @@ impl Aggregator {
     }
 
     /// Becomes the home of a file whose home is lost. Needs the metadata record.
-    pub(super) fn take_over(&mut self, id: FileId) {
+    pub(super) fn take_over(&mut self, id: FileId, now: Timestamp) {
         let me = self.me();
         let Some(file) = self.files.get_mut(&id) else { return };
         let (Some(record), Some(claim)) = (file.record, file.ledger.claim()) else { return };
@@ -369,9 +369,13 @@ impl Aggregator {
         }
         let Some(epoch) = claim.epoch.next() else { return };
         file.own_claim = Some(epoch);
+        let before = Some(claim);
         let claim = Claim { epoch, home: me };
         let (size, tenant, digest) = (record.size, record.tenant, record.digest);
         let _ = file.ledger.take(Fact::Meta { claim, size, tenant, digest });
+        file.home_changed(me, before, now);
+        // It may be whole already, and then nothing more comes that would make anyone look.
+        file.wake_at(now);
         self.settled(id);
     }
 
@@ -409,7 +413,7 @@ impl Aggregator {
         if now < at {
             file.wake_at(at);
         } else {
-            self.take_over(id);
+            self.take_over(id, now);
         }
     }
 }
