@@ -15,7 +15,7 @@ Settings are taken from flags, then SLUICE_*, then $XDG_CONFIG_HOME/sluice/confi
   token_file = \"/home/me/.sluice/token\"
   ca = \"/home/me/.sluice/ca.pem\"
   retry_for = \"5min\"
-  jobs = 8";
+  jobs = \"auto\"";
 
 /// What to do with settings.
 #[derive(Debug, clap::Subcommand)]

@@ -214,7 +214,7 @@ fn url(cluster: &Cluster, dc: DcId) -> String {
 
 fn client(cluster: &Cluster, token: &Token, urls: Vec<String>) -> anyhow::Result<Client> {
     let mut config = ClientConfig::new(urls, token.clone(), cluster.material().ca_pem().into_bytes());
-    config.jobs = JOBS;
+    (config.jobs, config.adaptive) = (JOBS, false);
     config.retry.retry_for = PATIENCE;
     config.retry.longest_pause = Duration::from_millis(500);
     Ok(Client::new(config)?)

@@ -1,15 +1,17 @@
 //! `sluice get`: read a file back, verified.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use serde_json::json;
-use sluice_client::{ByteRange, DownloadOptions, Target};
+use sluice_client::{ByteRange, ClientError, DownloadOptions, Target};
 use sluice_engine::hash::Root;
 use uuid::Uuid;
 
 use crate::context::{Context, quoted};
 use crate::failure::Failure;
 use crate::progress::Progress;
+use crate::settings::Jobs;
 
 const EXAMPLES: &str = "\
 Every chunk is checked against the file's root before it is written. FILE.part becomes FILE when it
@@ -44,9 +46,9 @@ pub(crate) struct Args {
     #[arg(long)]
     force: bool,
 
-    /// Requests in flight at once.
-    #[arg(long, value_name = "N")]
-    jobs: Option<usize>,
+    /// Requests in flight at once; auto finds out how many make it faster, up to 32.
+    #[arg(long, value_name = "N|auto")]
+    jobs: Option<Jobs>,
 }
 
 fn byte_range(text: &str) -> Result<ByteRange, String> {
@@ -65,7 +67,7 @@ fn byte_range(text: &str) -> Result<ByteRange, String> {
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let client = context.client(|config| {
         if let Some(jobs) = args.jobs {
-            config.jobs = jobs;
+            jobs.apply(config);
         }
     })?;
     let to_stdout = args.output.as_ref().is_some_and(|path| path.as_os_str() == "-");
@@ -89,7 +91,13 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let progress = Progress::start("read");
     let result = client.download(args.id, target, &options, progress.observer()).await;
     drop(progress);
-    let got = result?;
+    let got = match result {
+        // Whoever reads has read enough.
+        Err(ClientError::Target { cause, .. }) if to_stdout && cause.kind() == ErrorKind::BrokenPipe => {
+            return Ok(());
+        }
+        result => result?,
+    };
     if to_stdout {
         return Ok(());
     }

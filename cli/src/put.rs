@@ -16,7 +16,7 @@ use uuid::Uuid;
 use crate::context::{Context, quoted};
 use crate::failure::Failure;
 use crate::progress::Progress;
-use crate::settings::{duration, state_dir};
+use crate::settings::{Jobs, duration, state_dir};
 
 const EXAMPLES: &str = "\
 Prints the file's id. Running the same command again carries on where it stopped, with another
@@ -68,9 +68,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "HEX")]
     expect: Option<Root>,
 
-    /// Requests in flight at once.
-    #[arg(long, value_name = "N")]
-    jobs: Option<usize>,
+    /// Requests in flight at once; auto finds out how many make it faster, up to 32.
+    #[arg(long, value_name = "N|auto")]
+    jobs: Option<Jobs>,
 
     /// How long after the last progress the file expires, such as 7d; by default never.
     #[arg(long, value_name = "TIME")]
@@ -103,7 +103,7 @@ impl Args {
                 config.urls = self.to.clone();
             }
             if let Some(jobs) = self.jobs {
-                config.jobs = jobs;
+                jobs.apply(config);
             }
         })
     }

@@ -1,8 +1,10 @@
 //! Settings: flags over `SLUICE_*` over `$XDG_CONFIG_HOME/sluice/config.toml` over `/etc/sluice/config.toml`.
 
+use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -65,7 +67,65 @@ struct Values {
     token_file: Option<PathBuf>,
     ca: Option<PathBuf>,
     retry_for: Option<String>,
-    jobs: Option<usize>,
+    jobs: Option<Jobs>,
+}
+
+/// Requests in flight at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "NumberOrText")]
+pub(crate) enum Jobs {
+    /// As many as make it faster.
+    Auto,
+    /// So many.
+    Fixed(usize),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum NumberOrText {
+    Number(usize),
+    Text(String),
+}
+
+impl TryFrom<NumberOrText> for Jobs {
+    type Error = String;
+
+    fn try_from(value: NumberOrText) -> Result<Self, String> {
+        match value {
+            NumberOrText::Number(number) => Ok(Self::Fixed(number)),
+            NumberOrText::Text(text) => text.parse(),
+        }
+    }
+}
+
+impl FromStr for Jobs {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            _ => text.parse().map(Self::Fixed).map_err(|_| "expected auto or a number".into()),
+        }
+    }
+}
+
+impl fmt::Display for Jobs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Fixed(number) => number.fmt(f),
+        }
+    }
+}
+
+impl Jobs {
+    /// Tells a client.
+    pub(crate) fn apply(self, config: &mut ClientConfig) {
+        match self {
+            Self::Auto => config.adaptive = true,
+            Self::Fixed(number) => (config.jobs, config.adaptive) = (number, false),
+        }
+    }
 }
 
 /// One URL, several separated by commas, or a list.
@@ -151,7 +211,7 @@ impl Settings {
             config.retry.retry_for = duration("retry_for", text)?;
         }
         if let Some(jobs) = self.values.jobs {
-            config.jobs = jobs;
+            jobs.apply(&mut config);
         }
         Ok(config)
     }
@@ -170,7 +230,7 @@ impl Settings {
             ("token_file", path(token_file), None),
             ("ca", path(ca), None),
             ("retry_for", retry_for, Some("5min")),
-            ("jobs", jobs.map(|jobs| jobs.to_string()), Some("8")),
+            ("jobs", jobs.map(|jobs| jobs.to_string()), Some("auto")),
         ];
         values
             .into_iter()
@@ -253,6 +313,8 @@ mod tests {
         fs::write(&path, "jobs = 3\n\nurls = \"https://a\"\n").unwrap();
         let error = check(&path).unwrap_err().to_string();
         assert!(error.contains("config.toml:3: unknown field `urls`"), "{error}");
+        fs::write(&path, "jobs = \"auto\"\n").unwrap();
+        assert!(check(&path).unwrap());
         fs::write(&path, "jobs = \"many\"\n").unwrap();
         assert!(check(&path).unwrap_err().to_string().contains("config.toml:1:"));
     }

@@ -1,14 +1,14 @@
 //! `put -`: what comes through a pipe has no length before its end.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::process::{Child, Stdio};
 
 use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::{Pid, Signal, kill_process};
 use sluice_engine::hash::Root;
 
-use crate::fake::{FakeCluster, noise};
+use crate::fake::{FakeCluster, Fault, noise};
 use crate::{Ended, Home};
 
 const MIB: usize = 1 << 20;
@@ -132,4 +132,54 @@ async fn what_cannot_be_read_is_said_with_what_to_do() {
     assert_eq!(broken.code, Some(1), "{}", broken.stderr);
     assert!(broken.stderr.contains("failed after 0 bytes: "), "{}", broken.stderr);
     assert!(broken.stderr.contains("(input)\nhint: make the same stream again and put it with --id "));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reader_that_has_read_enough_is_no_failure() {
+    let cluster = FakeCluster::start(1).await;
+    let home = Home::new(Some(&cluster));
+    home.write("f", &noise(24, 40 * MIB));
+    let id = home.run(&["put", "f"]).await.stdout.trim_end().to_owned();
+    let mut child = home.command(&["get", &id, "-o", "-"]).spawn().unwrap();
+    let mut pipe = child.stdout.take().unwrap();
+    let head = tokio::task::spawn_blocking(move || {
+        let mut head = vec![0; 1000];
+        pipe.read_exact(&mut head).unwrap();
+        head
+    });
+    assert!(head.await.unwrap() == noise(24, 1000));
+    let ended = ended(child).await;
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_get_that_was_killed_keeps_what_it_had() {
+    let cluster = FakeCluster::start(1).await;
+    let home = Home::new(Some(&cluster));
+    let bytes = noise(25, 48 * MIB);
+    home.write("f", &bytes);
+    let id = home.run(&["put", "f"]).await.stdout.trim_end().to_owned();
+    let mut contents = 0;
+    cluster.dcs[0].fail(move |request| {
+        contents += u32::from(request.path.ends_with("/content"));
+        (request.path.ends_with("/content") && contents > 3).then_some(Fault::Stall)
+    });
+    let child = home.command(&["get", &id, "-o", "copy", "--jobs", "2"]).spawn().unwrap();
+    let part = home.path("copy.part");
+    let begun = std::time::Instant::now();
+    // Until something of it is on the disk.
+    while !std::fs::read(&part).is_ok_and(|there| there.len() >= MIB && there[..MIB] == bytes[..MIB]) {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(60), "nothing came");
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+    }
+    kill_process(Pid::from_child(&child), Signal::KILL).unwrap();
+    assert_eq!(ended(child).await.code, None);
+    assert!(!home.path("copy").exists());
+    cluster.dcs[0].fail(|_| None);
+    let again = home.run(&["get", &id, "-o", "copy", "--json"]).await;
+    assert_eq!(again.code, Some(0), "{}", again.stderr);
+    let again = again.json();
+    assert!(again["chunks_kept"].as_u64().unwrap() > 0, "{again}");
+    assert_eq!(again["chunks_kept"].as_u64().unwrap() + again["chunks_fetched"].as_u64().unwrap(), 48);
+    assert!(std::fs::read(home.path("copy")).unwrap() == bytes && !part.exists());
 }

@@ -12,6 +12,7 @@ use sluice_proto::http::{About, FilePage, FileStatus, State};
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::concurrency::Concurrency;
 use crate::config::{ClientConfig, ConfigError, MAX_JOBS, tls};
 use crate::door::{Door, ListFilter};
 use crate::doors::{Doors, First, gave_up};
@@ -60,7 +61,8 @@ impl Client {
             .iter()
             .map(|url| Door::new(wire.clone(), hosts.clone(), url, authorization.clone(), config.timeouts))
             .collect::<Result<Vec<_>, _>>()?;
-        let doors = Doors::new(doors, config.retry);
+        let concurrency = Concurrency::new(config.jobs, config.adaptive);
+        let doors = Doors::new(doors, config.retry, concurrency);
         Ok(Self { inner: Arc::new(Inner { doors, jobs: config.jobs }), observer: unobserved() })
     }
 

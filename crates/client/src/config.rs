@@ -20,8 +20,11 @@ pub struct ClientConfig {
     pub token: Token,
     /// The certificates to trust, in PEM, and no others.
     pub ca_pem: Vec<u8>,
-    /// Requests in flight at once, over all URLs. Memory stays below this times 8 MiB. Default: 8.
+    /// Requests in flight at once, over all URLs, at most. Memory stays below this times 8 MiB. Default: 32.
     pub jobs: usize,
+    /// Whether only as many are used, for each URL, as make it faster: more on long links, fewer when a datacenter
+    /// pushes back or requests are lost. Otherwise all are, unless one pushes back. Default: true.
+    pub adaptive: bool,
     /// When to give up on what fails.
     pub retry: RetryPolicy,
     /// How long to wait for what makes no progress.
@@ -32,7 +35,7 @@ impl ClientConfig {
     /// The defaults around what has none.
     pub fn new(urls: Vec<String>, token: Token, ca_pem: Vec<u8>) -> Self {
         let (retry, timeouts) = (RetryPolicy::default(), Timeouts::default());
-        Self { urls, token, ca_pem, jobs: 8, retry, timeouts }
+        Self { urls, token, ca_pem, jobs: 32, adaptive: true, retry, timeouts }
     }
 }
 

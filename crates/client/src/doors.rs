@@ -2,8 +2,8 @@
 //!
 //! A URL that fails rests: the pause doubles with each further failure and has jitter, or is as long as the server
 //! asked for. After it one request tries the URL; only when that succeeds do the others follow. Failures of
-//! requests that were in flight together count once. A URL that pushes back (408, 429, 503) also gets fewer requests
-//! at once from then on, and more again as it takes them.
+//! requests that were in flight together count once. How many requests a URL gets at once is `concurrency.rs`'s to
+//! say.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +12,8 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::{Instant, timeout_at};
 
-use crate::config::{MAX_JOBS, RetryPolicy};
+use crate::concurrency::Concurrency;
+use crate::config::RetryPolicy;
 use crate::door::Door;
 use crate::error::ClientError;
 use crate::event::{Event, SharedObserver};
@@ -25,17 +26,19 @@ pub(crate) struct Doors {
     health: Mutex<Vec<Health>>,
     /// Rung when a URL may have become usable.
     changed: Notify,
+    /// From when on time is counted for decisions.
+    began: Instant,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Health {
     /// In a row.
     failures: u32,
     failed_at: Option<Instant>,
     rests_until: Option<Instant>,
     in_flight: usize,
-    /// Requests that it may have in flight: halved when it pushes back, raised by one for each round that it takes.
-    limit: f64,
+    /// How many it may have in flight.
+    concurrency: Concurrency,
 }
 
 /// Which URL is asked first.
@@ -80,13 +83,24 @@ impl Ticket<'_> {
         self.doors.doors[self.url].clone()
     }
 
+    /// Counts the request as a success of its URL, which carried so many bytes of chunks.
+    pub(crate) fn carried(&self, bytes: u64, observer: &SharedObserver) {
+        {
+            let now = self.doors.began.elapsed();
+            let mut health = self.doors.health();
+            let health = &mut health[self.url];
+            let in_flight = health.in_flight;
+            health.concurrency.acknowledged(now, bytes, in_flight);
+        }
+        self.succeeded(observer);
+    }
+
     /// Counts the request as a success of its URL.
     pub(crate) fn succeeded(&self, observer: &SharedObserver) {
         let turn = {
             let mut health = self.doors.health();
             let health = &mut health[self.url];
             let was_down = health.failures > 0;
-            health.limit = (health.limit + 1.0 / health.limit).min(MAX_JOBS as f64);
             // A success that began before the last failure proves nothing about now.
             if health.failed_at.is_none_or(|at| at < self.begun) {
                 (health.failures, health.rests_until) = (0, None);
@@ -112,9 +126,13 @@ impl Ticket<'_> {
             if !counted {
                 health.failures = health.failures.saturating_add(1);
                 health.failed_at = Some(now);
-                if error.is_push_back() {
-                    health.limit = (health.in_flight as f64 / 2.0).max(1.0);
-                }
+            }
+            let since = |at: Instant| at.saturating_duration_since(self.doors.began);
+            let in_flight = health.in_flight;
+            if error.is_push_back() {
+                health.concurrency.pushed_back(since(now), since(self.begun), in_flight);
+            } else {
+                health.concurrency.lost(since(now), since(self.begun));
             }
             let pause = self.doors.pause(health.failures).max(error.retry_after().unwrap_or_default());
             let until = if counted { health.rests_until.unwrap_or(now).max(now) } else { now + pause };
@@ -129,14 +147,14 @@ impl Ticket<'_> {
 }
 
 impl Doors {
-    pub(crate) fn new(doors: Vec<Door>, policy: RetryPolicy) -> Self {
-        let health =
-            Health { failures: 0, failed_at: None, rests_until: None, in_flight: 0, limit: MAX_JOBS as f64 };
+    pub(crate) fn new(doors: Vec<Door>, policy: RetryPolicy, concurrency: Concurrency) -> Self {
+        let health = Health { failures: 0, failed_at: None, rests_until: None, in_flight: 0, concurrency };
         Self {
             health: Mutex::new(vec![health; doors.len()]),
             doors: doors.into_iter().map(Arc::new).collect(),
             policy,
             changed: Notify::new(),
+            began: Instant::now(),
         }
     }
 
@@ -194,6 +212,20 @@ impl Doors {
     where
         C: Future<Output = Result<T, ClientError>>,
     {
+        self.anywhere_for(first, 0, observer, call).await
+    }
+
+    /// The same for a call that carries so many bytes of chunks.
+    pub(crate) async fn anywhere_for<T, C>(
+        &self,
+        first: First,
+        bytes: u64,
+        observer: &SharedObserver,
+        call: impl Fn(Arc<Door>) -> C,
+    ) -> Result<(usize, T), ClientError>
+    where
+        C: Future<Output = Result<T, ClientError>>,
+    {
         let begun = Instant::now();
         let deadline = begun + self.policy.retry_for;
         let mut aside: Vec<usize> = Vec::new();
@@ -220,7 +252,10 @@ impl Doors {
             let ticket = self.enter(url);
             match call(ticket.door()).await {
                 Ok(answer) => {
-                    ticket.succeeded(observer);
+                    match bytes {
+                        0 => ticket.succeeded(observer),
+                        _ => ticket.carried(bytes, observer),
+                    }
                     return Ok((url, answer));
                 }
                 Err(error) if error.is_not_found() => {
@@ -261,7 +296,11 @@ impl Doors {
 impl Health {
     fn is_usable(&self, now: Instant) -> bool {
         self.rests_until.is_none_or(|until| until <= now)
-            && if self.failures == 0 { (self.in_flight as f64) < self.limit } else { self.in_flight == 0 }
+            && if self.failures == 0 {
+                self.in_flight < self.concurrency.limit()
+            } else {
+                self.in_flight == 0
+            }
     }
 }
 
@@ -270,5 +309,60 @@ pub(crate) fn gave_up(after: Duration, last: Option<ClientError>) -> ClientError
     match last {
         Some(last) => ClientError::GaveUp { after, last: Box::new(last) },
         None => ClientError::Task { cause: "no URL was free to be asked".into() },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{ClientConfig, Token};
+    use crate::refused::{Operation, Refused};
+    use sluice_proto::problem::Problem;
+
+    fn refusal(problem: Problem, after: Option<u64>) -> ClientError {
+        ClientError::Refused(Box::new(Refused {
+            dc: "dc-a".into(),
+            operation: Operation::Chunks { start: 0, count: 8 },
+            code: problem.code().into(),
+            problem: Some(problem),
+            status: problem.status(),
+            detail: "x".into(),
+            hint: None,
+            trace: None,
+            retry_after: after.map(Duration::from_secs),
+        }))
+    }
+
+    fn client(urls: &[&str]) -> crate::Client {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let ca = rcgen::CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+        let urls = urls.iter().map(|url| (*url).to_owned()).collect();
+        crate::Client::new(ClientConfig::new(urls, Token::new("t"), ca.pem().into_bytes())).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_url_that_asks_to_be_left_alone_is() {
+        let client = client(&["https://a", "https://b"]);
+        let (doors, observer) = (client.doors(), crate::unobserved());
+        let crowd: Vec<Ticket<'_>> = (0..4).map(|_| doors.enter(0)).collect();
+        assert_eq!(doors.usable(), [(1, 0)], "at first four at once are enough");
+        tokio::time::advance(Duration::from_millis(10)).await;
+        for ticket in crowd {
+            ticket.failed(&refusal(Problem::Overloaded, Some(7)), &observer);
+        }
+        assert_eq!(doors.usable(), [(1, 0)]);
+        tokio::time::advance(Duration::from_millis(6_900)).await;
+        assert_eq!(doors.usable(), [(1, 0)], "not a moment earlier than it asked for");
+        tokio::time::advance(Duration::from_millis(200)).await;
+        assert_eq!(doors.usable(), [(0, 0), (1, 0)]);
+        // One tries; then half of what it had.
+        let one = doors.enter(0);
+        assert_eq!(doors.usable(), [(1, 0)]);
+        tokio::time::advance(Duration::from_millis(10)).await;
+        one.carried(8 << 20, &observer);
+        drop(one);
+        let two: Vec<Ticket<'_>> = (0..2).map(|_| doors.enter(0)).collect();
+        assert_eq!(doors.usable(), [(1, 0)]);
+        drop(two);
     }
 }

@@ -274,7 +274,8 @@ impl Download {
                 }
             }
         };
-        let (url, bytes) = self.client.doors().anywhere(First::Idlest, &self.observer, fetch).await?;
+        let doors = self.client.doors();
+        let (url, bytes) = doors.anywhere_for(First::Idlest, len as u64, &self.observer, fetch).await?;
         self.observer.observe(&Event::Fetched { url, start, count, bytes: len as u64 });
         Ok(Verified { chunks, bytes, kept: false })
     }

@@ -25,6 +25,7 @@
 
 mod chunk_set;
 mod client;
+mod concurrency;
 mod config;
 mod door;
 mod doors;

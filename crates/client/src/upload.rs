@@ -413,7 +413,7 @@ impl Upload {
         loop {
             match door.put_chunks(self.id, start, &piece.values, piece.bytes.clone()).await {
                 Ok(receipt) => {
-                    ticket.succeeded(&self.observer);
+                    ticket.carried(piece.bytes.len() as u64, &self.observer);
                     return self.acknowledged(&ticket, &job, &piece, &receipt);
                 }
                 Err(error) if error.is_transient() => {
