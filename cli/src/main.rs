@@ -21,10 +21,10 @@ mod signals;
 mod size;
 mod status;
 
-/// The system's allocator keeps what its many arenas once held; this one gives it back, which is what keeps a server's
-/// memory in its budget.
+/// Memory in proportion to what is in use, not to the number of threads that once used it: two arenas for all, pages
+/// given back after a moment. `.cargo/config.toml` says so to its build; `_RJEM_MALLOC_CONF` overrides it at run time.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> std::process::ExitCode {
     app::main()

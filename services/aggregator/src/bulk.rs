@@ -1,7 +1,6 @@
 //! Bulk between datacenters: values and bytes of chunks, as one gives them and the other checks them.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::{Bytes, BytesMut};
 use sluice_engine::geometry::{ChunkIndex, Geometry};
@@ -160,7 +159,7 @@ impl Incoming {
             let piece = message.map_err(|status| of_status(&status, &self.peer.name))?;
             let ended = || Refusal::new(Problem::Unavailable, format!("{} broke off", self.peer.name));
             self.rest = piece.ok_or_else(ended)?.data;
-            service.metrics.pulled_bytes.fetch_add(self.rest.len() as u64, Relaxed);
+            service.metrics.pulled_bytes.inc_by(self.rest.len() as u64);
         }
         let len = self.rest.len().min(usize::try_from(left).unwrap_or(usize::MAX));
         Ok(self.rest.split_to(len))

@@ -44,7 +44,7 @@ pub(crate) struct AggregatorMetrics {
     commands: Family<CommandLabels, Counter>,
     peer_up: Family<PeerLabels, Gauge>,
     commands_sent: AtomicU64,
-    pub(crate) pulled_bytes: AtomicU64,
+    pub(crate) pulled_bytes: Counter,
     pub(crate) served_bytes: AtomicU64,
     pub(crate) integrity_failures: Counter,
     scrub_bytes: Counter,
@@ -58,7 +58,7 @@ impl AggregatorMetrics {
             commands: Family::default(),
             peer_up: Family::default(),
             commands_sent: AtomicU64::new(0),
-            pulled_bytes: AtomicU64::new(0),
+            pulled_bytes: Counter::default(),
             served_bytes: AtomicU64::new(0),
             integrity_failures: metrics.integrity_failures.clone(),
             scrub_bytes: Counter::default(),
@@ -81,6 +81,11 @@ impl AggregatorMetrics {
                 "sluice_damaged_files",
                 "Files of which chunks are known to be damaged",
                 this.damaged_files.clone(),
+            );
+            registry.register(
+                "sluice_pulled_bytes",
+                "Bytes of chunks that came from other datacenters",
+                this.pulled_bytes.clone(),
             );
             registry.register("sluice_peer_up", "Whether a peer can be reached", this.peer_up.clone());
         });
@@ -117,7 +122,7 @@ impl AggregatorMetrics {
         Traffic {
             commands_sent,
             command_bytes_sent: commands_sent * sluice_engine::command::COMMAND_LEN as u64,
-            pulled_bytes: self.pulled_bytes.load(Relaxed),
+            pulled_bytes: self.pulled_bytes.get(),
             served_bytes: self.served_bytes.load(Relaxed),
         }
     }

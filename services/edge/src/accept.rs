@@ -35,7 +35,7 @@ use crate::{grpc, routes};
 
 /// The most an HTTP/1.1 connection buffers: what a request with a body pays for. Buffers grow only while a client
 /// fills them, and there are none before its first byte.
-pub(crate) const READ_BUFFER: usize = 64 << 10;
+pub(crate) const READ_BUFFER: usize = 32 << 10;
 
 /// Head of a request, in bytes and in fields, for both protocols. A token is at most 4 KiB of it.
 const MAX_HEAD_LEN: u32 = 16 << 10;

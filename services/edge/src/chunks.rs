@@ -23,6 +23,10 @@ use crate::routes::{Caller, file_id};
 /// The value that each chunk of the body must have: 64 hexadecimal digits each, separated by commas.
 const CHUNK_VALUE: &str = "chunk-value";
 
+/// What is buffered of a body at most: by its connection, and on its way into the store. Who has a turn there uses more,
+/// but only so many have one.
+const BUFFERED: u64 = READ_BUFFER as u64 + (48 << 10);
+
 /// What metrics call this door.
 const DOOR: &str = "http";
 
@@ -76,8 +80,8 @@ async fn take(
         ChunkIndex::new(number).map_err(|error| Refusal::new(Problem::ChunkIndex, error.to_string()))?;
     let len = content_length(request.headers())?;
     let expected = chunk_values(request.headers())?;
-    // What the connection may buffer of the body; its bytes go to the store as they arrive.
-    let _memory = app.parts.memory.try_take(len.min(READ_BUFFER as u64)).inspect_err(|_| {
+    // Its bytes go to the store as they arrive.
+    let _memory = app.parts.memory.try_take(len.min(BUFFERED)).inspect_err(|_| {
         app.parts.metrics.count_shed("memory");
     })?;
     let body = request.into_body().into_data_stream().map(|piece| {

@@ -10,7 +10,7 @@ use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::RunWriter;
 use tokio::time::{Instant, timeout};
 
-use crate::turn::Turn;
+use crate::turn::Gather;
 use crate::{refusal, turn};
 
 /// How fast a body must arrive. Only time spent waiting for the client counts, not the store's.
@@ -44,24 +44,21 @@ pub(crate) async fn copy(
     mut body: ByteStream,
     len: u64,
     pace: &Pace,
-    mut turn: Option<Turn>,
+    mut gather: Gather<'_>,
     writer: &mut dyn RunWriter,
 ) -> Result<(), Refusal> {
     let mut received = 0;
     let mut waited = Duration::ZERO;
     loop {
         let asked = Instant::now();
-        let piece = async {
-            if turn.is_some() {
-                match timeout(turn::PAUSE, body.next()).await {
-                    Ok(piece) => return piece,
-                    Err(_) => turn = None,
-                }
+        let allowance = pace.allowance(received, waited);
+        let patience = if gather.has_turn() { turn::PAUSE.min(allowance) } else { allowance };
+        let Ok(piece) = timeout(patience, body.next()).await else {
+            waited += asked.elapsed();
+            if patience < allowance {
+                gather.yield_turn(writer).await?;
+                continue;
             }
-            body.next().await
-        };
-        let next = timeout(pace.allowance(received, waited), piece);
-        let Ok(piece) = next.await else {
             return Err(Refusal::new(
                 Problem::Timeout,
                 format!("{received} of {len} bytes came in time, then too few"),
@@ -75,7 +72,7 @@ pub(crate) async fn copy(
                 if received > len {
                     return Err(refusal::too_long(len));
                 }
-                writer.write(bytes).await.map_err(|error| refusal::of_store(&error))?;
+                gather.take(bytes, writer).await?;
             }
             Some(Err(refusal)) => return Err(refusal),
             None if received < len => {

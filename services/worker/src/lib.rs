@@ -65,7 +65,7 @@ impl Default for WorkerSettings {
             patience: Duration::from_secs(30),
             prefetch: 3,
             stall: Duration::from_secs(60),
-            turns: 16,
+            turns: 8,
         }
     }
 }
@@ -164,7 +164,8 @@ impl Workers for Worker {
             writer.map_err(|error| refusal::of_store(&error))
         };
         let mut writer = within(self.settings.patience, "another writer of the same chunk", begin).await?;
-        body::copy(body, len, &self.settings.pace, turn, &mut *writer).await?;
+        let gather = turn::Gather::new(&self.turns, turn, len);
+        body::copy(body, len, &self.settings.pace, gather, &mut *writer).await?;
         let receipt = writer.finish(expected.as_deref()).await.map_err(|error| refusal::of_store(&error))?;
         let provisional = self.ask(self.parts.slots.register(context, file, run, &receipt.values)).await?;
         Ok(ChunkReceipt {

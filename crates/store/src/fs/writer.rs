@@ -1,6 +1,6 @@
 //! Writing a run: claim, bytes to disk as they arrive, record.
 //!
-//! Bytes are gathered up to 64 KiB, then hashed and written in one hop to the blocking pool. The hop holds the claim
+//! Bytes are gathered up to 32 KiB, unless they come in larger pieces, then hashed and written in one hop to the blocking pool. The hop holds the claim
 //! busy; when the writer is dropped meanwhile, the claim goes when the hop returns, not before.
 
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use super::shared::Shared;
 use crate::{RunReceipt, RunWriter, StoreError};
 
 /// The most bytes that a writer gathers before they are written.
-const GATHER: usize = 64 << 10;
+const GATHER: usize = 32 << 10;
 
 /// Pieces below this are copied together; larger ones are kept as they came.
 const SMALL: usize = 4 << 10;

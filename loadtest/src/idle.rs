@@ -1,0 +1,116 @@
+//! `loadtest idle`: what a TLS connection costs that says nothing, and one that has said something and is kept.
+
+use anyhow::ensure;
+use serde::Serialize;
+use sluice_proto::http::About;
+
+use crate::accounting::memory;
+use crate::client::{Connection, Door};
+use crate::server::{self, Server};
+
+/// How many.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Connections.
+    #[arg(long, default_value_t = 5000, value_parser = clap::value_parser!(u32).range(1..=16_000))]
+    connections: u32,
+
+    /// Which door they knock at.
+    #[arg(long, value_enum, default_value_t)]
+    door: Door,
+
+    #[command(flatten)]
+    place: crate::Place,
+}
+
+/// What they cost.
+#[derive(Debug, Serialize)]
+struct Report {
+    connections: u32,
+    door: Door,
+    resident_before_bytes: u64,
+    /// KiB for each connection that has only shaken hands.
+    silent_kib: f64,
+    /// KiB for each that made a request and waits.
+    kept_kib: f64,
+}
+
+/// Connections that are opened at once.
+const BATCH: usize = 64;
+
+/// Runs it.
+pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
+    let count = args.connections as usize;
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    ensure!(
+        limit.is_none_or(|limit| limit > args.connections.into()),
+        "{count} connections need more open files than {limit:?}: raise the limit with `ulimit -n`"
+    );
+    let sluice = server::binary(args.place.sluice.as_deref())?;
+    let server = Server::start(&sluice, &args.place.directory(), 1)?;
+    let targets = server.targets(args.door)?;
+    let (_, target) = &targets[0];
+    // What the first ones bring about is not theirs: code that is loaded, tables that are made.
+    let mut first = open(target, BATCH).await?;
+    ask(&mut first).await?;
+    drop(first);
+
+    let before = settled(&server).await?;
+    let mut connections = open(target, count).await?;
+    let silent = settled(&server).await?;
+    ask(&mut connections).await?;
+    let kept = settled(&server).await?;
+    drop(connections);
+    let each = |now: u64| now.saturating_sub(before) as f64 / 1024.0 / f64::from(args.connections);
+    let report = Report {
+        connections: args.connections,
+        door: args.door,
+        resident_before_bytes: before,
+        silent_kib: each(silent),
+        kept_kib: each(kept),
+    };
+    if json {
+        return crate::print_json(&report);
+    }
+    println!("{} TLS connections over {:?}; resident memory of the server", report.connections, report.door);
+    println!("silent after the handshake   {:>6.1} KiB each", report.silent_kib);
+    println!("kept after a request         {:>6.1} KiB each", report.kept_kib);
+    Ok(())
+}
+
+async fn open(target: &crate::client::Target, count: usize) -> anyhow::Result<Vec<Connection>> {
+    let mut connections = Vec::with_capacity(count);
+    while connections.len() < count {
+        let batch = BATCH.min(count - connections.len());
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..batch {
+            let target = target.clone();
+            tasks.spawn(async move { target.connect().await });
+        }
+        while let Some(connection) = tasks.join_next().await {
+            connections.push(connection??);
+        }
+    }
+    Ok(connections)
+}
+
+async fn ask(connections: &mut [Connection]) -> anyhow::Result<()> {
+    for connection in connections {
+        let _: About = connection.json("GET", "/v1", None::<&()>).await?;
+    }
+    Ok(())
+}
+
+/// What is resident once it has stopped to fall: an allocator gives pages back after a while.
+async fn settled(server: &Server) -> anyhow::Result<u64> {
+    const STEP: std::time::Duration = std::time::Duration::from_millis(500);
+    let mut last = memory(server.pid(), "VmRSS")?;
+    loop {
+        tokio::time::sleep(STEP).await;
+        let now = memory(server.pid(), "VmRSS")?;
+        if now.abs_diff(last) < 64 << 10 {
+            return Ok(now);
+        }
+        last = now;
+    }
+}

@@ -1,0 +1,123 @@
+//! `loadtest`: what Sluice costs and how fast it is, on this machine, beside a peer.
+//!
+//! ```sh
+//! cargo run --release -p loadtest -- run --size 1GiB --concurrency 8 --svg run.svg
+//! cargo run --release -p loadtest -- peers
+//! ```
+//!
+//! Everything that a measurement starts or writes is owned by a value on the stack of [`run`], and goes with it: at
+//! the end, at an error, and at SIGINT or SIGTERM, which only drop that future.
+
+mod accounting;
+mod client;
+mod content;
+mod idle;
+mod ledger;
+mod measure;
+mod nginx;
+mod peers;
+mod plot;
+mod run;
+mod server;
+mod size;
+mod upload;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Measure Sluice on this machine. Figures of different runs or machines cannot be compared; ratios within one can.
+#[derive(Debug, Parser)]
+#[command(name = "loadtest", version)]
+struct Cli {
+    /// Print one JSON object on standard output.
+    #[arg(long, global = true)]
+    json: bool,
+
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// A cluster of its own: time, processor time, memory and latency of uploads and downloads.
+    Run(run::Args),
+    /// Sluice and nginx in turn, with the same bytes and the same client.
+    Peers(peers::Args),
+    /// What the ledger of a very large file costs.
+    Ledger(ledger::Args),
+    /// What idle TLS connections cost.
+    Idle(idle::Args),
+}
+
+/// Where a measurement finds its server, and leaves its data.
+#[derive(Debug, clap::Args)]
+struct Place {
+    /// The `sluice` to measure; by default the one built beside this program.
+    #[arg(long, value_name = "FILE")]
+    sluice: Option<PathBuf>,
+
+    /// The directory for data, on the disk to measure; by default the system's for temporary files.
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+
+    /// What the bytes that are sent are made from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+impl Place {
+    fn directory(&self) -> PathBuf {
+        self.dir.clone().unwrap_or_else(std::env::temp_dir)
+    }
+}
+
+/// Exit code of a program that was interrupted.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Runtime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => return report(&error.into()),
+    };
+    let ended = runtime.block_on(async {
+        let (mut interrupt, mut terminate) =
+            (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        tokio::select! {
+            ended = run(cli) => ended.map(|()| ExitCode::SUCCESS),
+            _ = interrupt.recv() => Ok(ExitCode::from(INTERRUPTED)),
+            _ = terminate.recv() => Ok(ExitCode::from(INTERRUPTED)),
+        }
+    });
+    ended.unwrap_or_else(|error: anyhow::Error| report(&error))
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.verb {
+        Verb::Run(args) => run::run(args, cli.json).await,
+        Verb::Peers(args) => peers::run(args, cli.json).await,
+        Verb::Ledger(args) => {
+            let json = cli.json;
+            // It computes and never waits; a signal must get through meanwhile.
+            tokio::task::spawn_blocking(move || ledger::run(&args, json))
+                .await
+                .context("the ledger panicked")?
+        }
+        Verb::Idle(args) => idle::run(args, cli.json).await,
+    }
+}
+
+fn report(error: &anyhow::Error) -> ExitCode {
+    eprintln!("error: {error:#}");
+    ExitCode::FAILURE
+}
+
+fn print_json(report: &impl Serialize) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(report)?);
+    Ok(())
+}

@@ -1,0 +1,105 @@
+//! The whole program once, small: against a real `sluice dev`, with what it prints and what it leaves behind.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+/// Next to this program, where a build of the workspace has put it; `loadtest` builds it if it is not there.
+fn sluice() -> Option<PathBuf> {
+    let path = Path::new(env!("CARGO_BIN_EXE_loadtest")).with_file_name("sluice");
+    path.is_file().then_some(path)
+}
+
+fn loadtest(dir: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    command.arg("--json").args(arguments).arg("--dir").arg(dir);
+    if let Some(sluice) = sluice() {
+        command.arg("--sluice").arg(sluice);
+    }
+    command.output().unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+fn is_empty(dir: &Path) -> bool {
+    std::fs::read_dir(dir).unwrap().next().is_none()
+}
+
+#[test]
+fn a_run_measures_draws_and_leaves_nothing() {
+    let (dir, plots) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let svg = plots.path().join("run.svg");
+    for door in ["http1", "http2"] {
+        let output = loadtest(
+            dir.path(),
+            &["run", "--size", "70MiB", "--files", "2", "--door", door, "--svg", svg.to_str().unwrap()],
+        );
+        let report = json(&output);
+        assert_eq!(report["verified"], true);
+        assert_eq!(report["upload"]["bytes"], 140 << 20);
+        for direction in ["upload", "download"] {
+            let of = |name: &str| report[direction][name].as_f64().unwrap();
+            assert!(of("server_cpu_s_per_gib") > 0.0, "{report}");
+            assert!(of("peak_rss_bytes") > 1e6, "{report}");
+            let server = report[direction]["cost"]["server"]["user"].as_f64().unwrap();
+            let machine = report[direction]["cost"]["machine"]["user"].as_f64().unwrap();
+            // Both are counted in ticks of a hundredth of a second, read one after the other.
+            assert!(server <= machine + 0.05, "the server is a part of the machine: {report}");
+        }
+        assert!(report["acknowledgement_ms"]["p99"].as_f64() >= report["acknowledgement_ms"]["p50"].as_f64());
+        let traffic = &report["between_dcs"];
+        assert!(traffic["commands"].as_u64() > Some(0), "{report}");
+        assert_eq!(traffic["command_bytes"].as_u64(), traffic["commands"].as_u64().map(|n| n * 160));
+        assert!(std::fs::read_to_string(&svg).unwrap().contains("</svg>"));
+        assert!(is_empty(dir.path()), "something was left behind");
+    }
+}
+
+#[test]
+fn idle_connections_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = json(&loadtest(dir.path(), &["idle", "--connections", "100"]));
+    assert_eq!(report["connections"], 100);
+    assert!(report["kept_kib"].as_f64() > Some(0.0), "{report}");
+    assert!(is_empty(dir.path()));
+}
+
+#[test]
+fn what_has_no_room_is_refused_before_it_begins() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = loadtest(dir.path(), &["run", "--size", "34PiB"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("use a smaller --size"));
+    assert!(is_empty(dir.path()));
+}
+
+/// A signal ends the server, too, and its data with it.
+#[test]
+fn an_interrupted_run_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    command.args(["run", "--size", "64MiB", "--files", "1000", "--dir"]).arg(dir.path());
+    if let Some(sluice) = sluice() {
+        command.arg("--sluice").arg(sluice);
+    }
+    let mut process = command.spawn().unwrap();
+    // Until the server has written something.
+    let data = || walk(dir.path()).into_iter().any(|path| path.ends_with("env"));
+    while !data() {
+        assert!(process.try_wait().unwrap().is_none(), "it ended by itself");
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let pid = rustix::process::Pid::from_raw(i32::try_from(process.id()).unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    assert_eq!(process.wait().unwrap().code(), Some(130));
+    assert!(is_empty(dir.path()), "{:?}", walk(dir.path()));
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
