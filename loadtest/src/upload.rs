@@ -63,7 +63,7 @@ impl Lanes {
     ) -> anyhow::Result<(Uuid, Vec<Acknowledged>)> {
         let id = Uuid::now_v7();
         let began = Instant::now();
-        let create = CreateFile { id: Some(id), size, ..CreateFile::default() };
+        let create = CreateFile { id: Some(id), size: Some(size), ..CreateFile::default() };
         let _: FileStatus = self.first().json("POST", "/v1/files", Some(&create)).await?;
         let next = Arc::new(AtomicU64::new(0));
         let mut tasks = JoinSet::new();
@@ -249,7 +249,7 @@ pub(crate) enum Small {
 async fn create_small(lane: &mut Connection, body: ContentBody) -> anyhow::Result<()> {
     let id = Uuid::now_v7();
     let size = http_body::Body::size_hint(&body).lower();
-    let create = CreateFile { id: Some(id), size, ..CreateFile::default() };
+    let create = CreateFile { id: Some(id), size: Some(size), ..CreateFile::default() };
     let _: FileStatus = lane.json("POST", "/v1/files", Some(&create)).await?;
     lane.put("PUT", &format!("/v1/files/{id}/chunks/0"), body).await.map(drop)
 }

@@ -17,6 +17,7 @@ mod agreement;
 mod compared;
 mod fact;
 mod page;
+mod summaries;
 
 pub use agreement::Verdict;
 pub use fact::{Claim, Disagreement, Fact, FactError, Taken};
@@ -25,6 +26,7 @@ pub use page::{Page, PageError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
+use self::summaries::Summaries;
 use crate::command::DropReason;
 use crate::geometry::Geometry;
 use crate::hash::{ChainingValue, RecordDigest, Root};
@@ -116,7 +118,7 @@ pub struct Ledger {
     /// Whether two holders ever overlapped since the union was last rebuilt.
     overlaps: bool,
     /// Segments whose spans were moved to pages.
-    paged: BTreeMap<u64, page::Summary>,
+    paged: Summaries,
     /// Paged segments whose page must be read: more was said of them, or not all of it counts any more.
     recalled: BTreeSet<u64>,
     /// What was said of paged segments since, until their pages are read.
@@ -145,7 +147,7 @@ impl Ledger {
             holders: BTreeMap::new(),
             union: SpanTree::new(Geometry::largest()),
             overlaps: false,
-            paged: BTreeMap::new(),
+            paged: Summaries::default(),
             recalled: BTreeSet::new(),
             late: page::Late::default(),
             absent: BTreeSet::new(),
@@ -221,7 +223,7 @@ impl Ledger {
         self.holders.clear();
         self.union = SpanTree::new(self.file().unwrap_or(Geometry::largest()));
         self.overlaps = false;
-        self.paged.clear();
+        self.paged = Summaries::default();
         self.recalled.clear();
         self.late = page::Late::default();
         self.agreed.clear();
@@ -240,20 +242,22 @@ impl Ledger {
         if self.rules.generations() && generation < holding.generation {
             return Ok(Taken::Known);
         }
-        if !self.paged.is_empty() && holding.tree.covering(span.place).is_none() {
-            let segment = span.place.start() >> self.rules.segment_level();
-            if span.place.level() <= self.rules.segment_level() && self.paged.contains_key(&segment) {
-                // Whether it is new only the page can tell.
-                return Ok(self.keep_for_page(segment, (holder, generation, span)));
-            }
+        let segment = span.place.start() >> self.rules.segment_level();
+        let in_one = span.place.level() <= self.rules.segment_level();
+        if in_one && self.paged.contains(segment) && holding.tree.covering(span.place).is_none() {
+            // Whether it is new only the page can tell.
+            return Ok(self.keep_for_page(segment, (holder, generation, span)));
         }
         let grown = match holding.tree.insert(span) {
             Ok(Insertion::Grown(_)) => {
                 if !self.absent.contains(&holder) {
-                    self.overlaps |= !self.union.overlapping(span.place).is_empty();
+                    let covered = self.union.covered();
                     // What the union keeps where holders overlap does not matter: it is used once they agree.
                     let _ = self.union.insert(span);
-                    self.recall(span.place);
+                    self.overlaps |= self.union.covered() - covered < span.place.chunks(file);
+                    if !in_one {
+                        self.recall(span.place);
+                    }
                 }
                 true
             }
@@ -331,8 +335,8 @@ impl Ledger {
         let level = self.rules.segment_level();
         let mut union = SpanTree::new(file);
         self.overlaps = false;
-        for (&segment, summary) in self.paged.iter().filter(|(_, summary)| !summary.void) {
-            if let Some(value) = summary.value {
+        for (segment, value) in self.paged.valid() {
+            if let Some(value) = value {
                 // Never contradicts: the tree was empty there.
                 let place = Place::clipped(segment << level, level, file);
                 let _ = union.insert(Span::new(place, value));
@@ -347,12 +351,13 @@ impl Ledger {
                 self.overlaps |= !(alone && grown);
             }
         }
-        for (&segment, summary) in self.paged.iter_mut().filter(|(_, summary)| !summary.void) {
+        let uncovered =
+            |segment: &u64| union.covering(Place::clipped(segment << level, level, file)).is_none();
+        let open: Vec<u64> = self.paged.valid().map(|(segment, _)| segment).filter(uncovered).collect();
+        for segment in open {
             // The larger span that had this segment is gone.
-            if union.covering(Place::clipped(segment << level, level, file)).is_none() {
-                summary.void = true;
-                self.recalled.insert(segment);
-            }
+            self.paged.set_void(segment);
+            self.recalled.insert(segment);
         }
         self.union = union;
     }
@@ -530,12 +535,12 @@ impl Ledger {
 
     /// Segments whose spans are in pages.
     pub fn paged(&self) -> impl Iterator<Item = u64> + '_ {
-        self.paged.keys().copied()
+        self.paged.segments()
     }
 
     /// Whether the spans of this segment are in a page.
     pub fn is_paged(&self, segment: u64) -> bool {
-        self.paged.contains_key(&segment)
+        self.paged.contains(segment)
     }
 
     /// Number of spans in memory: what the ledger's size is proportional to.

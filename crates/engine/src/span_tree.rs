@@ -3,9 +3,11 @@
 //! Siblings that are both present become their parent, up to but not including the top. A run of n chunks therefore
 //! costs at most 2·log2(n) entries. The tree knows coverage and values, not who holds them.
 
-use std::collections::BTreeMap;
+mod nodes;
+
 use std::ops::Range;
 
+use self::nodes::{Node, Nodes};
 use crate::geometry::Geometry;
 use crate::hash::{ChainingValue, Root};
 use crate::span::{Place, Span};
@@ -37,15 +39,14 @@ pub enum Insertion {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SpanTree {
     file: Geometry,
-    /// By first chunk. Values: level and chaining value.
-    nodes: BTreeMap<u64, (u8, ChainingValue)>,
+    nodes: Nodes,
     covered: u64,
 }
 
 impl SpanTree {
     /// A tree without spans.
     pub const fn new(file: Geometry) -> Self {
-        Self { file, nodes: BTreeMap::new(), covered: 0 }
+        Self { file, nodes: Nodes::new(), covered: 0 }
     }
 
     /// The shape of the file.
@@ -65,7 +66,7 @@ impl SpanTree {
 
     /// Whether no chunk is covered.
     pub fn is_empty(&self) -> bool {
-        self.nodes.is_empty()
+        self.nodes.len() == 0
     }
 
     /// Number of spans kept.
@@ -77,58 +78,48 @@ impl SpanTree {
     ///
     /// Smaller spans inside it are absorbed unexamined: they cannot be compared without their siblings.
     pub fn insert(&mut self, span: Span) -> Result<Insertion, Contradiction> {
-        let Span { mut place, mut value } = span;
-        if let Some(holder) = self.covering(place) {
-            if holder.place != place {
-                return Ok(Insertion::Covered(holder.place));
+        let Span { place, value } = span;
+        let touched = match self.nodes.add(self.file, place, value) {
+            Ok(grown) => {
+                self.covered += place.chunks(self.file);
+                return Ok(Insertion::Grown(grown));
             }
-            if holder.value == value {
-                return Ok(Insertion::Known);
-            }
-            return Err(Contradiction { place, held: holder.value, got: value });
+            Err(touched) => self.span(touched),
+        };
+        if touched.place == place && touched.value == value {
+            Ok(Insertion::Known)
+        } else if touched.place == place {
+            Err(Contradiction { place, held: touched.value, got: value })
+        } else if touched.place.contains(place) {
+            Ok(Insertion::Covered(touched.place))
+        } else {
+            self.cut(place);
+            self.insert(span)
         }
-        self.cut(place);
-        self.covered += place.chunks(self.file);
-        while let Some(family) = place.family(self.file) {
-            match self.nodes.get(&family.sibling.start()) {
-                Some((level, sibling)) if *level == family.sibling.level() => {
-                    value = family.merge(&value, sibling);
-                    self.nodes.remove(&family.sibling.start());
-                    place = family.parent;
-                }
-                Some(_) | None => break,
-            }
-        }
-        self.nodes.insert(place.start(), (place.level(), value));
-        Ok(Insertion::Grown(place))
     }
 
     /// Removes every span that begins inside `place`.
     pub fn cut(&mut self, place: Place) {
-        let range = place.range(self.file);
-        let inside: Vec<(u64, u8)> =
-            self.nodes.range(range).map(|(start, (level, _))| (*start, *level)).collect();
-        for (start, level) in inside {
-            self.nodes.remove(&start);
-            self.covered -= Place::clipped(start, level, self.file).chunks(self.file);
-        }
+        let Self { file, nodes, covered } = self;
+        nodes.cut(place.range(*file), |node| {
+            *covered -= Place::clipped(node.start, node.level, *file).chunks(*file);
+        });
     }
 
     /// The span that contains `place`, if one does.
     pub fn covering(&self, place: Place) -> Option<Span> {
-        let (start, (level, value)) = self.nodes.range(..=place.start()).next_back()?;
-        let found = Place::clipped(*start, *level, self.file);
-        found.contains(place).then_some(Span::new(found, *value))
+        let found = self.span(self.nodes.last_before(place.start() + 1)?);
+        found.place.contains(place).then_some(found)
     }
 
     /// Whether the chunk is covered.
     pub fn has(&self, chunk: u64) -> bool {
-        match self.nodes.range(..=chunk).next_back() {
-            Some((start, (level, _))) => {
-                chunk < Place::clipped(*start, *level, self.file).range(self.file).end
-            }
-            None => false,
-        }
+        let last = self.nodes.last_before(chunk.saturating_add(1));
+        last.is_some_and(|node| chunk < self.span(node).place.range(self.file).end)
+    }
+
+    fn span(&self, node: Node) -> Span {
+        Span::new(Place::clipped(node.start, node.level, self.file), node.value)
     }
 
     /// The value of `place`: kept as such, or merged from what is below. `None` if it is not wholly covered, or is
@@ -144,9 +135,7 @@ impl SpanTree {
 
     /// The spans, in order.
     pub fn iter(&self) -> impl Iterator<Item = Span> + '_ {
-        self.nodes
-            .iter()
-            .map(|(start, (level, value))| Span::new(Place::clipped(*start, *level, self.file), *value))
+        self.nodes.iter().map(|node| self.span(node))
     }
 
     /// The spans that overlap `place`: the one that contains it, or those inside it.
@@ -154,22 +143,23 @@ impl SpanTree {
         if let Some(span) = self.covering(place) {
             return vec![span];
         }
-        self.nodes
-            .range(place.range(self.file))
-            .map(|(start, (level, value))| Span::new(Place::clipped(*start, *level, self.file), *value))
-            .collect()
+        self.nodes.range(place.range(self.file)).map(|node| self.span(node)).collect()
+    }
+
+    /// The spans inside `place`, in order; it may be one of them.
+    pub fn inside(&self, place: Place) -> impl Iterator<Item = Span> + '_ {
+        let spans = self.nodes.range(place.range(self.file)).map(|node| self.span(node));
+        // One that begins here may be larger.
+        spans.filter(move |span| place.contains(span.place))
     }
 
     /// The spans that hold any chunk of `range`, in order.
     pub fn within(&self, range: Range<u64>) -> impl Iterator<Item = Span> + '_ {
         let Range { start, end } = range;
-        let first = self.nodes.range(..=start).next_back();
-        let rest = self.nodes.range(start.saturating_add(1)..end.max(start.saturating_add(1)));
-        first
-            .into_iter()
-            .chain(rest)
-            .map(|(start, (level, value))| Span::new(Place::clipped(*start, *level, self.file), *value))
-            .filter(move |span| span.place.range(self.file).end > start && span.place.start() < end)
+        let first = self.nodes.last_before(start.saturating_add(1));
+        let rest = self.nodes.range(start.saturating_add(1)..end);
+        let spans = first.into_iter().chain(rest).map(|node| self.span(node));
+        spans.filter(move |span| span.place.range(self.file).end > start && span.place.start() < end)
     }
 
     /// The chunks of `range` that are not covered, as at most `limit` ranges.
@@ -180,17 +170,15 @@ impl SpanTree {
         if at >= end {
             return gaps;
         }
-        let before = self.nodes.range(..=at).next_back();
-        for (start, (level, _)) in
-            before.into_iter().chain(self.nodes.range(at.saturating_add(1)..end.max(at + 1)))
-        {
+        let before = self.nodes.last_before(at + 1);
+        for node in before.into_iter().chain(self.nodes.range(at + 1..end)) {
             if gaps.len() == limit {
                 return gaps;
             }
-            if *start > at {
-                gaps.push(at..*start);
+            if node.start > at {
+                gaps.push(at..node.start);
             }
-            at = at.max(Place::clipped(*start, *level, self.file).range(self.file).end);
+            at = at.max(self.span(node).place.range(self.file).end);
         }
         if at < end && gaps.len() < limit {
             gaps.push(at..end);

@@ -22,6 +22,7 @@ mod chunks;
 mod content;
 mod files;
 mod grpc;
+mod gulp;
 mod routes;
 
 use std::io;

@@ -14,6 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
+use super::summaries::{Share, Summary};
 use super::{Fact, Ledger, Taken};
 use crate::geometry::Geometry;
 use crate::hash::ChainingValue;
@@ -91,31 +92,11 @@ fn number(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0, |n, b| n << 8 | u64::from(*b))
 }
 
-/// What stays in memory of a segment whose spans are in a page.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Summary {
-    /// The merged value of the segment; `None` if a larger span in memory has it.
-    pub(super) value: Option<ChainingValue>,
-    /// Whether some of what is in the page does not count any more, so that the segment may be open again.
-    pub(super) void: bool,
-    shares: Vec<Share>,
-    /// Holders whose entries do not count any more.
-    without: BTreeSet<DcId>,
-}
-
 /// Spans of paged segments, to be taken once their pages are read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Late {
     spans: BTreeMap<u64, BTreeSet<(DcId, Generation, Span)>>,
     count: usize,
-}
-
-/// What one holder has in a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Share {
-    holder: DcId,
-    hash: u64,
-    chunks: u64,
 }
 
 impl Ledger {
@@ -136,7 +117,7 @@ impl Ledger {
         let file = self.file()?;
         let place = self.place_of_segment(segment)?;
         let several = file.chunks() > self.segment_chunks();
-        if !several || self.is_paged(segment) || self.union.covering(place).is_none() {
+        if !several || self.union.covering(place).is_none() || self.is_paged(segment) {
             return None;
         }
         // What an absent holder says was not compared, and stays.
@@ -145,11 +126,7 @@ impl Ledger {
             .holders
             .iter()
             .filter(|(dc, _)| leaves(dc))
-            .flat_map(|(dc, holding)| {
-                let spans = holding.tree.overlapping(place).into_iter();
-                let inside = spans.filter(|span| place.contains(span.place));
-                inside.map(|span| (*dc, holding.generation, span))
-            })
+            .flat_map(|(dc, holding)| holding.tree.inside(place).map(|span| (*dc, holding.generation, span)))
             .collect();
         let fits = if kept.is_some() { 1..=MAX_ENTRIES } else { 2..=MAX_ENTRIES };
         if !fits.contains(&pieces.len()) || (self.roots.first().is_none() && !self.segment_agrees(place)) {
@@ -158,18 +135,21 @@ impl Ledger {
         let value = self.segment_value(place);
         let mut shares: Vec<Share> = Vec::new();
         for (dc, _, span) in &pieces {
-            let (hash, chunks) = (self.coverage_hash(span.place, file), span.place.chunks(file));
+            // No more than a segment has.
+            let (hash, chunks) = (self.coverage_hash(span.place, file), span.place.chunks(file) as u32);
             match shares.last_mut().filter(|share| share.holder == *dc) {
                 Some(share) => {
                     share.hash ^= hash;
                     share.chunks += chunks;
                 }
-                None => shares.push(Share { holder: *dc, hash, chunks }),
+                None => shares.push(Share { hash, chunks, holder: *dc }),
             }
-            if let Some(holding) = self.holders.get_mut(dc) {
-                holding.paged_hash ^= hash;
-                holding.paged_chunks += chunks;
-                holding.tree.cut(span.place);
+        }
+        for share in &shares {
+            if let Some(holding) = self.holders.get_mut(&share.holder) {
+                holding.paged_hash ^= share.hash;
+                holding.paged_chunks += u64::from(share.chunks);
+                holding.tree.cut(place);
             }
         }
         for agreed in self.agreed.values_mut() {
@@ -188,8 +168,7 @@ impl Ledger {
         let file = self.union.file();
         let mut merged = SpanTree::new(file);
         for (_, holding) in self.holders.iter().filter(|(dc, _)| !self.absent.contains(dc)) {
-            for span in holding.tree.overlapping(place).into_iter().filter(|span| place.contains(span.place))
-            {
+            for span in holding.tree.inside(place) {
                 let _ = merged.insert(span);
             }
         }
@@ -266,7 +245,7 @@ impl Ledger {
 
     /// Forgets every page: their segments are open again, and must be said again.
     pub fn lose_pages(&mut self) {
-        let segments: Vec<u64> = self.paged.keys().copied().collect();
+        let segments: Vec<u64> = self.paged.segments().collect();
         for segment in &segments {
             self.forget_page(*segment);
         }
@@ -289,7 +268,7 @@ impl Ledger {
 
     /// Every page must be read: the spans are needed in memory.
     pub fn recall_all(&mut self) {
-        self.recalled.extend(self.paged.keys());
+        self.recalled.extend(self.paged.segments());
     }
 
     /// More is said of a place: pages that it touches must be read to be compared with it.
@@ -297,31 +276,19 @@ impl Ledger {
         let Some(file) = self.file().filter(|_| !self.paged.is_empty()) else { return };
         let (range, level) = (place.range(file), self.rules.segment_level());
         let segments = range.start >> level..=(range.end.max(range.start + 1) - 1) >> level;
-        self.recalled.extend(self.paged.range(segments).map(|(segment, _)| segment));
+        self.recalled.extend(self.paged.within(segments));
     }
 
     /// What a holder said does not count any more: the pages in which it stands must be read for what is left.
     /// The union is the caller's to rebuild.
     pub(super) fn void_pages_of(&mut self, holder: DcId) {
-        for (segment, summary) in &mut self.paged {
-            if summary.shares.iter().any(|share| share.holder == holder) {
-                summary.void = true;
-                self.recalled.insert(*segment);
-            }
+        for segment in self.paged.of_holder(holder) {
+            self.paged.set_void(segment);
+            self.recalled.insert(segment);
         }
         if self.holders.get(&holder).is_none_or(|holding| holding.paged_chunks == 0) {
             // Its shares went with its holding, and with the last share the page.
-            let mut empty = Vec::new();
-            for (segment, summary) in &mut self.paged {
-                summary
-                    .without
-                    .extend(summary.shares.iter().any(|share| share.holder == holder).then_some(holder));
-                summary.shares.retain(|share| share.holder != holder);
-                if summary.shares.is_empty() {
-                    empty.push(*segment);
-                }
-            }
-            for segment in empty {
+            for segment in self.paged.withdraw(holder) {
                 self.forget_page(segment);
                 self.take_late(segment);
             }
@@ -329,12 +296,12 @@ impl Ledger {
     }
 
     fn forget_page(&mut self, segment: u64) -> Option<Summary> {
-        let summary = self.paged.remove(&segment)?;
+        let summary = self.paged.remove(segment)?;
         self.recalled.remove(&segment);
         for share in &summary.shares {
             if let Some(holding) = self.holders.get_mut(&share.holder) {
                 holding.paged_hash ^= share.hash;
-                holding.paged_chunks = holding.paged_chunks.saturating_sub(share.chunks);
+                holding.paged_chunks = holding.paged_chunks.saturating_sub(share.chunks.into());
             }
         }
         Some(summary)
