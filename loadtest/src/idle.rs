@@ -1,6 +1,7 @@
 //! `loadtest idle`: what a TLS connection costs that says nothing, and one that has said something and is kept.
 
-use anyhow::ensure;
+use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use sluice_proto::http::About;
 
@@ -41,11 +42,7 @@ const BATCH: usize = 64;
 /// Runs it.
 pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let count = args.connections as usize;
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    ensure!(
-        limit.is_none_or(|limit| limit > args.connections.into()),
-        "{count} connections need more open files than {limit:?}: raise the limit with `ulimit -n`"
-    );
+    allow_files(u64::from(args.connections))?;
     let sluice = server::binary(args.place.sluice.as_deref())?;
     let server = Server::start(&sluice, &args.place.directory(), 1)?;
     let targets = server.targets(args.door)?;
@@ -75,6 +72,17 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     println!("{} TLS connections over {:?}; resident memory of the server", report.connections, report.door);
     println!("silent after the handshake   {:>6.1} KiB each", report.silent_kib);
     println!("kept after a request         {:>6.1} KiB each", report.kept_kib);
+    Ok(())
+}
+
+/// Has this process, and the server that it starts, open so many connections and a few files more.
+fn allow_files(connections: u64) -> anyhow::Result<()> {
+    let (wanted, limits) = (connections + 256, getrlimit(Resource::Nofile));
+    if limits.current.is_some_and(|limit| limit < wanted) {
+        let raised = Rlimit { current: Some(wanted), maximum: limits.maximum };
+        setrlimit(Resource::Nofile, raised)
+            .with_context(|| format!("{wanted} open files are needed: raise the limit with `ulimit -Hn`"))?;
+    }
     Ok(())
 }
 

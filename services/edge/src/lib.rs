@@ -22,7 +22,6 @@ mod chunks;
 mod content;
 mod files;
 mod grpc;
-mod gulp;
 mod routes;
 
 use std::io;

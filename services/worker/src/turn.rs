@@ -31,6 +31,10 @@ const LARGE: usize = 512 << 10;
 /// Bytes that are gathered without one.
 const SMALL: usize = 16 << 10;
 
+/// Pieces of this length are written as they come: a door that makes such pieces grants its client no more before they
+/// are written.
+const DIRECT: usize = 64 << 10;
+
 /// The turns of one worker.
 #[derive(Debug)]
 pub(crate) struct Turns(Arc<Semaphore>);
@@ -89,16 +93,14 @@ impl<'a> Gather<'a> {
 
     /// Takes a piece, and writes what has become enough. `left` was told to be at least as long.
     pub(crate) async fn take(&mut self, mut piece: Bytes, writer: &mut dyn RunWriter) -> Result<(), Refusal> {
+        if piece.len() >= DIRECT {
+            self.flush(writer).await?;
+            self.left = self.left.saturating_sub(piece.len() as u64);
+            return writer.write(piece).await.map_err(|error| refusal::of_store(&error));
+        }
         while !piece.is_empty() {
             if self.buffer.is_empty() {
                 self.begin();
-                // As good as a buffer of ours.
-                if piece.len() >= self.len() {
-                    let part = piece.split_to(self.len());
-                    self.left = self.left.saturating_sub(part.len() as u64);
-                    writer.write(part).await.map_err(|error| refusal::of_store(&error))?;
-                    continue;
-                }
                 self.buffer.reserve(self.len());
             }
             let room = self.len() - self.buffer.len();
@@ -203,9 +205,9 @@ mod tests {
         let turns = Turns::new(1);
         let mut writer = Writes::default();
         let mut gather = Gather::new(&turns, None, 3 * LARGE as u64);
-        gather.take(Bytes::from(vec![0; 3 * LARGE]), &mut writer).await.unwrap();
-        assert_eq!(writer.0, [LARGE; 3]);
-        assert_eq!(gather.buffer.capacity(), 0);
+        gather.take(Bytes::from(vec![0; 7]), &mut writer).await.unwrap();
+        gather.take(Bytes::from(vec![0; DIRECT]), &mut writer).await.unwrap();
+        assert_eq!(writer.0, [7, DIRECT], "in order, and at once");
     }
 
     #[tokio::test(start_paused = true)]

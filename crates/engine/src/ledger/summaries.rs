@@ -50,8 +50,27 @@ struct Shelf {
     void: u64,
     /// In order of the bits that are set.
     values: Vec<Option<ChainingValue>>,
-    /// With the segment's bit, in order of that and of holder.
-    shares: Vec<(Share, u8)>,
+    /// In order of segment, then of holder.
+    shares: Vec<Shelved>,
+}
+
+/// A share and the bit of its segment, in 16 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shelved {
+    hash: u64,
+    chunks: u32,
+    holder: DcId,
+    bit: u8,
+}
+
+impl Shelved {
+    const fn new(Share { hash, chunks, holder }: Share, bit: u32) -> Self {
+        Self { hash, chunks, holder, bit: bit as u8 }
+    }
+
+    const fn share(self) -> Share {
+        Share { hash: self.hash, chunks: self.chunks, holder: self.holder }
+    }
 }
 
 const fn split(segment: u64) -> (u64, u32) {
@@ -75,7 +94,7 @@ impl Shelf {
 
     /// Where a segment's shares are, or would be.
     fn shares_of(&self, bit: u32) -> std::ops::Range<usize> {
-        let at = |bit: u32| self.shares.partition_point(|(_, its)| u32::from(*its) < bit);
+        let at = |bit: u32| self.shares.partition_point(|share| u32::from(share.bit) < bit);
         at(bit)..at(bit + 1)
     }
 }
@@ -120,7 +139,7 @@ impl Summaries {
         let shelf = self.shelves.entry(number).or_default();
         let (row, at) = (shelf.row(bit), shelf.shares_of(bit).start);
         shelf.values.insert(row, value);
-        shelf.shares.splice(at..at, shares.into_iter().map(|share| (share, bit as u8)));
+        shelf.shares.splice(at..at, shares.into_iter().map(|share| Shelved::new(share, bit)));
         shelf.present |= 1 << bit;
         shelf.void |= u64::from(void) << bit;
         if shelf.present == u64::MAX {
@@ -140,7 +159,7 @@ impl Summaries {
         let summary = Summary {
             value: shelf.values.remove(row),
             void: shelf.void & (1 << bit) != 0,
-            shares: shelf.shares.drain(shares).map(|(share, _)| share).collect(),
+            shares: shelf.shares.drain(shares).map(Shelved::share).collect(),
             without: self.without.remove(&segment).unwrap_or_default(),
         };
         shelf.present &= !(1 << bit);
@@ -163,8 +182,8 @@ impl Summaries {
     pub(super) fn of_holder(&self, holder: DcId) -> Vec<u64> {
         let mut segments = Vec::new();
         for (number, shelf) in &self.shelves {
-            for (_, bit) in shelf.shares.iter().filter(|(share, _)| share.holder == holder) {
-                segments.push(number << SHELF | u64::from(*bit));
+            for share in shelf.shares.iter().filter(|share| share.holder == holder) {
+                segments.push(number << SHELF | u64::from(share.bit));
             }
         }
         segments
@@ -178,7 +197,7 @@ impl Summaries {
             self.without.entry(segment).or_default().insert(holder);
             let (number, bit) = split(segment);
             let Some(shelf) = self.shelves.get_mut(&number) else { continue };
-            shelf.shares.retain(|(share, its)| u32::from(*its) != bit || share.holder != holder);
+            shelf.shares.retain(|share| u32::from(share.bit) != bit || share.holder != holder);
             if shelf.shares_of(bit).is_empty() {
                 bare.push(segment);
             }
