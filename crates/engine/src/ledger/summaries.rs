@@ -217,7 +217,7 @@ mod tests {
         let value = (!of.is_multiple_of(5)).then(|| ChainingValue::from_bytes([of as u8; 32]));
         Summary {
             value,
-            void: of % 3 == 0,
+            void: of.is_multiple_of(3),
             shares: holders.iter().map(share).collect(),
             without: BTreeSet::new(),
         }
