@@ -62,7 +62,7 @@ static TEMPLATES: LazyLock<Templates> = LazyLock::new(|| {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let (closed, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     runtime.block_on(async {
-        let store = FsStore::open(closed.path(), options()).unwrap();
+        let store = FsStore::open(cut.path(), options()).unwrap();
         for n in 0..FILES {
             let bytes = content(n);
             let fields = MetadataFields { size: Some(bytes.len() as u64), ..Default::default() };
@@ -83,8 +83,10 @@ static TEMPLATES: LazyLock<Templates> = LazyLock::new(|| {
         }
         store.put_state(b"what a datacenter remembers").await.unwrap();
         store.raise_generations(Generation::new(1 << 32)).await.unwrap();
-        copy(closed.path(), cut.path());
-        store.close().await.unwrap();
+        // Nothing moves any more in what is copied.
+        store.kill();
+        copy(cut.path(), closed.path());
+        FsStore::open(closed.path(), options()).unwrap().close().await.unwrap();
     });
     Templates { closed, cut, runtime }
 });

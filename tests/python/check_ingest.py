@@ -13,6 +13,7 @@ import queue
 import random
 import sys
 import tempfile
+import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -146,6 +147,17 @@ class Datacenter:
         return self.ingest.Status(pb.StatusRequest(id=name, wait_for=wait_for, timeout_secs=30), timeout=PATIENCE)
 
     def read(self, name, offset=0, length=None):
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self.read_once(name, offset, length)
+            except grpc.RpcError as error:
+                # Chunks may be on their way to the home just now: the answer is to try again.
+                if error.code() != grpc.StatusCode.UNAVAILABLE or time.monotonic() > until:
+                    raise
+                time.sleep(0.1)
+
+    def read_once(self, name, offset, length):
         answers = self.ingest.Read(pb.ReadRequest(id=name, offset=offset, length=length), timeout=PATIENCE)
         opened = next(answers).opened
         data = b"".join(answer.data for answer in answers)
