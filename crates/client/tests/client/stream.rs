@@ -130,13 +130,14 @@ async fn a_stream_that_fails_is_carried_on_with_when_it_is_made_again() {
     assert!(error.hint().unwrap().contains(&format!("--id {id}")), "{:?}", error.hint());
     let status = client.status(id).await.unwrap();
     assert_eq!((status.size, status.state), (None, State::Receiving));
-    // What was on its way when it failed may have arrived or not.
+    // What was on its way when it failed may have arrived, may still arrive, or never will.
     let there: u64 = status.holders.iter().map(|holder| holder.chunks).sum();
 
     let put =
         client.upload_stream(Trickle::of(bytes.clone()), &options(Some(id)), unobserved()).await.unwrap();
     assert_eq!((put.id, put.root), (id, Root::of_bytes(&bytes)));
-    assert_eq!((put.chunks_skipped, put.chunks_sent), (there, 61 - there));
+    assert_eq!(put.chunks_skipped + put.chunks_sent, 61);
+    assert!((there..=24).contains(&put.chunks_skipped), "{there} were there: {put:?}");
     assert!(cluster.bytes(id) == bytes);
     // Once more, with nothing left to do; and as a file, which it is by now.
     let again =
