@@ -1,5 +1,7 @@
 //! What an aggregator asks its driver to do, strictly in this order.
 
+#[cfg(doc)]
+use super::Event;
 use std::collections::BTreeMap;
 
 use super::{FileMemory, NodeMemory};

@@ -1,6 +1,8 @@
 //! What an aggregator is told: the results of effects, what clients did, what peers said.
 
 use super::FileMemory;
+#[cfg(doc)]
+use super::{Aggregator, Effect};
 use crate::command::{DropReason, Verified};
 use crate::geometry::Geometry;
 use crate::hash::{RecordDigest, Root};
