@@ -3,14 +3,17 @@
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
+use bytes::Bytes;
 use sluice::datacenter::DatacenterSettings;
 use sluice_engine::geometry::ChunkIndex;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::DcId;
 use sluice_proto::http::{FileStatus, State};
 use sluice_store::ChunkStore;
+use uuid::Uuid;
 
 use crate::bed::{A, B, Bed, MIB, chunk, eventually, noise};
+use crate::wire::Wire;
 
 /// Flips one bit in a chunk of a file, on the disk of a datacenter.
 fn flip(bed: &Bed, dc: DcId, id: uuid::Uuid, index: u64) {
@@ -100,17 +103,16 @@ fn scrubbed() -> DatacenterSettings {
     settings
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_scrub_finds_what_nobody_reads_and_fetches_it_again() {
+/// Two datacenters that scrub all the time, and a file that dc-b has assembled. dc-a has one chunk of it too, and cannot
+/// ask whether it may free it before the wire is mended.
+async fn assembled_beside(bytes: &Bytes, other: u64) -> (Bed, Wire, Uuid) {
     let mut bed = Bed::reserve(2, scrubbed());
     let wire = bed.wire(A, B).await;
     for dc in [A, B] {
         bed.cluster.start(dc).await.unwrap();
     }
-    let bytes = noise(62, 3 * MIB);
     let id = bed.create(B, bytes.len()).await;
-    bed.put_ok(A, id, 1, chunk(&bytes, 1)).await;
-    // dc-b hears of it, and dc-a cannot ask whether it may free it.
+    bed.put_ok(A, id, other, chunk(bytes, other as usize)).await;
     eventually("word of dc-a's chunk", async || {
         let status: FileStatus = bed.get(B, &format!("/files/{id}"), &[]).await.json();
         (status.missing_chunks == 2).then_some(())
@@ -118,9 +120,16 @@ async fn a_scrub_finds_what_nobody_reads_and_fetches_it_again() {
     .await;
     wire.cut();
     for index in 0..3 {
-        bed.put_ok(B, id, index, chunk(&bytes, index as usize)).await;
+        bed.put_ok(B, id, index, chunk(bytes, index as usize)).await;
     }
     bed.reach(B, id, State::Assembled).await;
+    (bed, wire, id)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_scrub_finds_what_nobody_reads_and_fetches_it_again() {
+    let bytes = noise(62, 3 * MIB);
+    let (bed, wire, id) = assembled_beside(&bytes, 1).await;
     flip(&bed, B, id, 1);
     let file = Bed::file_id(id);
     let there = bed.cluster.running(B).unwrap().store().clone();
@@ -146,24 +155,8 @@ async fn a_scrub_finds_what_nobody_reads_and_fetches_it_again() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_home_that_knows_of_damage_confirms_nothing_and_is_mended_by_who_sends_again() {
-    let mut bed = Bed::reserve(2, scrubbed());
-    let wire = bed.wire(A, B).await;
-    for dc in [A, B] {
-        bed.cluster.start(dc).await.unwrap();
-    }
     let bytes = noise(63, 3 * MIB);
-    let id = bed.create(B, bytes.len()).await;
-    bed.put_ok(A, id, 0, chunk(&bytes, 0)).await;
-    eventually("word of dc-a's chunk", async || {
-        let status: FileStatus = bed.get(B, &format!("/files/{id}"), &[]).await.json();
-        (status.missing_chunks == 2).then_some(())
-    })
-    .await;
-    wire.cut();
-    for index in 0..3 {
-        bed.put_ok(B, id, index, chunk(&bytes, index as usize)).await;
-    }
-    bed.reach(B, id, State::Assembled).await;
+    let (mut bed, wire, id) = assembled_beside(&bytes, 0).await;
     // Nobody else has this one.
     flip(&bed, B, id, 2);
     let damaged = async |status: &FileStatus| (status.damaged == [[2, 3]]).then_some(());

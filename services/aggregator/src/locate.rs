@@ -15,7 +15,7 @@ use sluice_engine::ids::{ClientFileId, DcId, FileId};
 use sluice_engine::ledger::{FileState, Page};
 use sluice_engine::limits::{MAX_LEVEL, SEGMENT_CHUNKS, UNIT_CHUNKS, UNIT_LEVEL};
 use sluice_engine::span::{Place, Span};
-use sluice_engine::span_tree::{ProofStep, merge_chunks, proof_places, root_of_proof};
+use sluice_engine::span_tree::{ProofStep, SpanTree, merge_chunks, proof_places, root_of_proof};
 use sluice_proto::peer::LocateRequest;
 use sluice_proto::problem::{Problem, Refusal};
 
@@ -355,17 +355,22 @@ impl AggregatorService {
                 proof.push(said);
                 continue;
             }
-            let mut parts = Vec::new();
+            // A sibling may be most of a very large file: its units are merged as they come.
+            let mut tree = SpanTree::new(shape);
             let range = beside.range(shape);
             let mut at = range.start;
             while at < range.end {
                 let base = at / UNIT_CHUNKS * UNIT_CHUNKS;
                 let end = (base + UNIT_CHUNKS).min(range.end);
                 let (_, _, unit) = self.unit(context, id, file, base).await?;
-                parts.extend(slice(at..end, base, &unit).ok_or_else(unreachable)?);
+                for part in Place::tile(at..end, UNIT_LEVEL, shape) {
+                    let values = slice(part.range(shape), base, &unit).ok_or_else(unreachable)?;
+                    let value = merge_chunks(shape, part, &values).ok_or_else(unreachable)?;
+                    tree.insert(Span::new(part, value)).map_err(|_| unreachable())?;
+                }
                 at = end;
             }
-            proof.push(merge_chunks(shape, beside, &parts).ok_or_else(unreachable)?);
+            proof.push(tree.value(beside).ok_or_else(unreachable)?);
         }
         Ok((values, proof))
     }
