@@ -108,14 +108,13 @@ impl SpanTree {
 
     /// The span that contains `place`, if one does.
     pub fn covering(&self, place: Place) -> Option<Span> {
-        let found = self.span(self.nodes.last_before(place.start() + 1)?);
+        let found = self.span(self.nodes.at(self.file, place.start())?);
         found.place.contains(place).then_some(found)
     }
 
     /// Whether the chunk is covered.
     pub fn has(&self, chunk: u64) -> bool {
-        let last = self.nodes.last_before(chunk.saturating_add(1));
-        last.is_some_and(|node| chunk < self.span(node).place.range(self.file).end)
+        self.nodes.at(self.file, chunk).is_some()
     }
 
     fn span(&self, node: Node) -> Span {

@@ -10,10 +10,12 @@ use std::ops::Range;
 
 use crate::geometry::Geometry;
 use crate::hash::ChainingValue;
+use crate::limits::UNIT_LEVEL;
 use crate::span::Place;
 
-/// Chunks of a group, as a power of two: so few that moving a whole row of nodes costs about as much as a merge.
-const GROUP: u32 = 10;
+/// Chunks of a group, as a power of two: a unit, in which there are 64 stripes. A row of single chunks may be longer, up
+/// to every other one; to move half of it is still little beside writing a chunk, or verifying a command that names one.
+const GROUP: u32 = UNIT_LEVEL as u32;
 
 /// One node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +49,42 @@ fn from(row: &[Node], start: u64) -> usize {
     row.partition_point(|node| node.start < start)
 }
 
+/// Puts a node at its position in a row, merged with its siblings as far as they are there, and answers what it became.
+fn merge_into(
+    row: &mut Vec<Node>,
+    at: usize,
+    file: Geometry,
+    mut place: Place,
+    mut node: Node,
+) -> (Place, ChainingValue) {
+    // Siblings are neighbours, so that those which merge are one stretch of the row.
+    let Range { mut start, mut end } = at..at;
+    while let Some(family) = place.family(file) {
+        let beside = if family.is_left { Some(end) } else { start.checked_sub(1) };
+        let beside = beside.and_then(|beside| row.get(beside)).filter(|node| node.is(family.sibling));
+        let Some(beside) = beside else { break };
+        node.value = family.merge(&node.value, &beside.value);
+        place = family.parent;
+        if family.is_left {
+            end += 1;
+        } else {
+            start -= 1;
+        }
+    }
+    (node.start, node.level) = (place.start(), place.level());
+    if start == end {
+        row.insert(start, node);
+    } else {
+        row[start] = node;
+        row.drain(start + 1..end);
+        if row.len() < row.capacity() / 4 {
+            // Much of it has merged, and may stay like that for long.
+            row.shrink_to(2 * row.len());
+        }
+    }
+    (place, node.value)
+}
+
 impl Nodes {
     pub(super) const fn new() -> Self {
         Self { groups: BTreeMap::new(), len: 0 }
@@ -54,6 +92,17 @@ impl Nodes {
 
     pub(super) const fn len(&self) -> usize {
         self.len
+    }
+
+    /// The node that has this chunk, if one does.
+    pub(super) fn at(&self, file: Geometry, chunk: u64) -> Option<Node> {
+        let end = chunk.saturating_add(1);
+        let node = match self.groups.get(&(chunk >> GROUP)) {
+            // No node of another row reaches into one that is there.
+            Some(row) => row[..from(row, end)].last().copied(),
+            None => self.last_before(end),
+        };
+        node.filter(|node| chunk < node.end(file))
     }
 
     /// The last node that begins before `end`.
@@ -86,57 +135,48 @@ impl Nodes {
 
     /// Adds a node, merged with its siblings as far as they are there, and answers what it became; or the last node
     /// that it would touch, and then adds nothing.
-    pub(super) fn add(
-        &mut self,
-        file: Geometry,
-        mut place: Place,
-        mut value: ChainingValue,
-    ) -> Result<Place, Node> {
-        loop {
-            let number = place.start() >> GROUP;
-            let (at, last) = self.before(file, place);
-            // Nodes do not overlap: if any is touched, the last one that begins before the end is.
-            if let Some(last) = last.filter(|last| last.end(file) > place.start()) {
-                return Err(last);
+    pub(super) fn add(&mut self, file: Geometry, place: Place, value: ChainingValue) -> Result<Place, Node> {
+        let (number, end) = (place.start() >> GROUP, place.range(file).end);
+        let touches = |last: &Node| last.end(file) > place.start();
+        let added = Node { start: place.start(), level: place.level(), value };
+        let (mut place, mut value) = match self.groups.get_mut(&number) {
+            // No node of another row reaches into one that is there, so that mostly one search is enough.
+            Some(row) if u32::from(place.level()) <= GROUP => {
+                let at = from(row, end);
+                if let Some(last) = row[..at].last().copied().filter(touches) {
+                    return Err(last);
+                }
+                let before = row.len();
+                let merged = merge_into(row, at, file, place, added);
+                self.len = self.len + row.len() - before;
+                merged
             }
-            // So a sibling, if it is there, is a neighbour.
-            let mut at = at;
-            let row = self.groups.entry(number).or_default();
-            let elsewhere = loop {
-                let Some(family) = place.family(file) else { break None };
-                let sibling = family.sibling;
-                if sibling.start() >> GROUP != number {
-                    break Some(family);
+            // Nodes do not overlap: if any is touched, the last one that begins before the end is.
+            Some(_) | None => {
+                if let Some(last) = self.last_before(end).filter(touches) {
+                    return Err(last);
                 }
-                let beside = if sibling.start() < place.start() { at.wrapping_sub(1) } else { at };
-                if !row.get(beside).is_some_and(|node| node.is(sibling)) {
-                    break None;
-                }
-                value = family.merge(&value, &row.remove(beside).value);
-                self.len -= 1;
-                at = at.min(beside);
-                place = family.parent;
-            };
-            row.insert(at, Node { start: place.start(), level: place.level(), value });
-            self.len += 1;
-            let Some(family) = elsewhere else { return Ok(place) };
-            let Some(sibling) = self.take(family.sibling) else { return Ok(place) };
+                self.put(added);
+                (place, value)
+            }
+        };
+        // What stands beside in another row. Its parent is a row of its own, and so is whatever that becomes.
+        while let Some(family) = place.family(file)
+            && family.sibling.start() >> GROUP != place.start() >> GROUP
+            && let Some(beside) = self.take(family.sibling)
+        {
             self.take(place);
-            value = family.merge(&value, &sibling);
+            value = family.merge(&value, &beside);
             place = family.parent;
+            self.put(Node { start: place.start(), level: place.level(), value });
         }
+        Ok(place)
     }
 
-    /// Where in its row a place would stand, and the last node that begins before the place's end.
-    fn before(&self, file: Geometry, place: Place) -> (usize, Option<Node>) {
-        if u32::from(place.level()) > GROUP {
-            return (0, self.last_before(place.range(file).end));
-        }
-        let number = place.start() >> GROUP;
-        let row = self.groups.get(&number).map_or(&[][..], Vec::as_slice);
-        let at = from(row, place.range(file).end);
-        let earlier = || self.groups.range(..number).next_back().and_then(|(_, row)| row.last());
-        (at, row[..at].last().or_else(earlier).copied())
+    /// Puts a node where there is no row.
+    fn put(&mut self, node: Node) {
+        self.groups.insert(node.start >> GROUP, vec![node]);
+        self.len += 1;
     }
 
     /// Removes a node, and answers its value.
@@ -184,7 +224,7 @@ mod tests {
     use crate::limits::CHUNK_LEN;
     use proptest::prelude::*;
 
-    const CHUNKS: u64 = 5000;
+    const CHUNKS: u64 = 20_000;
 
     fn value(of: Place) -> ChainingValue {
         ChainingValue::from_bytes(
@@ -219,7 +259,7 @@ mod tests {
     proptest! {
         /// Whatever is done, it answers as a map does that has no groups.
         #[test]
-        fn groups_are_not_seen(steps in prop::collection::vec((0u8..5, 0..CHUNKS, 0u8..13), 1..300)) {
+        fn groups_are_not_seen(steps in prop::collection::vec((0u8..5, 0..CHUNKS, 0u8..15), 1..300)) {
             let file = Geometry::new(CHUNKS * CHUNK_LEN).unwrap();
             let (mut nodes, mut plain) = (Nodes::new(), Plain::default());
             for (what, at, level) in steps {
@@ -233,6 +273,8 @@ mod tests {
                 } else {
                     let before = plain.0.range(..range.end).next_back().map(|(_, node)| *node);
                     prop_assert_eq!(nodes.last_before(range.end), before);
+                    let around = plain.0.range(..=at).next_back().map(|(_, node)| *node);
+                    prop_assert_eq!(nodes.at(file, at), around.filter(|node| at < node.end(file)));
                     let expected = match before.filter(|node| node.end(file) > range.start) {
                         Some(touched) => Err(touched),
                         None => Ok(plain.merge(file, place, value(place))),
