@@ -20,6 +20,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use sluice_proto::http::{CreateFile, FileStatus};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
@@ -174,6 +175,19 @@ impl Connection {
         let kind = [(header::CONTENT_TYPE, "application/octet-stream".to_owned())];
         let response = self.send(method, path, &kind, body.boxed()).await?;
         read(method, path, response).await
+    }
+
+    /// Creates a file whose bytes are the body.
+    pub(crate) async fn create<B>(&mut self, file: &CreateFile, body: B) -> anyhow::Result<FileStatus>
+    where
+        B: http_body::Body<Data = Bytes, Error = std::convert::Infallible> + Send + Sync + 'static,
+    {
+        let said = [
+            (header::CONTENT_TYPE, "application/octet-stream".to_owned()),
+            (header::HeaderName::from_static("file-metadata"), serde_json::to_string(file)?),
+        ];
+        let response = self.send("POST", "/v1/files", &said, body.boxed()).await?;
+        Ok(serde_json::from_slice(&read("POST", "/v1/files", response).await?)?)
     }
 
     /// Sends and awaits JSON.

@@ -245,13 +245,12 @@ pub(crate) enum Small {
     Create,
 }
 
-/// Creates a file that goes in as metadata, then as its one chunk.
+/// Creates a file with its bytes, which is durable and assembled then.
 async fn create_small(lane: &mut Connection, body: ContentBody) -> anyhow::Result<()> {
-    let id = Uuid::now_v7();
-    let size = http_body::Body::size_hint(&body).lower();
-    let create = CreateFile { id: Some(id), size: Some(size), ..CreateFile::default() };
-    let _: FileStatus = lane.json("POST", "/v1/files", Some(&create)).await?;
-    lane.put("PUT", &format!("/v1/files/{id}/chunks/0"), body).await.map(drop)
+    let create = CreateFile { id: Some(Uuid::now_v7()), ..CreateFile::default() };
+    let status = lane.create(&create, body).await?;
+    ensure!(status.state == State::Assembled, "file {} is {:?}", status.id, status.state);
+    Ok(())
 }
 
 /// The n-th request of an upload: whole runs, then what is left in runs that are still aligned.

@@ -68,6 +68,15 @@ pub trait Workers: Send + Sync + 'static {
     /// Creates a file, durably. Returns whether it was new here.
     async fn create(&self, context: &SignedContext, new: NewFile) -> Result<(bool, FileStatus), Refusal>;
 
+    /// Creates a file of at most one chunk with all its bytes, durable and assembled when this returns. Returns whether
+    /// it was new here.
+    async fn create_whole(
+        &self,
+        context: &SignedContext,
+        new: NewFile,
+        bytes: Bytes,
+    ) -> Result<(bool, FileStatus), Refusal>;
+
     /// Settles the size of a file that was created without one. The same size again is a success.
     async fn settle(
         &self,
@@ -172,6 +181,15 @@ pub trait Slots: Send + Sync + 'static {
         record: MetadataRecord,
         home: Option<String>,
     ) -> Result<(bool, FileStatus), Refusal>;
+
+    /// Makes a file of at most one chunk durable and published with its record, and registers it. Returns whether it was
+    /// new here; `None` if something of it is here already, so that it must come as a record and chunks.
+    async fn create_whole(
+        &self,
+        context: &SignedContext,
+        record: MetadataRecord,
+        bytes: Bytes,
+    ) -> Result<Option<(bool, FileStatus)>, Refusal>;
 
     /// Settles the size of a file that was created without one, durably. Refuses another size than the one that stands.
     async fn settle(

@@ -223,6 +223,18 @@ impl Web {
         self.ask_as(TENANT, dc, Method::POST, "/files", &json, body).await.unwrap()
     }
 
+    /// A whole file in one request.
+    pub(crate) async fn post_whole(
+        &self,
+        dc: DcId,
+        file: &serde_json::Value,
+        bytes: impl Into<Bytes>,
+    ) -> reqwest::Result<Answer> {
+        let said = file.to_string();
+        self.ask_as(TENANT, dc, Method::POST, "/files", &[("file-metadata", said.as_str())], bytes.into())
+            .await
+    }
+
     /// A new file of `size` bytes.
     pub(crate) async fn create(&self, dc: DcId, size: usize) -> Uuid {
         let id = Uuid::now_v7();

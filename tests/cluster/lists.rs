@@ -13,9 +13,9 @@ async fn a_datacenter_lists_what_it_has_to_do_with_in_pages() {
     let bed = Bed::start(2).await;
     let (mut at_a, mut at_b) = (BTreeSet::new(), BTreeSet::new());
     for n in 0..5 {
-        at_a.insert(bed.upload(&[A], noise(40 + n, 1000), WaitFor::Assembled).await.id);
+        at_a.insert(bed.upload(&[A], noise(40 + n, MIB + 1000), WaitFor::Assembled).await.id);
     }
-    at_b.insert(bed.upload(&[B], noise(45, 1000), WaitFor::Assembled).await.id);
+    at_b.insert(bed.upload(&[B], noise(45, MIB + 1000), WaitFor::Assembled).await.id);
     let both = bed.upload(&[A, B], noise(46, 8 * MIB), WaitFor::Assembled).await.id;
     at_a.insert(both);
     at_b.insert(both);
@@ -29,7 +29,10 @@ async fn a_datacenter_lists_what_it_has_to_do_with_in_pages() {
         .await;
     let page: FilePage = bed.get(A, "/files?state=assembled&limit=1", &[]).await.json();
     let [first] = page.files.as_slice() else { panic!("{page:?}") };
-    assert_eq!((first.state, first.home.as_str(), first.size), (State::Assembled, "dc-a", Some(1000)));
+    assert_eq!(
+        (first.state, first.home.as_str(), first.size),
+        (State::Assembled, "dc-a", Some(MIB as u64 + 1000))
+    );
     assert_eq!(bed.get(A, "/files?limit=0", &[]).await.problem(), "invalid-parameter");
     assert_eq!(bed.get(A, "/files?state=odd", &[]).await.problem(), "invalid-parameter");
 }

@@ -19,6 +19,8 @@ mod open;
 mod other;
 mod partition;
 mod python;
+mod scale;
+mod small;
 mod takeover;
 mod whole;
 mod wire;

@@ -173,8 +173,10 @@ fn known() -> Vec<Ledger> {
 
 #[test]
 fn what_is_remembered_of_files() {
-    let examples: Vec<Vec<u8>> =
-        known().iter().map(|ledger| FileMemory::of(ledger, Some(HomeEpoch::new(1))).to_bytes()).collect();
+    let examples: Vec<Vec<u8>> = known()
+        .iter()
+        .map(|ledger| FileMemory::of(ledger, Some(HomeEpoch::new(1)), None).to_bytes())
+        .collect();
     for bytes in &examples {
         assert_eq!(&FileMemory::from_bytes(bytes).unwrap().to_bytes(), bytes);
     }

@@ -1,6 +1,7 @@
 //! A volume of which a file was changed behind its back: it opens or says why not, and never gives out other bytes.
 
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
@@ -26,7 +27,9 @@ const TENANT: TenantId = TenantId::new(7);
 const BOUND: Duration = Duration::from_secs(60);
 
 fn options() -> FsOptions {
-    FsOptions { journal_len: 16 << 10, reserve: 0, ..FsOptions::default() }
+    // The log's index is written down early, so that there are runs of it.
+    let (log_segment_len, log_index) = (1 << 20, 4);
+    FsOptions { journal_len: 16 << 10, reserve: 0, log_segment_len, log_index, ..FsOptions::default() }
 }
 
 fn client(n: u128) -> ClientFileId {
@@ -34,7 +37,8 @@ fn client(n: u128) -> ClientFileId {
 }
 
 fn content(n: u128) -> Bytes {
-    let mut bytes = vec![0; [77, 3000, CHUNK_LEN as usize + 5][n as usize % 3]];
+    let lengths = if SMALL.contains(&n) { [0, 77, 3000] } else { [77, 3000, CHUNK_LEN as usize + 5] };
+    let mut bytes = vec![0; lengths[n as usize % 3]];
     blake3::Hasher::new().update(&n.to_be_bytes()).finalize_xof().fill(&mut bytes);
     bytes.into()
 }
@@ -49,7 +53,11 @@ async fn put(store: &FsStore, file: FileId, bytes: &Bytes) {
     }
 }
 
-const FILES: u128 = 6;
+/// Files that went in chunk by chunk.
+const CHUNKED: Range<u128> = 0..6;
+
+/// Files that went in whole.
+const SMALL: Range<u128> = 6..12;
 
 /// One volume that was closed in order, and the same as a power cut left it: with all of it in the journal.
 struct Templates {
@@ -63,7 +71,7 @@ static TEMPLATES: LazyLock<Templates> = LazyLock::new(|| {
     let (closed, cut) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     runtime.block_on(async {
         let store = FsStore::open(cut.path(), options()).unwrap();
-        for n in 0..FILES {
+        for n in CHUNKED {
             let bytes = content(n);
             let fields = MetadataFields { size: Some(bytes.len() as u64), ..Default::default() };
             let record = MetadataRecord::new(TENANT, client(n), fields).unwrap();
@@ -79,6 +87,19 @@ static TEMPLATES: LazyLock<Templates> = LazyLock::new(|| {
             if n == 2 {
                 store.put_page(file, 0, &[5; 67]).await.unwrap();
                 store.lose(file, &[ChunkIndex::new(0).unwrap()]).await.unwrap();
+            }
+        }
+        for n in SMALL {
+            let bytes = content(n);
+            let fields = MetadataFields { size: Some(bytes.len() as u64), ..Default::default() };
+            let record = MetadataRecord::new(TENANT, client(n), fields).unwrap();
+            if n == 6 {
+                store.put_known(&record, b"elsewhere").await.unwrap();
+            } else {
+                store.put_whole(&record, b"here", bytes).await.unwrap();
+            }
+            if n == 7 {
+                store.drop_file(record.file_id(), TENANT, b"gone").await.unwrap();
             }
         }
         store.put_state(b"what a datacenter remembers").await.unwrap();
@@ -132,8 +153,9 @@ fn harm(path: &Path, harm: &Harm, others: &[Vec<u8>]) {
     match harm {
         Harm::Edits(edits) => {
             let mut bytes = fs::read(path).unwrap();
-            // The beginning is where the sense is; behind it there are megabytes of zeros.
-            let rest = bytes.split_off(bytes.len().min(8 << 10));
+            // Behind what was written there are megabytes of zeros.
+            let written = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
+            let rest = bytes.split_off(written.clamp(bytes.len().min(8 << 10), bytes.len().min(64 << 10)));
             edits.iter().take(4).for_each(|edit| edit.apply(&mut bytes, others));
             bytes.extend_from_slice(&rest);
             fs::write(path, bytes).unwrap();
@@ -177,7 +199,7 @@ async fn read_back(directory: &Path) {
             return;
         }
     };
-    for n in 0..FILES {
+    for n in CHUNKED.start..SMALL.end {
         let file = FileId::derive(TENANT, client(n));
         let bytes = content(n);
         if let Ok(Some(summary)) = store.summary(file).await {
@@ -196,6 +218,9 @@ async fn read_back(directory: &Path) {
             }
         }
         let _ = store.page(file, 0).await;
+    }
+    if let Ok(listed) = store.listed(TENANT, None, 1000).await {
+        assert!(listed.iter().all(|entry| SMALL.map(client).any(|client| client == entry.client)));
     }
     if let Ok(state) = store.state().await {
         assert!(state.is_empty() || state == b"what a datacenter remembers");

@@ -172,7 +172,7 @@ def create(dc, size, name=None):
     return name
 
 
-def check_whole(dcs, name, data):
+def check_same(dcs, name, data):
     """Every datacenter has the same file, all of it."""
     root = blake3(data).digest()
     for dc in dcs:
@@ -181,6 +181,13 @@ def check_whole(dcs, name, data):
             sys.exit(f"{dc.name} does not find it complete: {status}")
         expect(f"root at {dc.name}", status.root, root)
         expect(f"bytes through {dc.name}", dc.read(name) == data, True)
+    return root.hex()
+
+
+def check_whole(dcs, name, data):
+    """Every datacenter has the same file, which is longer than a chunk, and any part of it."""
+    root = check_same(dcs, name, data)
+    for dc in dcs:
         offset = len(data) // 3
         expect("a range", dc.read(name, offset, CHUNK + 1) == data[offset : offset + CHUNK + 1], True)
         expect("the end", dc.read(name, len(data) - 2, 100), data[-2:])
@@ -188,7 +195,7 @@ def check_whole(dcs, name, data):
     values = [hashing.chunk_value(i, data[i * CHUNK : (i + 1) * CHUNK]) for i in range(2)]
     expect("the tree", list(tree.chunk_values), values)
     expect("its node", tree.value, hashing.merge(*values))
-    return root.hex()
+    return root
 
 
 def check_puts(dcs, rng):
@@ -201,6 +208,19 @@ def check_puts(dcs, rng):
         list(pool.map(lambda chunk: dcs[chunk % len(dcs)].put(name, data, chunk), chunks))
     print("put", name, check_whole(dcs, name, data))
     return name, data
+
+
+def check_small(dcs, rng):
+    """Small files, each with one call, the same again at another datacenter."""
+    for size in (0, 1, 70_000, CHUNK):
+        data, name = rng.randbytes(size), str(uuid.uuid4())
+        request = pb.CreateRequest(id=name, name="small.bin", body=data)
+        for number, dc in enumerate((dcs[0], dcs[-1])):
+            reply = dc.ingest.Create(request, timeout=PATIENCE)
+            expect(f"{size} bytes with one call", reply.status.root, blake3(data).digest())
+            if number == 0:
+                expect("a new file", (reply.created, reply.status.state), (True, pb.STATE_ASSEMBLED))
+        print("create", name, check_same(dcs, name, data))
 
 
 def check_streams(dcs, rng):
@@ -292,6 +312,7 @@ def main():
     ca, token = arguments.ca.read_bytes(), arguments.token.read_text().strip()
     dcs = [Datacenter(url, ca, token) for url in arguments.urls]
     name, data = check_puts(dcs, rng)
+    check_small(dcs, rng)
     check_streams(dcs, rng)
     check_refusals(dcs, name, data)
     check_lists(dcs, [name])

@@ -87,7 +87,8 @@ async fn refusals_are_passed_on_in_the_words_of_the_server() {
             .hint("send whole chunks of 1 MiB; only the last may be short");
         request.is_chunk().then_some(Fault::Refuse(refusal))
     });
-    let put = home.run(&["put", "f"]).await;
+    // With a home it goes in chunks, also if it is small.
+    let put = home.run(&["put", "f", "--home", "dc-a"]).await;
     assert_eq!(put.code, Some(2));
     assert_eq!(
         put.stderr,
@@ -114,13 +115,13 @@ async fn exit_codes_tell_what_to_do() {
 
     cluster.dcs[0].fail(|request| request.is_chunk().then_some(Fault::Break));
     home.write("g", &noise(5, MIB));
-    let later = home.run(&["put", "g", "--retry-for", "300ms"]).await;
+    let later = home.run(&["put", "g", "--home", "dc-a", "--retry-for", "300ms"]).await;
     assert_eq!(later.code, Some(6), "{}", later.stderr);
     assert!(later.stderr.contains("(unreachable)"), "{}", later.stderr);
     assert!(later.stderr.contains("\nresume: sluice put g --id "), "{}", later.stderr);
     assert!(later.stderr.contains(" --retry-for 300ms"), "{}", later.stderr);
     cluster.dcs[0].fail(|request| request.path.ends_with("/content").then_some(Fault::Corrupt));
-    let put = home.run(&["put", "g", "--json"]).await;
+    let put = home.run(&["put", "g", "--home", "dc-a", "--json"]).await;
     assert_eq!(put.code, Some(0), "{}", put.stderr);
     let id = put.json()["id"].as_str().unwrap().to_owned();
     assert!(later.stderr.contains(&id), "the same id was carried on with");

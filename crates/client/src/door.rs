@@ -114,6 +114,33 @@ impl Door {
         Ok(self.json(operation, request.json(&SettleFile { size }), Duration::ZERO).await?.1)
     }
 
+    /// Metadata and bytes in one request.
+    pub(crate) async fn create_whole(
+        &self,
+        id: Uuid,
+        file: &CreateFile,
+        bytes: Bytes,
+    ) -> Result<(bool, FileStatus), ClientError> {
+        let operation = Operation::Create { id };
+        let request = self
+            .request(Method::POST, "v1/files", operation)?
+            .header("file-metadata", header_json(file))
+            .header("content-type", "application/octet-stream")
+            .body(bytes);
+        let watch = request.watch.clone();
+        let answer = async {
+            let response = self.check(operation, self.send(operation, request).await?).await?;
+            let new = response.status() == StatusCode::CREATED;
+            Ok((new, self.parse(operation, response).await?))
+        };
+        tokio::select! {
+            created = answer => created,
+            () = watch.stalled(self.timeouts.stall, self.timeouts.answer) => {
+                Err(self.unreachable(operation, "it stood still".into()))
+            }
+        }
+    }
+
     pub(crate) async fn put_chunks(
         &self,
         id: Uuid,
@@ -407,4 +434,17 @@ fn untrusted(error: &(dyn Error + 'static)) -> Option<String> {
             None => cause.source()?,
         };
     }
+}
+
+/// JSON that may stand in a header: what is not ASCII is escaped.
+fn header_json(file: &CreateFile) -> String {
+    let json = serde_json::to_string(file).unwrap_or_default();
+    let mut out = String::with_capacity(json.len());
+    for unit in json.encode_utf16() {
+        match u8::try_from(unit) {
+            Ok(byte @ 0x20..0x7F) => out.push(char::from(byte)),
+            Ok(_) | Err(_) => out.push_str(&format!("\\u{unit:04x}")),
+        }
+    }
+    out
 }

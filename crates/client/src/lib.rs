@@ -41,6 +41,7 @@ mod source;
 mod stream;
 mod unfinished;
 mod upload;
+mod whole;
 mod wire;
 
 pub use client::Client;

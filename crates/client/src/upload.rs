@@ -5,6 +5,8 @@
 //! acknowledged. Every value also goes into a span tree here, whose root must be the server's in the end. Workers
 //! are tasks of a `JoinSet`: they end when the plan is done, and are aborted when one fails or the call is dropped.
 //!
+//! A file of at most one chunk of which nothing is known goes in one request (`whole.rs`).
+//!
 //! At any moment a worker holds one buffer of at most 8 MiB, and nothing else that grows with the file.
 
 use std::collections::BTreeMap;
@@ -131,6 +133,14 @@ impl Client {
         let file = Geometry::new(source.size())?;
         let id = options.id.unwrap_or_else(Uuid::now_v7);
         let known = self.what_is_known(id, options, &observer).await?;
+        // Its home is where it arrives, so one that is wanted elsewhere goes the long way.
+        if file.chunks() <= 1
+            && known.is_empty()
+            && options.home.is_none()
+            && let Some(uploaded) = self.upload_whole(id, file, source, options, &observer).await?
+        {
+            return Ok(uploaded);
+        }
         let mut held = settle::held(&known);
         settle::survey(self, id, file, &known, &mut held).await;
         let status = self.create(id, file, options, &known, &observer).await?;

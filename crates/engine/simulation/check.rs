@@ -44,6 +44,8 @@ pub fn after_event(world: &mut World, dc: DcId, before: &BTreeSet<FileId>) {
         let ledger = file.ledger();
         if ledger.root().is_none()
             || before.contains(&id)
+            // Read from its disk again, where its own bytes gave it, and not found now.
+            || world.dcs[&dc].disk.files.get(&id).is_some_and(|file| file.published.is_some())
             || ledger.claim().is_none_or(|claim| claim.home != dc)
         {
             continue;
@@ -82,6 +84,7 @@ fn told_by_another(world: &World, id: FileId, me: DcId) -> bool {
     let knows = |dc: &super::world::Dc| {
         dc.gone
             || dc.agg.as_ref().and_then(|agg| agg.file(id)).is_some_and(|file| file.ledger().root().is_some())
+            || dc.agg.as_ref().is_some_and(|agg| agg.is_asleep(id))
             || dc.agg.is_none()
     };
     world.dcs.values().any(|dc| dc.id != me && knows(dc))
@@ -210,10 +213,10 @@ pub fn always(world: &mut World) {
         // Two datacenters that assembled the file have the same bytes.
         let roots: BTreeSet<Root> =
             world.dcs.values().filter_map(|dc| dc.disk.files.get(&client.id)?.published).collect();
-        let in_conflict = world.dcs.values().any(|dc| {
-            let file = dc.agg.as_ref().and_then(|agg| agg.file(client.id));
-            file.is_some_and(|file| file.state() == FileState::Conflict)
-        });
+        let in_conflict = world
+            .dcs
+            .values()
+            .any(|dc| dc.agg.as_ref().is_some_and(|agg| agg.state(client.id) == FileState::Conflict));
         if roots.len() > 1 && world.calm && world.now > 120_000 && !in_conflict {
             broken = Some(("G3 convergence", format!("{} was assembled with two roots", short(client.id))));
         }
@@ -234,10 +237,7 @@ fn end_of(world: &World, id: FileId) -> Result<Option<FileState>, String> {
     let live: Vec<&super::world::Dc> = world.dcs.values().filter(|dc| dc.agg.is_some()).collect();
     let states: BTreeMap<DcId, FileState> = live
         .iter()
-        .map(|dc| {
-            let file = dc.agg.as_ref().and_then(|agg| agg.file(id));
-            (dc.id, file.map_or(FileState::Unheard, |file| file.state()))
-        })
+        .map(|dc| (dc.id, dc.agg.as_ref().map_or(FileState::Unheard, |agg| agg.state(id))))
         .collect();
     let distinct: BTreeSet<FileState> = states.values().copied().collect();
     if client.plan == Plan::NeverDescribe {

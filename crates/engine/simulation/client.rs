@@ -61,6 +61,10 @@ pub struct Client {
     pub done: bool,
     /// Where the client would like the file to be reassembled.
     pub home: Option<DcId>,
+    /// Whether the file goes in one request.
+    pub whole: bool,
+    /// How often it is sent again.
+    pub again: u64,
 }
 
 impl Client {
@@ -68,7 +72,9 @@ impl Client {
         let tenant = TenantId::new(1 + number % 2);
         let uuid = uuid_of(random.next(), number);
         let id = FileId::derive(tenant, ClientFileId::new(uuid));
+        let whole = random.chance(25);
         let chunks = match random.below(10) {
+            sent if whole => u64::from(sent > 0),
             0 => 0,
             1 => 1,
             2 => 2,
@@ -77,6 +83,11 @@ impl Client {
         };
         let shape = Geometry::new(chunks << 20).expect("small");
         let plan = match random.below(13) {
+            0..=2 if whole && chunks > 0 => Plan::Contradict,
+            3 | 4 if whole => Plan::Remove,
+            5 if whole => Plan::TwoRecords,
+            6 if whole => Plan::Expire,
+            _ if whole => Plan::Upload,
             0 | 1 => Plan::Contradict,
             2 => Plan::Remove,
             3 => Plan::WrongExpectation,
@@ -106,12 +117,13 @@ impl Client {
         };
         let other_record =
             (plan == Plan::TwoRecords).then(|| RecordSummary { digest: digest(number + 1000), ..record });
-        let mut todo: Vec<u64> = (0..chunks).collect();
+        let mut todo: Vec<u64> = if whole { Vec::new() } else { (0..chunks).collect() };
         // Runs mostly in order, now and then wildly out of it.
         if random.chance(50) {
             random.shuffle(&mut todo);
         }
         let bad_chunk = (plan == Plan::Contradict && chunks > 0).then(|| random.below(chunks));
+        let again = random.below(3) + u64::from(bad_chunk.is_some() || other_record.is_some());
         let home = if random.chance(20) { random.pick(dcs) } else { None };
         Self {
             id,
@@ -129,6 +141,8 @@ impl Client {
             settled: !plan.leaves_size_open(),
             done: false,
             home,
+            whole,
+            again,
         }
     }
 }

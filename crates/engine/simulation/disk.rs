@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sluice_engine::aggregator::{FileMemory, RecordSummary, StoredFile};
+use sluice_engine::aggregator::{Brief, FileMemory, RecordSummary, StoredFile};
 use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{DcId, FileId, Generation, TenantId};
@@ -85,6 +85,17 @@ impl Disk {
 
     pub fn chunk(&self, id: FileId, index: u64) -> Option<Content> {
         self.files.get(&id)?.chunks.get(&index).copied()
+    }
+
+    /// The brief of a file at rest.
+    pub fn brief(&self, id: FileId, me: DcId) -> Option<Brief> {
+        let file = self.files.get(&id)?;
+        let memory = FileMemory::from_bytes(&file.memory).expect("the simulation does not damage memories");
+        let brief = Brief::of(file.record.as_ref(), &memory)?;
+        let small = file.record.and_then(|record| record.size).is_some_and(|shape| shape.chunks() <= 1);
+        let clean = file.published.is_some() || file.chunks.is_empty();
+        let rests = clean && (file.dropped || small) && brief.is_at_rest(me, file.published.is_some());
+        rests.then_some(brief)
     }
 
     /// What an aggregator is given when it loads the file.

@@ -91,6 +91,7 @@ impl World {
     /// A datacenter says that it has a chunk which it does not have.
     fn lie(&mut self, id: DcId) {
         let number = self.random.below(self.clients.len() as u64) as usize;
+        self.awake(id, self.clients[number].id);
         let client = &self.clients[number];
         let (file, chunks, plan) = (client.id, client.shape.chunks(), client.plan);
         let known = self.dcs[&id].agg.as_ref().and_then(|agg| agg.file(file));

@@ -17,6 +17,7 @@ use super::world::{Todo, World};
 /// An effect that takes a while.
 #[derive(Clone, Debug)]
 pub enum Job {
+    Wake { file: FileId },
     Fetch { file: FileId, from: DcId },
     Restate { file: FileId, to: DcId, place: Place },
     LoadPage { file: FileId, segment: u64 },
@@ -37,6 +38,13 @@ impl World {
     pub fn finish(&mut self, id: DcId, job: Job) {
         let shape_of = |world: &Self, file| world.known_shape(id, file);
         match job {
+            Job::Wake { file } => {
+                // Now and then a read fails, and is asked for again.
+                if self.calm || !self.random.chance(5) {
+                    let stored = self.dcs[&id].disk.stored(file, None);
+                    self.report(id, file, vec![stored.map_or(Event::Absent, Event::Loaded)]);
+                }
+            }
             Job::Fetch { file, from } => {
                 let record = self.dcs[&from].disk.files.get(&file).and_then(|file| file.record);
                 let event = match record.filter(|_| self.reaches(id, from)) {

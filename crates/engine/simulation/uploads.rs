@@ -1,12 +1,15 @@
 //! What clients do, and what a front door answers them.
 
-use sluice_engine::aggregator::{Event, NodeEvent, RecordSummary};
+use std::collections::BTreeMap;
+
+use sluice_engine::aggregator::{Event, FileMemory, NodeEvent, RecordSummary};
 use sluice_engine::geometry::Geometry;
+use sluice_engine::hash::Root;
 use sluice_engine::ids::{DcId, FileId};
 use sluice_engine::ledger::FileState;
 
 use super::client::Plan;
-use super::disk::{chunk_span, dc_name};
+use super::disk::{chunk_span, dc_name, root_of};
 use super::world::{Dc, Todo, World, short};
 
 impl World {
@@ -17,9 +20,19 @@ impl World {
             self.schedule(500, Todo::Client(number));
             return;
         };
+        let id = self.clients[number].id;
+        self.awake(dc, id);
         let client = &mut self.clients[number];
-        let id = client.id;
-        if !client.described
+        if client.whole && !client.described {
+            let record = client.record;
+            self.clients[number].described = self.post(dc, number, record, 1);
+        } else if client.whole && client.described && client.again > 0 {
+            client.again -= 1;
+            // The same again, at any datacenter; or what contradicts it.
+            let content = if client.bad_chunk.take().is_some() { 2 } else { 1 };
+            let record = client.other_record.take().unwrap_or(client.record);
+            self.post(dc, number, record, content);
+        } else if !client.described
             && client.plan != Plan::NeverDescribe
             && (self.random.chance(85) || client.todo.is_empty())
         {
@@ -88,6 +101,7 @@ impl World {
     }
 
     pub fn create(&mut self, dc: DcId, id: FileId, record: RecordSummary, home: DcId) -> bool {
+        self.awake(dc, id);
         let Some(node) = self.dcs.get_mut(&dc).filter(|node| node.agg.is_some()) else { return false };
         let stored = node.disk.file(id);
         if stored.dropped {
@@ -111,6 +125,7 @@ impl World {
 
     /// Says how large a file is whose record leaves it open; whether that was acknowledged.
     pub fn settle(&mut self, dc: DcId, id: FileId, size: Geometry) -> bool {
+        self.awake(dc, id);
         let Some(node) = self.dcs.get_mut(&dc).filter(|node| node.agg.is_some()) else { return false };
         let known = node.agg.as_ref().and_then(|agg| agg.file(id)).and_then(|file| file.ledger().file());
         let stored = node.disk.file(id);
@@ -140,9 +155,57 @@ impl World {
         self.dcs[&dc].agg.is_some() && (self.calm || !self.random.chance(10))
     }
 
+    /// Sends a whole file in one request; whether it was acknowledged.
+    pub fn post(&mut self, dc: DcId, number: usize, record: RecordSummary, content: u32) -> bool {
+        let client = &self.clients[number];
+        let (id, tenant, shape) = (client.id, client.tenant, client.shape);
+        self.awake(dc, id);
+        let now = self.clock(dc);
+        let Some(agg) = self.dcs[&dc].agg.as_ref() else { return false };
+        let known = agg.file(id);
+        if known.is_some_and(|file| file.ledger().root().is_some() || file.state() == FileState::Conflict) {
+            // The same, or 409.
+            return true;
+        }
+        let begun = known.is_some_and(|file| file.state() != FileState::Unheard || file.is_orphan());
+        let chunks: BTreeMap<u64, u32> = (0..shape.chunks()).map(|index| (index, content)).collect();
+        let Some(root) = root_of(id, shape, &chunks).or((shape.chunks() == 0).then(Root::empty)) else {
+            return false;
+        };
+        let stored = self.dcs.get_mut(&dc).expect("alive").disk.file(id);
+        if stored.dropped || stored.published.is_some() {
+            return true;
+        }
+        if begun || stored.record.is_some() || !stored.chunks.is_empty() {
+            // It has begun already: it comes as a record and chunks.
+            return self.create(dc, id, record, dc)
+                && (0..shape.chunks()).all(|index| self.put(dc, number, index, content));
+        }
+        let progress = record.expiry_ms.map(|_| now);
+        stored.memory = FileMemory::of_whole(dc, root, shape, progress).to_bytes();
+        (stored.tenant, stored.record) = (Some(tenant), Some(record));
+        (stored.chunks, stored.published) = (chunks, Some(root));
+        // Durable; the process may die before anyone hears of it.
+        if !self.calm && self.random.below(20) == 0 {
+            self.crash(dc);
+            let delay = 100 + self.random.below(4_000);
+            self.schedule(delay, Todo::Restart(dc));
+            return false;
+        }
+        self.note(|| format!("{} has {} whole ({content})", dc_name(dc), short(id)));
+        if let Some(stored) = self.dcs[&dc].disk.stored(id, None) {
+            self.feed(dc, NodeEvent::File(id, Event::Whole(stored)));
+        }
+        if self.dcs[&dc].disk.chunk(id, 0) == Some(content) {
+            self.acked.insert((id, dc, 0), content);
+        }
+        self.dcs[&dc].agg.is_some() && (self.calm || !self.random.chance(10))
+    }
+
     /// Sends one chunk; whether it was acknowledged.
     pub fn put(&mut self, dc: DcId, number: usize, index: u64, content: u32) -> bool {
         let (id, tenant) = (self.clients[number].id, self.clients[number].tenant);
+        self.awake(dc, id);
         let Some(agg) = self.dcs[&dc].agg.as_ref() else { return false };
         let known = agg.file(id);
         let state = known.map_or(FileState::Unheard, |file| file.state());
@@ -176,7 +239,7 @@ impl World {
         }
         self.note(|| format!("{} has chunk {index} of {} ({content})", dc_name(dc), short(id)));
         let event = if state == FileState::Unheard {
-            Event::StoredOrphan { tenant }
+            Event::StoredOrphan { tenant, chunks: index..index + 1 }
         } else {
             let generation = self.generation(dc, id);
             Event::Stored { generation, spans: vec![chunk_span(id, index, content)] }
@@ -196,6 +259,7 @@ impl World {
         let mut missing: Option<Vec<u64>> = None;
         let mut over = false;
         for dc in self.alive() {
+            self.awake(dc, id);
             let Some(file) = self.dcs[&dc].agg.as_ref().and_then(|agg| agg.file(id)) else { continue };
             match file.state() {
                 FileState::Assembled | FileState::Conflict | FileState::Dropped => over = true,

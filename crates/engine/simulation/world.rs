@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use sluice_engine::aggregator::{Aggregator, Config, Effect, Event, NodeEvent, NodeMemory};
 use sluice_engine::command::Command;
 use sluice_engine::ids::{DcId, FileId, Timestamp};
+use sluice_engine::ledger::FileState;
 use sluice_engine::rules::Rules;
 
 use super::check::{self, Violation};
@@ -69,6 +70,8 @@ pub enum Todo {
     Fault,
     Heal,
     Restart(DcId),
+    /// A process loads the next file of its store, if there is one left.
+    Load(DcId, u64),
     Cut(DcId, DcId, bool),
 }
 
@@ -259,12 +262,51 @@ impl World {
         dc.agg = Some(agg);
         self.note(|| format!("{} starts", dc_name(id)));
         self.apply(id, effects);
-        let stored: Vec<_> = {
-            let disk = &self.dcs[&id].disk;
-            disk.files.keys().filter_map(|file| Some((*file, disk.stored(*file, None)?))).collect()
+        self.load(id);
+    }
+
+    /// Gives the files of a store to its process: those at rest at once, the others one after the other, and now and
+    /// then so slowly that much happens before.
+    fn load(&mut self, id: DcId) {
+        let disk = &self.dcs[&id].disk;
+        let (resting, others): (Vec<_>, Vec<_>) = disk
+            .files
+            .keys()
+            .map(|file| (*file, disk.brief(*file, id)))
+            .partition(|(_, brief)| brief.is_some());
+        let resting = resting.into_iter().filter_map(|(file, brief)| Some((file, brief?))).collect();
+        self.feed(id, NodeEvent::AtRest(resting));
+        if self.random.chance(50) {
+            for (file, _) in others {
+                self.awake(id, file);
+            }
+        }
+        let process = self.dcs[&id].process;
+        self.schedule(0, Todo::Load(id, process));
+    }
+
+    /// Loads one more file of the store.
+    fn load_next(&mut self, id: DcId, process: u64) {
+        let Some(agg) = self.dcs[&id].agg.as_ref().filter(|_| self.dcs[&id].process == process) else {
+            return;
         };
-        for (file, stored) in stored {
-            self.feed(id, NodeEvent::File(file, Event::Loaded(stored)));
+        let mut files = self.dcs[&id].disk.files.keys().copied();
+        match files.find(|file| agg.is_asleep(*file) && agg.state(*file) == FileState::Unheard) {
+            Some(file) => {
+                self.awake(id, file);
+                let delay = self.random.below(1_500);
+                self.schedule(delay, Todo::Load(id, process));
+            }
+            None => self.feed(id, NodeEvent::AllLoaded),
+        }
+    }
+
+    /// Has a process read what its store has of a file, unless it is in memory: what every request does first.
+    pub fn awake(&mut self, id: DcId, file: FileId) {
+        let Some(agg) = self.dcs[&id].agg.as_ref() else { return };
+        if agg.is_asleep(file) {
+            let stored = self.dcs[&id].disk.stored(file, None);
+            self.feed(id, NodeEvent::File(file, stored.map_or(Event::Absent, Event::Loaded)));
         }
     }
 
@@ -353,6 +395,7 @@ impl World {
                 return;
             }
             Effect::Changed(_) | Effect::Refused { .. } => return,
+            Effect::Wake(file) => Job::Wake { file },
             Effect::FetchRecord { file, from, .. } => Job::Fetch { file, from },
             Effect::Restate { file, to, place } => Job::Restate { file, to, place },
             Effect::LoadPage(file, segment) => Job::LoadPage { file, segment },
@@ -406,6 +449,7 @@ impl World {
             Todo::Fault => self.fault(),
             Todo::Heal => self.heal(),
             Todo::Restart(id) => self.boot(id),
+            Todo::Load(id, process) => self.load_next(id, process),
             Todo::Cut(a, b, cut) => {
                 if cut {
                     self.cuts.insert((a, b));

@@ -11,6 +11,7 @@
 //! `release.rs` (CONFIRM before anything is freed), `pages.rs`, `memory.rs` (what outlives the process).
 
 mod assemble;
+mod brief;
 mod compare;
 mod complete;
 mod effect;
@@ -20,8 +21,10 @@ mod orphan;
 mod pages;
 mod peer;
 mod release;
+mod rest;
 mod tell;
 
+pub use brief::Brief;
 pub use effect::Effect;
 pub use event::{Event, NodeEvent, PullOutcome, RecordSummary, StoredFile};
 pub use memory::{FileMemory, MemoryError, NodeMemory};
@@ -57,6 +60,8 @@ pub struct Config {
     pub absent_ms: u64,
     /// After how long a silent home is taken over; `None`: only when told to.
     pub takeover_ms: Option<u64>,
+    /// How long a file that was asked for stays in memory, though nothing is left to be done.
+    pub awake_ms: u64,
     /// How long after an attempt (a pull, a fetch, a confirmation) failed it is tried again.
     pub retry_ms: u64,
     /// Pulls of one file under way at once.
@@ -81,6 +86,7 @@ impl Config {
             orphan_grace_ms: 3_600_000,
             absent_ms: 60_000,
             takeover_ms: None,
+            awake_ms: 2_000,
             retry_ms: 500,
             max_pulls: 4,
             max_flights: 256,
@@ -113,6 +119,12 @@ pub struct File {
     /// How often a comparison with a holder found a difference, since it last said something new.
     disputes: BTreeMap<DcId, u32>,
     last_progress: Timestamp,
+    /// What the store remembers of it.
+    stored: FileMemory,
+    /// Until when it stays in memory because somebody asked for it.
+    awake_until: Option<Timestamp>,
+    /// The tenant under whose orphans it is counted.
+    counted_for: Option<TenantId>,
     /// When it wants to be looked at.
     wake: Option<Timestamp>,
     /// Under which time it stands in the table of what is due.
@@ -138,6 +150,9 @@ impl File {
             recount_at: None,
             disputes: BTreeMap::new(),
             last_progress: now,
+            stored: FileMemory::default(),
+            awake_until: None,
+            counted_for: None,
             wake: None,
             queued: None,
         }
@@ -174,8 +189,9 @@ impl File {
     }
 
     /// What must outlive the process.
-    fn memory(&self) -> FileMemory {
-        FileMemory::of(&self.ledger, self.own_claim)
+    pub fn memory(&self) -> FileMemory {
+        let expires = self.record.is_some_and(|record| record.expiry_ms.is_some());
+        FileMemory::of(&self.ledger, self.own_claim, expires.then_some(self.last_progress))
     }
 }
 
@@ -191,6 +207,9 @@ pub struct Aggregator {
     first_floor: Generation,
     peers: BTreeMap<DcId, peer::Peer>,
     files: BTreeMap<FileId, File>,
+    rest: rest::Rest,
+    /// Chunks here of files that nobody has described yet.
+    orphans: BTreeMap<(TenantId, FileId), u64>,
     /// When which file wants to be looked at.
     due: BTreeSet<(Timestamp, FileId)>,
     effects: Vec<Effect>,
@@ -200,6 +219,9 @@ impl Aggregator {
     /// An aggregator that has just started, with what it remembers. Its incarnation is one above the last, and every
     /// generation is raised with it: what an earlier incarnation said counts no longer, so that a restored or damaged
     /// disk cannot leave a promise behind that nobody keeps.
+    ///
+    /// Of no file anything is known then: each counts as asleep until it is loaded, is found at rest, or
+    /// [`NodeEvent::AllLoaded`] says that there is none left.
     pub fn start(config: Config, memory: NodeMemory, now: Timestamp) -> (Self, Vec<Effect>) {
         let incarnation = Incarnation::new(memory.incarnation.number().saturating_add(1));
         let peers = config.peers.iter().map(|&dc| {
@@ -213,6 +235,8 @@ impl Aggregator {
             first_floor: Generation::floor_of(incarnation),
             peers: peers.collect(),
             files: BTreeMap::new(),
+            rest: rest::Rest::default(),
+            orphans: BTreeMap::new(),
             due: BTreeSet::new(),
             effects: Vec::new(),
             config,
@@ -225,6 +249,7 @@ impl Aggregator {
 
     /// Takes an event, and returns what must be done, in order.
     pub fn handle(&mut self, event: NodeEvent, now: Timestamp) -> Vec<Effect> {
+        let event = if self.parks(&event, now) { NodeEvent::Tick } else { event };
         match event {
             NodeEvent::LinkUp { peer, incarnation, seen_of_me } => {
                 self.link_up(peer, incarnation, seen_of_me, now);
@@ -235,6 +260,8 @@ impl Aggregator {
                 self.advance(id, now);
             }
             NodeEvent::Received(verified) => self.received(&verified, now),
+            NodeEvent::AtRest(briefs) => self.at_rest(&briefs),
+            NodeEvent::AllLoaded => self.all_loaded(now),
             NodeEvent::Tick => {}
         }
         while let Some(&(at, id)) = self.due.first() {
@@ -242,11 +269,14 @@ impl Aggregator {
                 break;
             }
             self.due.pop_first();
-            if let Some(file) = self.files.get_mut(&id) {
-                file.wake = None;
-                file.queued = None;
+            match self.files.get_mut(&id) {
+                Some(file) => {
+                    file.wake = None;
+                    file.queued = None;
+                    self.advance(id, now);
+                }
+                None => self.wake_when_due(id, now),
             }
-            self.advance(id, now);
         }
         self.compare_when_due(now);
         self.serve_waiting(now);
@@ -257,15 +287,23 @@ impl Aggregator {
     pub fn next_timeout(&self) -> Option<Timestamp> {
         let files = self.due.first().map(|(at, _)| *at);
         let peers = self.peers.values().filter_map(peer::Peer::next_compare).min();
+        let peers = peers.filter(|_| !self.rest.is_loading());
         files.into_iter().chain(peers).min()
     }
 
-    /// What is known of a file.
+    /// What is known of a file that is not [asleep](Self::is_asleep).
     pub fn file(&self, id: FileId) -> Option<&File> {
         self.files.get(&id)
     }
 
-    /// Every file, in order of id.
+    /// Files of a tenant that nobody has described yet, and chunks of them here.
+    pub fn orphans(&self, tenant: TenantId) -> (usize, u64) {
+        let last = FileId::from_bytes([0xFF; 16]);
+        let all = self.orphans.range((tenant, FileId::NIL)..=(tenant, last));
+        all.fold((0, 0), |(files, sum), (_, chunks)| (files + 1, sum + chunks))
+    }
+
+    /// Every file that is not asleep, in order of id.
     pub fn files(&self) -> impl Iterator<Item = (FileId, &File)> {
         self.files.iter().map(|(id, file)| (*id, file))
     }
@@ -337,7 +375,7 @@ impl Aggregator {
                     file.home_changed(me, before.0, now);
                 }
                 let sized = before.1 != file.ledger.file();
-                self.effects.push(Effect::Persist(id, file.memory()));
+                self.persist(id);
                 self.tell_everyone(id);
                 if sized && before.0.is_some() {
                     self.restate_own(id);
@@ -354,16 +392,16 @@ impl Aggregator {
                 }
             }
             Event::Loaded(stored) => {
-                let generation = stored.generation.max(first_floor);
-                let counts = file.load(&self.config, floor, generation, &stored, now);
-                if file.is_worth_remembering() {
-                    self.effects.push(Effect::Persist(id, file.memory()));
-                }
-                self.effects.push(Effect::Changed(id));
-                if !counts {
-                    self.retract(id, now);
-                }
+                file.awake_until = Some(now.plus(self.config.awake_ms));
+                self.take_stored(id, &stored, now);
+                self.woken(id, now);
             }
+            Event::Whole(stored) => {
+                self.take_stored(id, &stored, now);
+                self.tell_everyone(id);
+                self.woken(id, now);
+            }
+            Event::Absent => self.absent(id, now),
             Event::Stored { generation, spans } => {
                 if !spans.is_empty() {
                     file.last_progress = now;
@@ -371,7 +409,7 @@ impl Aggregator {
                 file.take_own(&self.config, floor, generation.max(first_floor), &spans, now);
                 self.effects.push(Effect::Changed(id));
             }
-            Event::StoredOrphan { tenant } => file.note_orphan(tenant, &self.config, now),
+            Event::StoredOrphan { tenant, chunks } => file.note_orphan(tenant, chunks, &self.config, now),
             Event::Remove { reason, tenant } => {
                 let dropped = file.ledger.take(Fact::Drop { reason, tenant });
                 if dropped == Ok(Taken::New) {
@@ -397,6 +435,32 @@ impl Aggregator {
         }
     }
 
+    /// Takes what the store has of a file.
+    fn take_stored(&mut self, id: FileId, stored: &StoredFile, now: Timestamp) {
+        let (floor, first_floor) = (self.generation_floor, self.first_floor);
+        self.rises(id);
+        self.file_mut(id, now).stored.clone_from(&stored.memory);
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let counts = file.load(&self.config, floor, stored.generation.max(first_floor), stored, now);
+        if file.is_worth_remembering() {
+            self.persist(id);
+        }
+        self.effects.push(Effect::Changed(id));
+        if !counts {
+            self.retract(id, now);
+        }
+    }
+
+    /// Has the store remember what it does not remember yet.
+    fn persist(&mut self, id: FileId) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let memory = file.memory();
+        if memory != file.stored {
+            file.stored = memory.clone();
+            self.effects.push(Effect::Persist(id, memory));
+        }
+    }
+
     /// Forgets all that matters no more once a file is dropped, and drops it durably.
     fn drop_file(&mut self, id: FileId, tenant: TenantId) {
         let Some(file) = self.files.get_mut(&id) else { return };
@@ -409,6 +473,7 @@ impl Aggregator {
         file.rechecks = BTreeMap::new();
         file.recount_at = None;
         file.published = false;
+        file.stored = file.memory();
         self.effects.push(Effect::Drop(id, tenant, file.memory()));
         self.effects.push(Effect::Changed(id));
     }
@@ -505,14 +570,10 @@ impl Aggregator {
                 if before.1 != after.1 {
                     file.home_changed(me, before.1, now);
                 }
-                let memory = self.files.get(&id).map(File::memory);
                 if let Fact::Drop { tenant, .. } = fact {
                     self.drop_file(id, tenant);
-                } else if before != after
-                    && let (Some(memory), Some(file)) = (memory, self.files.get(&id))
-                    && file.is_worth_remembering()
-                {
-                    self.effects.push(Effect::Persist(id, memory));
+                } else if before != after && self.files.get(&id).is_some_and(File::is_worth_remembering) {
+                    self.persist(id);
                 }
                 if before.2 != after.2 {
                     // What is here has places only now.
@@ -524,7 +585,7 @@ impl Aggregator {
             Ok(Taken::Known) => true,
             Ok(Taken::NotYet) => {
                 if !known {
-                    self.files.remove(&id);
+                    self.forget(id);
                 }
                 false
             }
@@ -584,9 +645,14 @@ impl Aggregator {
             if let Some(at) = file.queued {
                 self.due.remove(&(at, id));
             }
-            self.files.remove(&id);
+            self.forget(id);
             return;
         }
+        self.count_orphan(id);
+        if self.lay_to_rest(id, now) {
+            return;
+        }
+        let Some(file) = self.files.get_mut(&id) else { return };
         if file.queued != file.wake {
             if let Some(at) = file.queued {
                 self.due.remove(&(at, id));

@@ -20,6 +20,7 @@ mod page;
 mod summaries;
 
 pub use agreement::Verdict;
+pub(crate) use compared::Fingerprint;
 pub use fact::{Claim, Disagreement, Fact, FactError, Taken};
 pub use page::{Page, PageError};
 

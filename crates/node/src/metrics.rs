@@ -69,6 +69,8 @@ pub struct Metrics {
     registry: Mutex<Registry>,
     /// Chunks that were taken or refused.
     pub chunks: Family<ChunkLabels, Counter>,
+    /// Files that came whole in one request, taken or refused.
+    pub whole_files: Family<ChunkLabels, Counter>,
     /// From the first byte of a run's request to its acknowledgement, in seconds.
     pub chunk_ack: Histogram,
     /// HTTP requests at the edge: seconds until the answer's head was ready.
@@ -100,6 +102,7 @@ impl Metrics {
         let seconds: MakeHistogram = || Histogram::new(SECONDS);
         let metrics = Self {
             chunks: Family::default(),
+            whole_files: Family::default(),
             chunk_ack: seconds(),
             http_requests: Family::new_with_constructor(seconds),
             rpc_calls: Family::new_with_constructor(seconds),
@@ -113,8 +116,13 @@ impl Metrics {
         // The encoder appends `_total` to counters and `_info` to infos.
         registry.register("sluice_chunks", "Chunks taken or refused", metrics.chunks.clone());
         registry.register(
+            "sluice_whole_files",
+            "Files that came whole in one request, taken or refused",
+            metrics.whole_files.clone(),
+        );
+        registry.register(
             "sluice_chunk_ack_seconds",
-            "From the request of a run to its acknowledgement",
+            "From the request of a run, or of a whole file, to its acknowledgement",
             metrics.chunk_ack.clone(),
         );
         registry.register(
@@ -167,6 +175,11 @@ impl Metrics {
         self.chunks.get_or_create(&ChunkLabels { door, outcome }).inc_by(chunks);
     }
 
+    /// Counts a file that came whole.
+    pub fn count_whole(&self, door: &'static str, outcome: &'static str) {
+        self.whole_files.get_or_create(&ChunkLabels { door, outcome }).inc();
+    }
+
     /// All of them, in the OpenMetrics text format ([`CONTENT_TYPE`]).
     pub fn encode(&self) -> Result<String, fmt::Error> {
         let mut text = String::new();
@@ -184,6 +197,7 @@ mod tests {
         let metrics = Metrics::new("dc-a");
         metrics.count_chunks("http", "stored", 8);
         metrics.count_shed("memory");
+        metrics.count_whole("http", "stored");
         let labels =
             HttpLabels { http_route: "/v1", http_request_method: "GET", http_response_status_code: 200 };
         metrics.http_requests.get_or_create(&labels).observe(0.1);
@@ -192,6 +206,7 @@ mod tests {
         let text = metrics.encode().unwrap();
         for line in [
             r#"sluice_chunks_total{dc="dc-a",door="http",outcome="stored"} 8"#,
+            r#"sluice_whole_files_total{dc="dc-a",door="http",outcome="stored"} 1"#,
             r#"sluice_shed_total{dc="dc-a",reason="memory"} 1"#,
             r#"sluice_chunk_ack_seconds_count{dc="dc-a"} 0"#,
             r#"sluice_memory_used_bytes{dc="dc-a"} 0"#,

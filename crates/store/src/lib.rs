@@ -8,7 +8,8 @@
 //! 4. Whoever begins a run in which another writer holds a chunk waits for that writer's result.
 //! 5. What is read is verified against its recorded value; what does not hash to it is an error, never data (G2).
 //! 6. An error says whether to retry, fix or stop ([`StoreError::advice`]). Nothing acknowledged is lost by one.
-//! 7. Memory is bounded: a writer holds tens of KiB, an index entry of an idle file is evicted.
+//! 7. A file that came whole is one durable record, acknowledged once; it is listed and read without a file of its own.
+//! 8. Memory is bounded: a writer holds tens of KiB, an index entry of an idle file is evicted.
 
 mod error;
 pub mod fs;
@@ -20,9 +21,10 @@ use std::ops::Range;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use sluice_engine::aggregator::Brief;
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, RecordDigest, Root};
-use sluice_engine::ids::{FileId, Generation, TenantId};
+use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
 use sluice_engine::metadata::MetadataRecord;
 
 /// The most bytes of [`FileSummary::facts`].
@@ -56,6 +58,44 @@ pub struct FileSummary {
     pub held_bytes: u64,
     /// The root under which the file was published, if it was.
     pub published: Option<Root>,
+    /// Whether it is kept in one record, and found by [`ChunkStore::listed`].
+    pub in_log: bool,
+}
+
+/// A file that a store has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Which.
+    pub file: FileId,
+    /// Its brief, if it is kept in one record: what an aggregator needs of it as long as nothing happens to it.
+    pub brief: Option<[u8; Brief::LEN]>,
+    /// Whether that record has the file's bytes.
+    pub whole: bool,
+}
+
+/// What lists tell of a file that is kept in one record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// What its client calls it.
+    pub client: ClientFileId,
+    /// Its size in bytes.
+    pub size: u64,
+    /// Its name.
+    pub name: String,
+    /// Its brief.
+    pub brief: [u8; Brief::LEN],
+}
+
+/// What became of a file that came whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WholeOutcome {
+    /// It was new, and is durable and published now.
+    Stored,
+    /// The very same file was durable and published already.
+    Known,
+    /// Something of it is here already, or is being written: it must come as a record, facts and chunks, which are
+    /// compared.
+    Begun,
 }
 
 /// What became of a metadata record.
@@ -101,12 +141,38 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// discarded, as [`put_record`](Self::put_record) does.
     async fn put_size(&self, file: FileId, size: Geometry) -> Result<(), StoreError>;
 
+    /// Makes a whole file of at most one chunk durable and published, with its record and facts, in one.
+    ///
+    /// Another record or another content of the same file is [`StoreError::RecordConflict`] or
+    /// [`StoreError::WrongRoot`], and the first stays. Bytes that are not what the record says are
+    /// [`StoreError::Length`] or [`StoreError::WrongRoot`]. After [`drop_file`](Self::drop_file) it is
+    /// [`StoreError::Dropped`].
+    async fn put_whole(
+        &self,
+        record: &MetadataRecord,
+        facts: &[u8],
+        bytes: Bytes,
+    ) -> Result<WholeOutcome, StoreError>;
+
+    /// Remembers a file of at most one chunk that is whole elsewhere: its record and facts, in one. A record that is
+    /// here already stays as it is.
+    async fn put_known(&self, record: &MetadataRecord, facts: &[u8]) -> Result<WholeOutcome, StoreError>;
+
     /// What the store knows of a file; `None` if it never heard of it. Dropped files have a summary, with facts and
-    /// without chunks.
+    /// without chunks; the record may be gone.
     async fn summary(&self, file: FileId) -> Result<Option<FileSummary>, StoreError>;
 
     /// Up to `limit` files with ids above `after`, in order of id: every file with a summary.
-    async fn list(&self, after: Option<FileId>, limit: usize) -> Result<Vec<FileId>, StoreError>;
+    async fn list(&self, after: Option<FileId>, limit: usize) -> Result<Vec<Found>, StoreError>;
+
+    /// Up to `limit` files of a tenant that are kept in one record each, and were not dropped, with client's ids above
+    /// `after`, in their order. None of them is read for it.
+    async fn listed(
+        &self,
+        tenant: TenantId,
+        after: Option<ClientFileId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, StoreError>;
 
     /// Begins to write a run of `len` bytes. Waits while another writer holds any chunk of it.
     ///

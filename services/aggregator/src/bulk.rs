@@ -56,7 +56,7 @@ pub(crate) async fn own_values(
     under: Place,
 ) -> Result<(Vec<ChainingValue>, Vec<ChainingValue>), Refusal> {
     let shape =
-        service.ledgers.ask(move |aggregator| aggregator.file(file).and_then(|file| file.ledger().file()));
+        service.look(file, move |aggregator| aggregator.file(file).and_then(|file| file.ledger().file()));
     let shape = shape.await?.ok_or_else(Refusal::not_found)?;
     place.check(shape).map_err(no_such_place)?;
     under.check(shape).map_err(no_such_place)?;
@@ -199,7 +199,7 @@ pub(crate) async fn fetch_from_holders(
 ) -> Result<Bytes, Refusal> {
     let me = service.parts.dc;
     let place = Place::of_chunk(index);
-    let asked = service.ledgers.ask(move |aggregator| {
+    let asked = service.look(file, move |aggregator| {
         let ledger = aggregator.file(file)?.ledger();
         let holders =
             ledger.holders().filter(|(_, _, tree)| tree.covering(place).is_some()).map(|(dc, ..)| dc);

@@ -8,12 +8,13 @@ use sluice_engine::aggregator::{Effect, Event, NodeEvent, PullOutcome};
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, RecordDigest, Root};
 use sluice_engine::ids::{DcId, FileId, TenantId};
-use sluice_engine::ledger::Page;
+use sluice_engine::ledger::{FileState, Page};
 use sluice_engine::limits::{MAX_LEVEL, MAX_RUN};
+use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::resolve::resolve;
 use sluice_engine::span::{Place, Span};
 use sluice_proto::problem::Refusal;
-use sluice_store::{RecordOutcome, StoreError};
+use sluice_store::{RecordOutcome, StoreError, WholeOutcome};
 use tracing::{debug, error, info, warn};
 
 use crate::bulk::{self, Incoming, Values};
@@ -29,6 +30,12 @@ pub(crate) const PULLS: usize = 4;
 pub(crate) async fn carry(service: Arc<AggregatorService>, effect: Effect) {
     let store = service.parts.store.clone();
     match effect {
+        Effect::Wake(file) => {
+            // The engine asks again if it is still wanted.
+            if let Err(error) = load::wake(&service, file).await {
+                error!(%file, %error, "a file at rest cannot be read");
+            }
+        }
         Effect::FetchRecord { file, from, digest } => fetch_record(&service, file, from, digest).await,
         Effect::Restate { file, to, place } => restate(&service, file, to, place).await,
         Effect::StorePage(file, page) => {
@@ -124,7 +131,7 @@ async fn reload(service: &Arc<AggregatorService>, file: FileId) {
 }
 
 async fn shape_of(service: &AggregatorService, file: FileId) -> Option<(Geometry, Option<TenantId>)> {
-    let asked = service.ledgers.ask(move |aggregator| {
+    let asked = service.look(file, move |aggregator| {
         let ledger = aggregator.file(file)?.ledger();
         Some((ledger.file()?, ledger.tenant()))
     });
@@ -136,7 +143,7 @@ async fn fetch_record(service: &Arc<AggregatorService>, file: FileId, from: DcId
         return tell(service, file, Event::FetchFailed).await;
     };
     let stored = match bulk::record_from(service, peer, file).await {
-        Ok(record) if record.digest() == digest => service.parts.store.put_record(&record).await,
+        Ok(record) if record.digest() == digest => store_record(service, file, &record).await,
         Ok(_) => {
             debug!(%file, peer = %peer.name, "a peer has another record");
             return tell(service, file, Event::FetchFailed).await;
@@ -155,6 +162,31 @@ async fn fetch_record(service: &Arc<AggregatorService>, file: FileId, from: DcId
             tell(service, file, Event::FetchFailed).await;
         }
     }
+}
+
+/// Makes the record of a file durable; that of a small file that is whole elsewhere together with what is known of it.
+async fn store_record(
+    service: &AggregatorService,
+    file: FileId,
+    record: &MetadataRecord,
+) -> Result<RecordOutcome, StoreError> {
+    let store = &service.parts.store;
+    if record.geometry().is_some_and(|shape| shape.chunks() <= 1) {
+        let me = service.parts.dc;
+        let memory = service.ledgers.ask(move |aggregator| {
+            let file = aggregator.file(file)?;
+            let elsewhere = file.ledger().claim().is_some_and(|claim| claim.home != me);
+            (elsewhere && file.state() == FileState::Assembled).then(|| file.memory())
+        });
+        if let Ok(Some(memory)) = memory.await {
+            match store.put_known(record, &memory.to_bytes()).await? {
+                WholeOutcome::Stored => return Ok(RecordOutcome::Stored),
+                WholeOutcome::Known => return Ok(RecordOutcome::Known),
+                WholeOutcome::Begun => {}
+            }
+        }
+    }
+    store.put_record(record).await
 }
 
 /// Reads what is held under a place, one level or more finer.
@@ -292,7 +324,7 @@ pub(crate) fn chunk_spans(run: Run, values: &[ChainingValue]) -> Vec<Span> {
 
 /// The generation under which what is stored now is held.
 pub(crate) async fn generation(service: &AggregatorService, file: FileId) -> sluice_engine::ids::Generation {
-    service.ledgers.ask(move |aggregator| aggregator.generation(file)).await.unwrap_or_default()
+    service.look(file, move |aggregator| aggregator.generation(file)).await.unwrap_or_default()
 }
 
 /// The values of every chunk of a file, if all are here.

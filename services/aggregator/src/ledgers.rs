@@ -234,7 +234,8 @@ impl LedgerTask {
                     self.service.metrics.received(kind.name(), "refused");
                     tracing::warn!(%peer, %kind, reason, "a peer said what it should not");
                 }
-                Effect::FetchRecord { .. }
+                Effect::Wake(_)
+                | Effect::FetchRecord { .. }
                 | Effect::Restate { .. }
                 | Effect::StorePage(..)
                 | Effect::LoadPage(..)

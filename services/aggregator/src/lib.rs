@@ -11,7 +11,8 @@
 //! 4. `slots.rs` is what workers ask: every request is verified against its session context here again (G4).
 //! 5. All tasks belong to the datacenter's `Shutdown`; a kill drops them at once, and nothing acknowledged is lost.
 //! 6. `scrub.rs` reads everything that is stored again, slowly, and mends what is damaged.
-//! 7. Ledgers are caches: at start they are made anew from the chunk store (`load.rs`, G5).
+//! 7. Ledgers are caches: after a start they are made anew from the chunk store (`load.rs`, G5), while requests are
+//!    served. Of files of which nothing is left to be done none is kept.
 
 mod bulk;
 mod carry;
@@ -26,6 +27,7 @@ mod refusal;
 mod scrub;
 mod slots;
 mod status;
+mod whole;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -171,11 +173,14 @@ pub struct AggregatorService {
     /// Pulls under way at once, over all files: more would only be larger.
     pub(crate) pulls: tokio::sync::Semaphore,
     pub(crate) edge_url: Option<String>,
+    /// Whether all files of the store are known.
+    pub(crate) loaded: tokio::sync::watch::Sender<bool>,
     /// Itself, for the tasks that calls spawn.
     pub(crate) this: std::sync::Weak<AggregatorService>,
 }
 
-/// Starts the aggregator: loads the files of the store, answers peers on `listener`, and dials them.
+/// Starts the aggregator: answers peers on `listener`, dials them, and loads the files of the store meanwhile. It serves
+/// at once: what a request needs is loaded before its turn.
 pub async fn start(
     parts: AggregatorParts,
     listener: Listener,
@@ -216,12 +221,13 @@ pub async fn start(
         units: locate::Units::default(),
         pulls: tokio::sync::Semaphore::new(carry::PULLS),
         edge_url,
+        loaded: tokio::sync::watch::Sender::new(false),
         parts: parts.clone(),
     });
     let task = ledgers::LedgerTask::new(aggregator, inputs, service.clone(), Box::new(now));
     let task = task.begin(effects).await?;
     parts.tasks.spawn(task.run());
-    load::load_all(&service).await?;
+    parts.tasks.spawn(load::load_all(service.clone()));
     door::serve(service.clone(), listener, server);
     links::dial_all(&service);
     service.parts.tasks.spawn(scrub::run(service.clone()));

@@ -1,47 +1,130 @@
-//! From the chunk store to ledgers: at start for every file, later for one whose store changed under it (G5).
+//! From the chunk store to ledgers: after a start for every file, later for one that was at rest, or whose store changed
+//! under it (G5).
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use sluice_engine::aggregator::{Event, FileMemory, NodeEvent, RecordSummary, StoredFile};
+use futures_util::StreamExt;
+use sluice_engine::aggregator::{Aggregator, Brief, Event, FileMemory, NodeEvent, RecordSummary, StoredFile};
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::ChainingValue;
 use sluice_engine::ids::FileId;
 use sluice_engine::limits::{MAX_LEVEL, SEGMENT_CHUNKS};
-use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::span::{Place, Span};
 use sluice_engine::span_tree::{SpanTree, merge_chunks};
-use sluice_store::{ChunkStore, FileSummary, StoreError};
-use tracing::error;
+use sluice_proto::problem::{Problem, Refusal};
+use sluice_store::{ChunkStore, FileSummary, Found, StoreError};
+use tracing::{error, info};
 
+use crate::slots::ATTEMPTS;
 use crate::{AggregatorError, AggregatorService};
 
-/// Files read in one go at start.
-const PAGE: usize = 1_000;
+/// Files found in one go at start.
+const PAGE: usize = 10_000;
 
-/// Gives every file of the store to the engine.
-pub(crate) async fn load_all(service: &Arc<AggregatorService>) -> Result<(), AggregatorError> {
+/// Files read at once at start: enough to keep a disk busy, few enough that requests get their turn.
+const READERS: usize = 16;
+
+/// How long a request that needs all files waits for them after a start.
+const LOAD_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// Gives every file of the store to the engine, in the background: files at rest by their briefs, the others one by one.
+/// Whoever asks for a file before its turn has it loaded then ([`wake`]).
+pub(crate) async fn load_all(service: Arc<AggregatorService>) {
+    let began = std::time::Instant::now();
     let mut after = None;
+    let (mut resting, mut read) = (0, 0);
     loop {
-        let files = service.parts.store.list(after, PAGE).await?;
-        for &file in &files {
-            match stored(service, file, None).await {
-                // A crash came between a record and the home that goes with it. This need not be the home: others
-                // are asked, or whoever creates the file asks again, since nobody was told that it exists.
-                Ok(Some(stored)) if stored.record.is_some() && stored.memory.claim().is_none() => {
-                    let stored = StoredFile { record: None, spans: Vec::new(), ..stored };
-                    service.ledgers.tell(NodeEvent::File(file, Event::Loaded(stored))).await;
+        let found = match service.parts.store.list(after, PAGE).await {
+            Ok(found) => found,
+            // What is not known yet is read when somebody asks for it; the rest of the work can wait.
+            Err(failed) => {
+                error!(%failed, "the files of the store cannot be listed; it is tried again");
+                tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                continue;
+            }
+        };
+        after = found.last().map(|last| last.file).filter(|_| found.len() == PAGE);
+        let me = service.parts.dc;
+        let brief = |found: &Found| {
+            Brief::from_bytes(&found.brief?).filter(|brief| brief.is_at_rest(me, found.whole))
+        };
+        let (at_rest, others): (Vec<_>, Vec<_>) =
+            found.iter().map(|found| (found.file, brief(found))).partition(|(_, brief)| brief.is_some());
+        resting += at_rest.len();
+        read += others.len();
+        let at_rest = at_rest.into_iter().filter_map(|(file, brief)| Some((file, brief?))).collect();
+        service.ledgers.tell(NodeEvent::AtRest(at_rest)).await;
+        futures_util::stream::iter(others)
+            .for_each_concurrent(READERS, async |(file, _)| {
+                let is_asleep = service.ledgers.ask(move |aggregator| aggregator.is_asleep(file)).await;
+                if matches!(is_asleep, Ok(true))
+                    && let Err(failed) = wake(&service, file).await
+                {
+                    // One damaged file must not keep the others from being served.
+                    error!(%file, %failed, "a file of the store cannot be loaded");
                 }
-                Ok(Some(stored)) => service.ledgers.tell(NodeEvent::File(file, Event::Loaded(stored))).await,
-                Ok(None) => {}
-                // One damaged file must not keep the others from being served.
-                Err(failed) => error!(%file, %failed, "a file of the store cannot be loaded"),
+            })
+            .await;
+        if after.is_none() {
+            break;
+        }
+    }
+    service.ledgers.tell(NodeEvent::AllLoaded).await;
+    // The engine has taken it once it answers.
+    let _ = service.ledgers.ask(|aggregator| aggregator.is_loading()).await;
+    service.loaded.send_replace(true);
+    info!(resting, read, seconds = began.elapsed().as_secs_f64(), "all files are known");
+}
+
+/// Tells the engine what the store has of a file that is asleep.
+pub(crate) async fn wake(service: &AggregatorService, file: FileId) -> Result<(), AggregatorError> {
+    let event = match stored(service, file, None).await? {
+        // A crash came between a record and the home that goes with it. This need not be the home: others
+        // are asked, or whoever creates the file asks again, since nobody was told that it exists.
+        Some(stored) if stored.record.is_some() && stored.memory.claim().is_none() => {
+            Event::Loaded(StoredFile { record: None, spans: Vec::new(), ..stored })
+        }
+        Some(stored) => Event::Loaded(stored),
+        None => Event::Absent,
+    };
+    service.ledgers.settle(file, event).await.map_err(|_| AggregatorError::Stopped)
+}
+
+impl AggregatorService {
+    /// Asks the engine of a file, which is loaded first if it is asleep.
+    pub(crate) async fn look<T: Send + 'static>(
+        &self,
+        file: FileId,
+        question: impl FnOnce(&Aggregator) -> T + Clone + Send + 'static,
+    ) -> Result<T, Refusal> {
+        for _ in 0..ATTEMPTS {
+            let question = question.clone();
+            let asked =
+                self.ledgers.ask(
+                    move |aggregator| {
+                        if aggregator.is_asleep(file) { None } else { Some(question(aggregator)) }
+                    },
+                );
+            match asked.await? {
+                Some(answer) => return Ok(answer),
+                None => wake(self, file).await?,
             }
         }
-        after = match files.last() {
-            Some(last) if files.len() == PAGE => Some(*last),
-            Some(_) | None => return Ok(()),
-        };
+        Err(Refusal::new(Problem::Unavailable, "the file could not be looked at in time"))
+    }
+
+    /// Waits until every file of the store is known.
+    pub(crate) async fn loaded(&self) -> Result<(), Refusal> {
+        let mut loaded = self.loaded.subscribe();
+        match tokio::time::timeout(LOAD_PATIENCE, loaded.wait_for(|loaded| *loaded)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(Refusal::new(
+                Problem::Unavailable,
+                "the files of this datacenter are being read after a start",
+            )
+            .retry_after(LOAD_PATIENCE)),
+        }
     }
 }
 
@@ -65,6 +148,7 @@ async fn stored(
     let Some(summary) = store.summary(file).await? else { return Ok(None) };
     let memory = FileMemory::from_bytes(&summary.facts)?;
     if let Some(record) = &summary.record
+        && !summary.in_log
         && memory.facts().iter().all(|fact| !matches!(fact, sluice_engine::ledger::Fact::Drop { .. }))
     {
         service.catalogue.add(record.tenant(), record.client_id(), file);
@@ -86,7 +170,7 @@ async fn stored(
     }
     Ok(Some(StoredFile {
         tenant: summary.tenant,
-        record: summary.record.as_ref().map(summarise),
+        record: summary.record.as_ref().map(RecordSummary::of),
         size: summary.size,
         memory,
         generation: summary.generation,
@@ -111,17 +195,6 @@ pub(crate) async fn settled(
         // Two sizes: the ledger knows it for a conflict, in which nothing counts.
         Ok(()) | Err(StoreError::SizeConflict { .. } | StoreError::Dropped(_)) => Ok(Some(shape)),
         Err(error) => Err(error),
-    }
-}
-
-/// What the engine keeps of a record.
-pub(crate) fn summarise(record: &MetadataRecord) -> RecordSummary {
-    RecordSummary {
-        digest: record.digest(),
-        tenant: record.tenant(),
-        size: record.geometry(),
-        expected_root: record.expected_root(),
-        expiry_ms: record.expiry_secs().map(|secs| secs.saturating_mul(1000)),
     }
 }
 

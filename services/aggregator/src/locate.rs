@@ -52,7 +52,7 @@ impl AggregatorService {
     /// The shape, root and whereabouts of a complete file; refused if it is not.
     async fn complete(&self, file: FileId) -> Result<Complete, Refusal> {
         let me = self.parts.dc;
-        let asked = self.ledgers.ask(move |aggregator| {
+        let asked = self.look(file, move |aggregator| {
             let file = aggregator.file(file)?;
             let ledger = file.ledger();
             let claim = ledger.claim();
@@ -203,7 +203,7 @@ impl AggregatorService {
         let (first, end) = (wanted.start, wanted.end);
         let segment = first / SEGMENT_CHUNKS;
         let unit = Place::tile(wanted, MAX_LEVEL, shape);
-        let asked = self.ledgers.ask(move |aggregator| {
+        let asked = self.look(file, move |aggregator| {
             let ledger = aggregator.file(file)?.ledger();
             let pieces = ledger.holders().flat_map(|(dc, _, tree)| {
                 unit.iter().flat_map(move |place| tree.overlapping(*place)).map(move |span| (dc, span))
@@ -345,7 +345,7 @@ impl AggregatorService {
         let places = proof_places(shape, place);
         // The home's root was made of what holders said: their spans' values lead to it, without their chunks'.
         let asked = places.clone();
-        let said = self.ledgers.ask(move |aggregator| {
+        let said = self.look(file, move |aggregator| {
             let union = aggregator.file(file).filter(|_| is_home).map(|file| file.ledger().union());
             asked.into_iter().map(|place| union.and_then(|union| union.value(place))).collect::<Vec<_>>()
         });

@@ -48,7 +48,7 @@ pub(crate) async fn run(service: Arc<AggregatorService>) {
         };
         match step {
             Step::List { after } => match service.parts.store.list(after, PAGE).await {
-                Ok(files) => scrub.listed(files),
+                Ok(found) => scrub.listed(found.into_iter().map(|found| found.file).collect()),
                 Err(error) => rest(&service, PATIENCE, &error).await,
             },
             Step::Look(file) => scrub.holds(held(&service, file).await),
@@ -155,7 +155,7 @@ async fn found(service: &Arc<AggregatorService>, file: FileId, index: ChunkIndex
 
 async fn is_published(service: &AggregatorService, file: FileId) -> bool {
     let asked =
-        service.ledgers.ask(move |aggregator| aggregator.file(file).is_some_and(|file| file.is_published()));
+        service.look(file, move |aggregator| aggregator.file(file).is_some_and(|file| file.is_published()));
     matches!(asked.await, Ok(true))
 }
 

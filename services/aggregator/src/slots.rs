@@ -1,16 +1,17 @@
 //! What workers ask the owner of a file's slot for. Every request is verified against its session context here again.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sluice_engine::aggregator::{Event, NodeEvent};
+use sluice_engine::aggregator::{Brief, Event, NodeEvent, RecordSummary};
 use sluice_engine::command::DropReason;
 use sluice_engine::context::{Scope, SignedContext};
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
-use sluice_engine::ids::{ClientFileId, FileId};
+use sluice_engine::ids::{ClientFileId, FileId, TenantId};
 use sluice_engine::ledger::FileState;
 use sluice_engine::limits::{UNIT_CHUNKS, UNIT_LEVEL};
 use sluice_engine::metadata::MetadataRecord;
@@ -19,7 +20,7 @@ use sluice_engine::span_tree::{merge_chunks, proof_places};
 use sluice_proto::calls::{Admission, ChunkSource, ListQuery, Opened, Slots, Wait};
 use sluice_proto::http::{About, DcInfo, FileEntry, FilePage, FileStatus, ProofNode, State, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
-use sluice_store::{RecordOutcome, StoreError};
+use sluice_store::{Listed, RecordOutcome, StoreError};
 use tokio::time::{Duration, Instant};
 
 use crate::door::no_such_place;
@@ -29,6 +30,9 @@ use crate::{AggregatorService, bulk, carry, load, scrub, status};
 
 /// Files looked at for one page of a list; a filter that matches few ends the page early, with a cursor.
 const MAX_LOOKED_AT: usize = 10_000;
+
+/// How often a request looks at a file that goes to rest meanwhile.
+pub(crate) const ATTEMPTS: usize = 4;
 
 /// How long a request waits for a metadata record that is on its way.
 const RECORD_PATIENCE: Duration = Duration::from_secs(5);
@@ -59,7 +63,7 @@ impl Slots for AggregatorService {
         };
         let (file, id) = (record.file_id(), record.client_id());
         let digest = record.digest();
-        let asked = self.ledgers.ask(move |aggregator| {
+        let asked = self.look(file, move |aggregator| {
             let file = aggregator.file(file)?;
             Some((file.state(), file.ledger().record_digest(), file.record().is_some()))
         });
@@ -77,7 +81,7 @@ impl Slots for AggregatorService {
         self.catalogue.add(record.tenant(), id, file);
         let is_new = outcome == RecordOutcome::Stored;
         if is_new {
-            self.ledgers.settle(file, Event::Created { record: load::summarise(&record), home }).await?;
+            self.ledgers.settle(file, Event::Created { record: RecordSummary::of(&record), home }).await?;
             // Chunks that came before their metadata are part of the file now.
             load::reload(&this, file).await?;
         } else if !known.is_some_and(|(_, _, here)| here) {
@@ -85,6 +89,20 @@ impl Slots for AggregatorService {
         }
         let status = this.own_status(context, id).await?.ok_or_else(Refusal::not_found)?;
         Ok((is_new, status))
+    }
+
+    async fn create_whole(
+        &self,
+        context: &SignedContext,
+        record: MetadataRecord,
+        bytes: Bytes,
+    ) -> Result<Option<(bool, FileStatus)>, Refusal> {
+        let this = self.shared()?;
+        let session = self.parts.access.require(context, Scope::Write)?;
+        if session.tenant != record.tenant() {
+            return Err(Refusal::new(Problem::Forbidden, "the metadata names another tenant"));
+        }
+        this.whole(context, record, bytes).await
     }
 
     async fn settle(
@@ -98,7 +116,7 @@ impl Slots for AggregatorService {
         let file = FileId::derive(session.tenant, id);
         this.known(context, id, file).await?;
         this.fetched_record(file).await?;
-        let asked = self.ledgers.ask(move |aggregator| {
+        let asked = self.look(file, move |aggregator| {
             let file = aggregator.file(file)?;
             Some((file.state(), file.ledger().file(), file.ledger().conflict_reason()))
         });
@@ -130,21 +148,19 @@ impl Slots for AggregatorService {
     async fn admit(&self, context: &SignedContext, file: FileId) -> Result<Admission, Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
         let tenant = session.tenant;
-        let asked = self.ledgers.ask(move |aggregator| match aggregator.file(file) {
+        let asked = self.look(file, move |aggregator| match aggregator.file(file) {
             Some(known) if known.state() != FileState::Unheard => {
                 Ok((known.state(), known.ledger().file(), known.ledger().conflict_reason()))
             }
-            Some(_) | None => {
-                let orphans = aggregator.files().filter(|(_, file)| file.orphan_tenant() == Some(tenant));
-                Err(orphans.map(|(id, _)| id).collect::<Vec<FileId>>())
-            }
+            Some(file) => Err((file.orphan_tenant() != Some(tenant), aggregator.orphans(tenant))),
+            None => Err((true, aggregator.orphans(tenant))),
         });
         match asked.await? {
             Ok((FileState::Dropped, ..)) => Err(dropped()),
             Ok((FileState::Conflict, _, reason)) => Err(in_conflict(reason)),
             Ok((_, Some(shape), _)) => Ok(Admission::Known(shape)),
             Ok((_, None, _)) => Ok(Admission::Open),
-            Err(orphans) => self.admit_orphan(file, &orphans).await,
+            Err((is_new, (files, chunks))) => self.admit_orphan(is_new, files, chunks),
         }
     }
 
@@ -156,7 +172,7 @@ impl Slots for AggregatorService {
         values: &[ChainingValue],
     ) -> Result<bool, Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
-        let asked = self.ledgers.ask(move |aggregator| {
+        let asked = self.look(file, move |aggregator| {
             let state = aggregator.file(file).map_or(FileState::Unheard, |file| file.state());
             (state, aggregator.generation(file))
         });
@@ -172,7 +188,8 @@ impl Slots for AggregatorService {
                 Ok(false)
             }
             (FileState::Unheard, _) => {
-                self.ledgers.settle(file, Event::StoredOrphan { tenant: session.tenant }).await?;
+                let (tenant, chunks) = (session.tenant, run.range());
+                self.ledgers.settle(file, Event::StoredOrphan { tenant, chunks }).await?;
                 Ok(true)
             }
         }
@@ -203,24 +220,20 @@ impl Slots for AggregatorService {
 
     async fn list(&self, context: &SignedContext, query: ListQuery) -> Result<FilePage, Refusal> {
         let session = self.parts.access.require(context, Scope::Read)?;
+        self.loaded().await?;
         let mut page = FilePage { files: Vec::new(), next: None };
         let mut after = query.after;
         let mut looked_at = 0;
         loop {
-            let batch = self.catalogue.page(session.tenant, after, query.limit.clamp(1, 1_000));
-            let Some(&(last, _)) = batch.last() else { return Ok(page) };
-            let files: Vec<FileId> = batch.iter().map(|(_, file)| *file).collect();
+            let batch = self.batch(session.tenant, after, query.limit.clamp(1, 1_000)).await?;
+            let Some(last) = batch.last().map(|(client, ..)| *client) else { return Ok(page) };
+            let files: Vec<FileId> = batch.iter().map(|(_, file, _)| *file).collect();
             let asked = self.ledgers.ask(move |aggregator| {
-                let entry = |file: &FileId| {
-                    let file = aggregator.file(*file)?;
-                    let ledger = file.ledger();
-                    Some((file.state(), ledger.claim().map(|claim| claim.home), ledger.root()))
-                };
-                files.iter().map(entry).collect::<Vec<_>>()
+                files.iter().map(|file| aggregator.standing(*file)).collect::<Vec<_>>()
             });
-            for ((client, file), known) in batch.iter().zip(asked.await?) {
+            for ((client, file, listed), (state, home, root)) in batch.into_iter().zip(asked.await?) {
                 looked_at += 1;
-                let Some((state, Some(home), root)) = known else { continue };
+                let Some(home) = home.filter(|_| state != FileState::Unheard) else { continue };
                 let state = status::state(state);
                 let wanted = query.state.map_or(state != State::Dropped, |wanted| wanted == state);
                 if !wanted {
@@ -230,7 +243,7 @@ impl Slots for AggregatorService {
                     page.next = page.files.last().map(|entry| entry.id);
                     return Ok(page);
                 }
-                page.files.push(self.entry(*client, *file, state, self.dc_name(home), root).await?);
+                page.files.push(self.entry(client, file, listed, state, self.dc_name(home), root).await?);
             }
             after = Some(last);
             if looked_at >= MAX_LOOKED_AT {
@@ -245,7 +258,7 @@ impl Slots for AggregatorService {
         let session = self.parts.access.require(context, Scope::Read)?;
         let file = FileId::derive(session.tenant, id);
         this.known(context, id, file).await?;
-        let asked = self.ledgers.ask(move |aggregator| {
+        let asked = self.look(file, move |aggregator| {
             let file = aggregator.file(file)?;
             Some((file.state(), file.ledger().root(), file.ledger().file()))
         });
@@ -311,7 +324,7 @@ impl Slots for AggregatorService {
             return Ok(bytes);
         }
         let me = self.parts.dc;
-        let asked = self.ledgers.ask(move |aggregator| {
+        let asked = self.look(file, move |aggregator| {
             let ledger = aggregator.file(file)?.ledger();
             Some((ledger.file()?, ledger.claim()?.home))
         });
@@ -343,7 +356,7 @@ impl Slots for AggregatorService {
         let session = self.parts.access.require(context, Scope::Read)?;
         let file = FileId::derive(session.tenant, id);
         this.known(context, id, file).await?;
-        let asked = self.ledgers.ask(move |aggregator| {
+        let asked = self.look(file, move |aggregator| {
             let file = aggregator.file(file)?;
             // While the size is open, any chunk may be asked for.
             let shape = file.ledger().file().unwrap_or(Geometry::largest());
@@ -398,15 +411,23 @@ impl Slots for AggregatorService {
             Err(refusal) if refusal.problem == Problem::Dropped => {}
             Err(refusal) => return Err(refusal),
         }
-        let state =
-            self.ledgers.ask(move |aggregator| aggregator.file(file).map(|file| file.state())).await?;
-        let reason = match state {
-            Some(FileState::Complete | FileState::Assembled | FileState::Conflict | FileState::Dropped) => {
-                DropReason::Deleted
+        let tenant = session.tenant;
+        for _ in 0..ATTEMPTS {
+            let state =
+                self.look(file, move |aggregator| aggregator.file(file).map(|file| file.state())).await?;
+            let reason = match state {
+                Some(
+                    FileState::Complete | FileState::Assembled | FileState::Conflict | FileState::Dropped,
+                ) => DropReason::Deleted,
+                Some(FileState::Receiving | FileState::Unheard) | None => DropReason::Aborted,
+            };
+            self.ledgers.settle(file, Event::Remove { reason, tenant }).await?;
+            // Had it gone to rest just then, it would have been woken first.
+            if self.ledgers.ask(move |aggregator| aggregator.state(file)).await? == FileState::Dropped {
+                return Ok(());
             }
-            Some(FileState::Receiving | FileState::Unheard) | None => DropReason::Aborted,
-        };
-        self.ledgers.settle(file, Event::Remove { reason, tenant: session.tenant }).await
+        }
+        Err(Refusal::new(Problem::Unavailable, "the file could not be looked at in time"))
     }
 
     async fn about(&self, context: &SignedContext) -> Result<About, Refusal> {
@@ -436,7 +457,7 @@ impl Slots for AggregatorService {
 }
 
 /// The answer to whoever wants to add to a file in conflict.
-fn in_conflict(reason: Option<String>) -> Refusal {
+pub(crate) fn in_conflict(reason: Option<String>) -> Refusal {
     Refusal::new(Problem::Conflict, reason.unwrap_or_else(|| "contradicting facts".into()))
         .hint("the file is held as it is; end it with DELETE and begin anew under another id")
 }
@@ -447,27 +468,40 @@ impl AggregatorService {
         self.this.upgrade().ok_or_else(crate::refusal::stopping)
     }
 
-    /// Whether one more provisional chunk of this file may come.
-    async fn admit_orphan(&self, file: FileId, orphans: &[FileId]) -> Result<Admission, Refusal> {
+    /// Whether one more provisional chunk may come, of a file that `is_new` or not, of a tenant who has so many files
+    /// and chunks without metadata here.
+    fn admit_orphan(&self, is_new: bool, files: usize, chunks: u64) -> Result<Admission, Refusal> {
         let settings = &self.parts.settings;
         let full = |what: String| {
             Refusal::new(Problem::RateLimited, what)
                 .hint("send the metadata first, or wait until it has travelled here")
                 .retry_after(Duration::from_secs(2))
         };
-        if !orphans.contains(&file) && orphans.len() >= settings.provisional_files {
-            return Err(full(format!("{} files without metadata are here already", orphans.len())));
+        if is_new && files >= settings.provisional_files {
+            return Err(full(format!("{files} files without metadata are here already")));
         }
-        let mut chunks = 0;
-        for orphan in orphans {
-            let summary = self.parts.store.summary(*orphan).await.map_err(|error| of_store(&error))?;
-            chunks +=
-                summary.map_or(0, |summary| summary.held.iter().map(|range| range.end - range.start).sum());
-            if chunks >= settings.provisional_chunks {
-                return Err(full(format!("{chunks} chunks without metadata are here already")));
-            }
+        if chunks >= settings.provisional_chunks {
+            return Err(full(format!("{chunks} chunks without metadata are here already")));
         }
         Ok(Admission::Provisional)
+    }
+
+    /// The next files of a tenant by the client's ids, and what the store lists of those that it keeps in one record.
+    async fn batch(
+        &self,
+        tenant: TenantId,
+        after: Option<ClientFileId>,
+        limit: usize,
+    ) -> Result<Vec<(ClientFileId, FileId, Option<Listed>)>, Refusal> {
+        let listed = self.parts.store.listed(tenant, after, limit).await.map_err(|error| of_store(&error))?;
+        let mut all: BTreeMap<ClientFileId, (FileId, Option<Listed>)> = listed
+            .into_iter()
+            .map(|listed| (listed.client, (FileId::derive(tenant, listed.client), Some(listed))))
+            .collect();
+        for (client, file) in self.catalogue.page(tenant, after, limit) {
+            all.insert(client, (file, None));
+        }
+        Ok(all.into_iter().take(limit).map(|(client, (file, listed))| (client, file, listed)).collect())
     }
 
     /// Makes sure that the file is known here: asks everyone if it is not, and refuses what nobody knows.
@@ -479,7 +513,7 @@ impl AggregatorService {
     ) -> Result<(), Refusal> {
         let known = move || async move {
             let state =
-                self.ledgers.ask(move |aggregator| aggregator.file(file).map(|file| file.state())).await?;
+                self.look(file, move |aggregator| aggregator.file(file).map(|file| file.state())).await?;
             Ok::<_, Refusal>(state.filter(|state| *state != FileState::Unheard))
         };
         match known().await? {
@@ -510,7 +544,7 @@ impl AggregatorService {
         loop {
             let watch = self.ledgers.watch(file).await?;
             let here =
-                self.ledgers.ask(move |a| a.file(file).is_some_and(|file| file.record().is_some())).await?;
+                self.look(file, move |a| a.file(file).is_some_and(|file| file.record().is_some())).await?;
             if here {
                 return self.record(file).await;
             }
@@ -527,11 +561,27 @@ impl AggregatorService {
         &self,
         client: ClientFileId,
         file: FileId,
+        listed: Option<Listed>,
         state: State,
         home: String,
         root: Option<Root>,
     ) -> Result<FileEntry, Refusal> {
+        if let Some(listed) = listed {
+            let root = root.or_else(|| Brief::from_bytes(&listed.brief)?.root());
+            return Ok(FileEntry {
+                id: client.uuid(),
+                size: Some(listed.size),
+                name: listed.name,
+                state,
+                home,
+                root: root.map(|root| root.to_string()),
+            });
+        }
         let summary = self.parts.store.summary(file).await.map_err(|error| of_store(&error))?;
+        let root = root.or(summary.as_ref().and_then(|summary| {
+            let brief = Brief::of_stored(summary.record.as_ref(), &summary.facts);
+            Brief::from_bytes(&brief)?.root()
+        }));
         let (size, record) = summary.map_or((None, None), |summary| (summary.size, summary.record));
         Ok(FileEntry {
             id: client.uuid(),

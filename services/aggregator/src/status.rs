@@ -120,7 +120,7 @@ impl AggregatorService {
         let session = self.parts.access.verify(context)?;
         let file = FileId::derive(session.tenant, id);
         let (me, damaged) = (self.parts.dc, self.parts.store.damage(file));
-        let asked = self.ledgers.ask(move |aggregator| {
+        let asked = self.look(file, move |aggregator| {
             let file = aggregator.file(file)?;
             Some((file.state(), file.record().is_some(), facts(file, me, &damaged)))
         });

@@ -28,7 +28,7 @@ const CHUNK_VALUE: &str = "chunk-value";
 const BUFFERED: u64 = READ_BUFFER as u64 + (48 << 10);
 
 /// What metrics call this door.
-const DOOR: &str = "http";
+pub(crate) const DOOR: &str = "http";
 
 /// `PUT /v1/files/{id}/chunks/{index}`
 pub(crate) async fn put(
@@ -93,7 +93,7 @@ async fn take(
     app.parts.workers.put_chunks(context, put).await
 }
 
-fn content_length(headers: &HeaderMap) -> Result<u64, Refusal> {
+pub(crate) fn content_length(headers: &HeaderMap) -> Result<u64, Refusal> {
     let Some(value) = headers.get(header::CONTENT_LENGTH) else {
         return Err(Refusal::new(Problem::LengthRequired, "the request has no Content-Length")
             .hint(format!("a full chunk has {CHUNK_LEN} bytes")));

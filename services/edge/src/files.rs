@@ -1,13 +1,14 @@
 //! Everything about a file but its bytes: create, list, status, tree, delete; and where the caller is.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::response::Response;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
+use http_body::Body;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -15,20 +16,24 @@ use sluice_engine::context::SignedContext;
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::{BadHash, Root};
 use sluice_engine::ids::ClientFileId;
-use sluice_engine::limits::UNIT_LEVEL;
+use sluice_engine::limits::{CHUNK_LEN, UNIT_LEVEL};
 use sluice_engine::metadata::MetadataFields;
 use sluice_engine::span::Place;
 use sluice_node::clock;
 use sluice_proto::calls::{ListQuery, NewFile, Wait};
-use sluice_proto::http::{CreateFile, SettleFile, State as FileState};
+use sluice_proto::http::{CreateFile, FileStatus, SettleFile, State as FileState};
 use sluice_proto::problem::{Problem, Refusal};
 
 use crate::App;
 use crate::answer::{Answer, invalid, json};
+use crate::chunks::{DOOR, content_length};
 use crate::routes::{Caller, file_id};
 
 /// The longest body of JSON, in bytes: four times the longest metadata record.
 const MAX_JSON_LEN: usize = 64 << 10;
+
+/// What is said of a file whose bytes are the body: the JSON that creates a file.
+const FILE_METADATA: &str = "file-metadata";
 
 /// Files in a page, unless the client says how many, and at most.
 const PAGE: usize = 100;
@@ -57,10 +62,90 @@ pub(crate) async fn about(State(app): State<Arc<App>>, Caller(context): Caller) 
 
 /// `POST /v1/files`
 pub(crate) async fn create(State(app): State<Arc<App>>, Caller(context): Caller, request: Request) -> Answer {
+    if request.headers().contains_key(FILE_METADATA) {
+        return create_whole(&app, &context, request).await;
+    }
     let body = json_body(&app, request).await?;
     let new = new_file(&body)?;
-    let id = new.id;
-    let (is_new, status) = app.parts.workers.create(&context, new).await?;
+    let created = app.parts.workers.create(&context, new).await?;
+    created_answer(created)
+}
+
+/// `POST /v1/files` with the file's bytes as its body, and what is said of it in a header.
+async fn create_whole(app: &App, context: &SignedContext, request: Request) -> Answer {
+    let began = Instant::now();
+    let result = take_whole(app, context, request).await;
+    count_whole(app, DOOR, began, &result);
+    created_answer(result?)
+}
+
+/// Counts a file that came whole, and how long it took.
+pub(crate) fn count_whole(
+    app: &App,
+    door: &'static str,
+    began: Instant,
+    result: &Result<(bool, FileStatus), Refusal>,
+) {
+    let metrics = &app.parts.metrics;
+    match result {
+        Ok((is_new, _)) => {
+            metrics.chunk_ack.observe(began.elapsed().as_secs_f64());
+            metrics.count_whole(door, if *is_new { "stored" } else { "known" });
+        }
+        Err(refusal) => metrics.count_whole(door, refusal.problem.code()),
+    }
+}
+
+/// Makes a file that is created one that comes whole, with so many bytes.
+pub(crate) fn make_whole(new: &mut NewFile, len: u64) -> Result<(), Refusal> {
+    if len > CHUNK_LEN {
+        let detail = format!("the body has {len} bytes, a file of one request at most {CHUNK_LEN}");
+        return Err(Refusal::new(Problem::TooLarge, detail)
+            .hint("create the file without its bytes, and send them as chunks"));
+    }
+    if let Some(size) = new.fields.size.filter(|size| *size != len) {
+        let detail = format!("size is {size}, and the body has {len} bytes");
+        return Err(Refusal::new(Problem::InvalidMetadata, detail).hint("leave size out: the body says it"));
+    }
+    new.fields.size = Some(len);
+    Ok(())
+}
+
+async fn take_whole(
+    app: &App,
+    context: &SignedContext,
+    request: Request,
+) -> Result<(bool, FileStatus), Refusal> {
+    let said = request.headers().get(FILE_METADATA).map_or(&[][..], HeaderValue::as_bytes);
+    let mut new = new_file(said)?;
+    // An empty body may come without a length.
+    let len = match request.body().size_hint().exact() {
+        Some(len) => len,
+        None => content_length(request.headers())?,
+    };
+    make_whole(&mut new, len)?;
+    let _memory = app.parts.memory.try_take(len).inspect_err(|_| app.parts.metrics.count_shed("memory"))?;
+    let patience = app.settings.patience(len);
+    let body = Limited::new(request.into_body(), CHUNK_LEN as usize).collect();
+    let bytes = match tokio::time::timeout(patience, body).await {
+        Ok(Ok(body)) => body.to_bytes(),
+        Ok(Err(_)) => {
+            return Err(Refusal::new(Problem::Truncated, "the body ended early").hint("send the file again"));
+        }
+        Err(_) => {
+            app.parts.metrics.count_shed("slow-body");
+            return Err(Refusal::new(Problem::Timeout, "the body took too long to arrive"));
+        }
+    };
+    if bytes.len() as u64 != len {
+        let detail = format!("the body ended after {} bytes, expected {len}", bytes.len());
+        return Err(Refusal::new(Problem::Truncated, detail).hint("send the file again"));
+    }
+    app.parts.workers.create_whole(context, new, bytes).await
+}
+
+fn created_answer((is_new, status): (bool, FileStatus)) -> Answer {
+    let id = status.id;
     let code = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let mut response = json(code, &status)?;
     if let Ok(location) = HeaderValue::try_from(format!("/v1/files/{id}")) {

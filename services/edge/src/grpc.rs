@@ -42,11 +42,11 @@ use self::messages::Messages;
 /// The longest message without chunks or metadata in it, in bytes.
 const SMALL: u32 = 4 << 10;
 
-/// The longest message that creates a file: as much metadata as HTTP takes.
-const CREATE: u32 = 64 << 10;
-
 /// The longest message with one whole chunk in it.
 const CHUNK: u32 = sluice_engine::limits::CHUNK_LEN as u32 + SMALL;
+
+/// The longest message that creates a file: as much metadata as HTTP takes, and all of a small file.
+const CREATE: u32 = sluice_engine::limits::CHUNK_LEN as u32 + (64 << 10);
 
 /// The longest message of an upload.
 const PIECE: u32 = upload::MAX_PIECE + SMALL;
@@ -94,7 +94,7 @@ const METHODS: [Method; 14] = [
 /// The services of the door. Cheap to clone.
 pub(crate) fn routes(app: &Arc<App>) -> Routes {
     // Longer messages were refused before, by name.
-    let ingest = IngestServer::new(ingest::Ingest).max_decoding_message_size(CHUNK as usize);
+    let ingest = IngestServer::new(ingest::Ingest).max_decoding_message_size(CREATE as usize);
     let mut routes = Routes::new(ingest).add_service(HealthServer::new(health::Health::of(app)));
     let description = || {
         tonic_reflection::server::Builder::configure()

@@ -82,6 +82,16 @@ impl Default for EdgeSettings {
     }
 }
 
+/// Bytes a second with which what is collected must come, on top of what any body of JSON is given.
+const SLOWEST: u64 = 16 << 10;
+
+impl EdgeSettings {
+    /// How long a body or a message of so many bytes may take that is collected before it is acted on.
+    fn patience(&self, len: u64) -> Duration {
+        self.json + Duration::from_millis(len * 1000 / SLOWEST)
+    }
+}
+
 /// Where and how an edge listens.
 #[derive(Clone, Debug)]
 pub struct EdgeConfig {

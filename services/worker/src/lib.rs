@@ -24,11 +24,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use sluice_engine::context::{Scope, SignedContext};
-use sluice_engine::geometry::{Geometry, Run};
+use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::ids::{ClientFileId, FileId};
 use sluice_engine::limits::CHUNK_LEN;
-use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::metadata::{MetadataFields, MetadataRecord};
 use sluice_engine::span::Place;
 use sluice_node::access::ContextVerifier;
 use sluice_node::budget::MemoryBudget;
@@ -37,11 +38,15 @@ use sluice_node::shutdown::Shutdown;
 use sluice_proto::calls::{
     Admission, ByteStream, ListQuery, NewFile, Opened, PutChunks, Slots, Wait, Workers,
 };
-use sluice_proto::http::{About, ChunkReceipt, FilePage, FileStatus, TreeNode};
+use sluice_proto::http::{About, ChunkReceipt, FilePage, FileStatus, State, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::ChunkStore;
 
 pub use body::Pace;
+
+/// How long a file that came in one request, and could not be taken as one record, may take to be assembled before its
+/// client is told where it stands.
+const ASSEMBLY_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a worker spends.
 #[derive(Clone, Debug)]
@@ -126,6 +131,33 @@ impl Workers for Worker {
         let record = MetadataRecord::new(session.tenant, new.id, new.fields)
             .map_err(|error| refusal::of_metadata(&error))?;
         self.ask(self.parts.slots.create(context, record, new.home)).await
+    }
+
+    async fn create_whole(
+        &self,
+        context: &SignedContext,
+        new: NewFile,
+        bytes: Bytes,
+    ) -> Result<(bool, FileStatus), Refusal> {
+        let session = self.parts.access.require(context, Scope::Write)?;
+        let (id, len) = (new.id, bytes.len() as u64);
+        let fields = MetadataFields { size: Some(len), ..new.fields };
+        let record =
+            MetadataRecord::new(session.tenant, id, fields).map_err(|error| refusal::of_metadata(&error))?;
+        if new.home.as_ref().is_none_or(|home| *home == self.parts.dc)
+            && let Some(done) =
+                self.ask(self.parts.slots.create_whole(context, record.clone(), bytes.clone())).await?
+        {
+            return Ok(done);
+        }
+        // Something of it is here, or it is to be assembled elsewhere: it comes like any other file.
+        let (is_new, status) = self.ask(self.parts.slots.create(context, record, new.home)).await?;
+        if let (Ok(start), true) = (ChunkIndex::new(0), len > 0 && status.state < State::Assembled) {
+            let body: ByteStream = Box::pin(futures_util::stream::once(async move { Ok(bytes) }));
+            self.put_chunks(context, PutChunks { id, start, len, expected: None, body }).await?;
+        }
+        let wait = Wait { state: State::Assembled, timeout: ASSEMBLY_PATIENCE };
+        Ok((is_new, self.status(context, id, Some(wait)).await?))
     }
 
     async fn settle(

@@ -174,7 +174,8 @@ async fn a_file_that_is_not_complete_is_not_read() {
     config.retry.retry_for = std::time::Duration::from_millis(100);
     let client = Client::new(config).unwrap();
     let id = Uuid::now_v7();
-    let options = UploadOptions { id: Some(id), ..UploadOptions::default() };
+    // With a home it goes in chunks, though it is small.
+    let options = UploadOptions { id: Some(id), home: Some("dc-a".into()), ..UploadOptions::default() };
     client.upload(&Source::memory(noise(5, MIB)), &options, unobserved()).await.unwrap_err();
     let error = read(&client, id, None).await.unwrap_err();
     assert!(matches!(error, ClientError::Incomplete { missing_chunks: 1, chunks: 1, .. }), "{error}");

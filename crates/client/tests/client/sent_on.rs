@@ -117,7 +117,8 @@ async fn datacenters_that_point_at_one_another_are_given_up_on_for_the_moment() 
             request.is_chunk().then(|| Fault::SendOn(307, format!("{there}{}", request.path)))
         });
     }
-    let bytes = noise(33, MIB);
+    // One that fits a request has no chunks to send on.
+    let bytes = noise(33, 2 * MIB);
     let source = Source::memory(bytes.clone());
     let error = client_of_the_first(&cluster).upload(&source, &options(), unobserved()).await.unwrap_err();
     assert_eq!((error.code(), error.advice()), ("unreachable", Advice::Retry), "{error}");

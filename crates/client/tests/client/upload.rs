@@ -328,7 +328,7 @@ async fn a_bad_token_is_not_tried_twice() {
     let mut config = cluster.config();
     config.token = sluice_client::Token::new("another");
     let client = Client::new(config).unwrap();
-    let source = Source::memory(noise(seed(), MIB));
+    let source = Source::memory(noise(seed(), 2 * MIB));
     let error = client.upload(&source, &options(), unobserved()).await.unwrap_err();
     assert_eq!((error.code(), error.exit_class()), ("invalid-token", ExitClass::NotAllowed));
     assert_eq!(cluster.dcs[1].requests.load(Ordering::Relaxed), 0);

@@ -37,6 +37,11 @@ impl Assembly {
         self.refused
     }
 
+    /// Whether nothing is under way.
+    pub(super) fn is_idle(&self) -> bool {
+        self.pulling.is_empty() && !self.publishing && !self.refused
+    }
+
     /// The root of the only chunk was read again, after the store refused to publish it.
     pub(super) fn root_read(&mut self, contradicts: bool, again: Timestamp) {
         self.publishing = false;

@@ -1,5 +1,6 @@
 //! Comparing what two datacenters know (WANT_FILES): only ranges of files that differ are split and restated.
 
+use super::rest::{Sum, is_below};
 use super::{Aggregator, File};
 use crate::command::Statement;
 use crate::ids::{DcId, FileId, Generation, Timestamp};
@@ -7,7 +8,7 @@ use crate::ledger::FileState;
 use crate::span::Span;
 
 /// Ranges with at most this many files are restated rather than split.
-const LEAF_FILES: usize = 8;
+const LEAF_FILES: usize = 32;
 
 /// Bits by which a range is split.
 const SPLIT_BITS: u8 = 4;
@@ -35,9 +36,23 @@ impl File {
     }
 }
 
+/// What is known of a range of files.
+struct Compared {
+    /// The sum over all of them.
+    digest: [u8; 32],
+    /// Those in memory.
+    awake: Vec<FileId>,
+    /// How many are at rest.
+    resting: usize,
+}
+
 impl Aggregator {
     /// Begins to compare with every reachable peer for which it is time.
     pub(super) fn compare_when_due(&mut self, now: Timestamp) {
+        if self.rest.is_loading() {
+            // What is not known yet would look as if it were not there.
+            return;
+        }
         let due: Vec<DcId> = self
             .peers
             .iter()
@@ -48,23 +63,26 @@ impl Aggregator {
             if let Some(peer) = self.peers.get_mut(&dc) {
                 peer.next_compare = now.plus(self.config.compare_ms);
             }
-            let (digest, _) = self.range_digest(dc, FileId::NIL, 0);
+            let digest = self.range_digest(dc, FileId::NIL, 0).digest;
             self.say(dc, FileId::NIL, Statement::WantFiles { bits: 0, digest }, now);
         }
     }
 
     /// A peer wants to compare a range.
     pub(super) fn compare(&mut self, from: DcId, prefix: FileId, bits: u8, digest: [u8; 32], now: Timestamp) {
-        let (mine, ids) = self.range_digest(from, prefix, bits);
+        if self.rest.is_loading() {
+            return;
+        }
+        let Compared { digest: mine, awake: ids, resting } = self.range_digest(from, prefix, bits);
         if mine == digest {
             return;
         }
-        if ids.len() > LEAF_FILES && bits + SPLIT_BITS <= Statement::MAX_PREFIX_BITS {
+        if ids.len() + resting > LEAF_FILES && bits + SPLIT_BITS <= Statement::MAX_PREFIX_BITS {
             let bits = bits + SPLIT_BITS;
             for part in 0..1u128 << SPLIT_BITS {
                 let prefix = prefix.as_u128() | part << (u128::BITS - u32::from(bits));
                 let prefix = FileId::from_bytes(prefix.to_be_bytes());
-                let (digest, _) = self.range_digest(from, prefix, bits);
+                let digest = self.range_digest(from, prefix, bits).digest;
                 self.say(from, prefix, Statement::WantFiles { bits, digest }, now);
             }
             return;
@@ -78,26 +96,24 @@ impl Aggregator {
             }
             self.advance(id, now);
         }
+        self.tell_of_resting(self.rest.ids(prefix, bits), from, now);
         let every_ms = self.config.resend_ms;
         if self.peers.get_mut(&from).is_some_and(|peer| peer.may_echo(bits, prefix, now, every_ms)) {
             self.say(from, prefix, Statement::WantFiles { bits, digest: mine }, now);
         }
     }
 
-    /// Digest of what this datacenter and a peer should both know of a range, and the files in it.
-    fn range_digest(&self, peer: DcId, prefix: FileId, bits: u8) -> ([u8; 32], Vec<FileId>) {
-        let mut hash = blake3::Hasher::new();
-        let mut ids = Vec::new();
-        let below = |id: &FileId| {
-            bits == 0 || (id.as_u128() ^ prefix.as_u128()) >> (u128::BITS - u32::from(bits)) == 0
-        };
-        for (id, file) in self.files.range(prefix..).take_while(|(id, _)| below(id)) {
+    /// What this datacenter and a peer should both know of a range.
+    fn range_digest(&self, peer: DcId, prefix: FileId, bits: u8) -> Compared {
+        let (mut sum, resting) = self.rest.sum([self.me(), peer], prefix, bits);
+        let mut awake = Vec::new();
+        for (id, file) in self.files.range(prefix..).take_while(|(id, _)| is_below(**id, prefix, bits)) {
             if let Some(digest) = file.ledger.digest_between(self.me(), peer) {
-                hash.update(id.as_bytes()).update(&digest);
-                ids.push(*id);
+                sum.add(Sum::of(*id, &digest));
+                awake.push(*id);
             }
         }
-        (*hash.finalize().as_bytes(), ids)
+        Compared { digest: sum.digest(), awake, resting }
     }
 
     /// What the own store holds under a place was read: for a peer that asked, or to compare it here.

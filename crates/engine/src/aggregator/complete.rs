@@ -150,9 +150,10 @@ impl File {
                 let _ = self.ledger.take(Fact::Meta { claim, size: Some(size), tenant, digest });
             }
         } else if stored.chunks > 0 && self.ledger.state() == FileState::Unheard {
-            self.note_orphan(stored.tenant, config, now);
+            self.found_orphan(stored.tenant, stored.chunks, config, now);
         }
-        self.last_progress = now;
+        // How long a finished file is kept does not begin anew because it was read again.
+        self.last_progress = stored.memory.progress().map_or(now, |at| at.min(now));
         self.assembly.reloaded();
         if self.ledger.counts_since(me).is_some_and(|since| generation < since) {
             // Read before something was freed or lost: what is really here must be asked again.
@@ -184,7 +185,12 @@ impl File {
         if let Some(claim) = self.ledger.claim().filter(|claim| claim.home != me) {
             self.owe_all(me, claim.home, now);
         }
-        if stored.spans.is_empty() {
+        // A home that has the whole file counts on nobody.
+        let is_settled = self
+            .ledger
+            .claim()
+            .is_some_and(|claim| claim.home == me || self.ledger.assembled_by(claim.home) == Some(claim));
+        if stored.spans.is_empty() && !is_settled {
             self.tell_nothing(generation);
         }
         true
@@ -202,7 +208,10 @@ impl Aggregator {
             file.fetch = None;
             return;
         }
-        if claim.home == me || file.ledger.chunks_held_by(me) > 0 {
+        // What is small and finished is listed everywhere.
+        let is_small = file.ledger.file().is_some_and(|file| file.chunks() <= 1);
+        let is_listed = is_small && file.ledger.state() == FileState::Assembled;
+        if claim.home == me || is_listed || file.ledger.chunks_held_by(me) > 0 {
             file.want_record(now);
         }
         let Some(fetch) = &mut file.fetch else { return };
@@ -337,8 +346,8 @@ impl Aggregator {
 
     /// A new fact of ours: remember it, then tell everyone.
     pub(super) fn settled(&mut self, id: FileId) {
-        if let Some(file) = self.files.get(&id) {
-            self.effects.push(Effect::Persist(id, file.memory()));
+        if self.files.contains_key(&id) {
+            self.persist(id);
             self.effects.push(Effect::Changed(id));
         }
         self.tell_everyone(id);

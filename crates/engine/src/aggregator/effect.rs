@@ -25,6 +25,9 @@ pub enum Effect {
     /// Close the link to a peer, which is an older incarnation than one that spoke: both ends begin again with a hello,
     /// in which the peer learns what it must exceed.
     CloseLink(DcId),
+    /// Read what the store has of a file: [`Event::Loaded`](super::Event::Loaded) or
+    /// [`Event::Absent`](super::Event::Absent).
+    Wake(FileId),
     /// Fetch the metadata record from a peer, make it durable, and say [`Event::Loaded`] or [`Event::FetchFailed`].
     FetchRecord {
         /// The file.

@@ -1,13 +1,16 @@
 //! What an aggregator is told: the results of effects, what clients did, what peers said.
 
-use super::FileMemory;
+use std::ops::Range;
+
 #[cfg(doc)]
 use super::{Aggregator, Effect};
+use super::{Brief, FileMemory};
 use crate::command::{DropReason, Verified};
 use crate::geometry::Geometry;
 use crate::hash::{RecordDigest, Root};
 use crate::ids::{DcId, FileId, Generation, Incarnation, Nonce, TenantId};
 use crate::ledger::Page;
+use crate::metadata::MetadataRecord;
 use crate::resolve::Resolution;
 use crate::span::{Place, Span};
 
@@ -24,6 +27,19 @@ pub struct RecordSummary {
     pub expected_root: Option<Root>,
     /// Milliseconds after the last progress at which the file expires.
     pub expiry_ms: Option<u64>,
+}
+
+impl RecordSummary {
+    /// What is kept of this record.
+    pub fn of(record: &MetadataRecord) -> Self {
+        Self {
+            digest: record.digest(),
+            tenant: record.tenant(),
+            size: record.geometry(),
+            expected_root: record.expected_root(),
+            expiry_ms: record.expiry_secs().map(|secs| secs.saturating_mul(1000)),
+        }
+    }
 }
 
 /// What a datacenter finds of a file in its store.
@@ -64,7 +80,6 @@ pub enum PullOutcome {
 
 /// Something that happened.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "events are made and consumed at once, never kept in bulk")]
 pub enum Event {
     /// A client's metadata record is durable here. `home` is the datacenter that the client asked for, or this one.
     Created {
@@ -82,6 +97,10 @@ pub enum Event {
     /// What the store has of a file: at start, after a record was fetched, after a loss. What was read under an older
     /// generation than the newest that was reported counts for the record and what is remembered, not for the chunks.
     Loaded(StoredFile),
+    /// A client's whole file is durable and published here, with what is to be remembered of it, in one.
+    Whole(StoredFile),
+    /// The store's answer to [`Effect::Wake`](super::Effect::Wake) where it knows nothing of the file.
+    Absent,
     /// Chunks of a known file are durable here.
     Stored {
         /// Under this generation, the store's when they became durable.
@@ -93,6 +112,8 @@ pub enum Event {
     StoredOrphan {
         /// Whose they are.
         tenant: TenantId,
+        /// Which.
+        chunks: Range<u64>,
     },
     /// The owner ends the file.
     Remove {
@@ -179,6 +200,10 @@ pub enum NodeEvent {
     },
     /// Something happened to one file.
     File(FileId, Event),
+    /// Files of the store that are at rest, as found at the start.
+    AtRest(Vec<(FileId, Brief)>),
+    /// All files of the store have been loaded or are at rest.
+    AllLoaded,
     /// A peer said something.
     Received(Verified),
     /// Time passed; see [`Aggregator::next_timeout`].

@@ -15,6 +15,7 @@
 //! | 8 + 1 + 2 + 32 | conflict: start, level, home, unexpected root |
 //! | 1 + 8 | drop: reason, tenant |
 //! | 1 + 3·n | datacenters that assembled the file: epoch, id |
+//! | 8 | if more follows: Unix ms of the last progress of a finished file that will expire |
 //!
 //! | bytes | of a datacenter |
 //! | --- | --- |
@@ -27,7 +28,7 @@ use std::collections::BTreeMap;
 use crate::command::DropReason;
 use crate::geometry::Geometry;
 use crate::hash::Root;
-use crate::ids::{DcId, HomeEpoch, Incarnation, TenantId};
+use crate::ids::{DcId, HomeEpoch, Incarnation, TenantId, Timestamp};
 use crate::ledger::{Claim, Disagreement, Fact, Ledger};
 use crate::span::Place;
 
@@ -57,12 +58,28 @@ pub struct FileMemory {
     conflict: Option<Disagreement>,
     drop: Option<(DropReason, TenantId)>,
     assembled: Vec<Claim>,
+    /// When a finished file that will expire progressed last: its time must not begin anew with the process.
+    progress: Option<Timestamp>,
 }
 
 impl FileMemory {
-    /// What to remember of a ledger.
-    pub fn of(ledger: &Ledger, own_claim: Option<HomeEpoch>) -> Self {
+    /// What to remember of a file that came whole, in one request, and whose home is here.
+    pub fn of_whole(me: DcId, root: Root, size: Geometry, progress: Option<Timestamp>) -> Self {
+        let claim = Claim { epoch: HomeEpoch::new(0), home: me };
         Self {
+            claim: Some(claim),
+            own_claim: Some(claim.epoch),
+            root: Some((root, size.size())),
+            assembled: vec![claim],
+            progress,
+            ..Self::default()
+        }
+    }
+
+    /// What to remember of a ledger.
+    pub fn of(ledger: &Ledger, own_claim: Option<HomeEpoch>, progress: Option<Timestamp>) -> Self {
+        Self {
+            progress: progress.filter(|_| ledger.root().is_some() && ledger.dropped().is_none()),
             claim: ledger.claim(),
             own_claim,
             root: ledger.root().zip(ledger.file()).map(|(root, file)| (root, file.size())),
@@ -93,6 +110,25 @@ impl FileMemory {
     /// The highest epoch in which this datacenter claimed to be the home.
     pub fn own_claim(&self) -> Option<HomeEpoch> {
         self.own_claim
+    }
+
+    /// When a finished file that will expire progressed last.
+    pub fn progress(&self) -> Option<Timestamp> {
+        self.progress
+    }
+
+    /// Why the file was dropped, and who owned it.
+    pub fn dropped(&self) -> Option<(DropReason, TenantId)> {
+        self.drop
+    }
+
+    /// The root under which exactly one datacenter, the home, has assembled the file, and the file's size; `None` if
+    /// that is not how it stands.
+    pub(super) fn settled(&self) -> Option<(Claim, Root, u64)> {
+        let (claim, (root, size)) = (self.claim?, self.root?);
+        let open = self.conflict.is_some() || self.drop.is_some() || self.other_size.is_some();
+        let settled = self.assembled == [claim] && !open;
+        settled.then_some((claim, root, size))
     }
 
     /// The remembered facts, to be taken by a fresh ledger.
@@ -150,6 +186,7 @@ impl FileMemory {
         for claim in self.assembled.iter().take(255) {
             push_claim(&mut out, *claim);
         }
+        out.extend(self.progress.into_iter().flat_map(|at| at.number().to_be_bytes()));
         out
     }
 
@@ -193,10 +230,14 @@ impl FileMemory {
         };
         let [count] = rest.array()?;
         let assembled = (0..count).map(|_| rest.claim()).collect::<Result<_, _>>()?;
+        let progress = match rest.bytes {
+            [] => None,
+            _ => Some(Timestamp::new(u64::from_be_bytes(rest.array()?))),
+        };
         if !rest.bytes.is_empty() {
             return Err(rest.error("trailing bytes"));
         }
-        let memory = Self { claim, own_claim, root, size, other_size, conflict, drop, assembled };
+        let memory = Self { claim, own_claim, root, size, other_size, conflict, drop, assembled, progress };
         if memory.to_bytes() == bytes { Ok(memory) } else { Err(rest.error("not canonical")) }
     }
 }
@@ -298,6 +339,7 @@ mod tests {
             }),
             drop: Some((DropReason::Expired, TenantId::new(9))),
             assembled: vec![claim],
+            progress: None,
         };
         let bytes = memory.to_bytes();
         assert_eq!(
@@ -312,6 +354,12 @@ mod tests {
         let two = FileMemory { size: size(5), other_size: size(7), ..FileMemory::default() };
         assert_eq!(hex::encode(two.to_bytes()), "534c4601c00000000000000005000000000000000700");
         assert_eq!(FileMemory::from_bytes(&two.to_bytes()), Ok(two));
+        let empty = Geometry::new(0).unwrap();
+        let whole = FileMemory::of_whole(DcId::new(3), Root::empty(), empty, Some(Timestamp::new(77)));
+        let bytes = whole.to_bytes();
+        assert_eq!(bytes[..9], *b"SLF\x01\x07\0\0\x03\0");
+        assert_eq!(bytes[bytes.len() - 8..], 77u64.to_be_bytes());
+        assert_eq!(FileMemory::from_bytes(&bytes), Ok(whole));
     }
 
     #[test]

@@ -4,11 +4,13 @@
 //! datacenter has said UNKNOWN for a whole grace period.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use super::{Aggregator, Config, Effect, File};
 use crate::command::Statement;
 use crate::ids::{DcId, FileId, TenantId, Timestamp};
 use crate::ledger::FileState;
+use crate::ranges::Ranges;
 
 /// Questions are repeated at intervals that double up to this many times the first.
 const MAX_BACKOFF: u64 = 16;
@@ -20,20 +22,37 @@ pub(super) struct Orphan {
     since: Timestamp,
     next_ask: Timestamp,
     interval_ms: u64,
+    /// How many chunks were here when the store was read.
+    found: u64,
+    /// Which came since.
+    came: Ranges,
     /// First and last time that each peer said UNKNOWN.
     unknown: BTreeMap<DcId, (Timestamp, Timestamp)>,
 }
 
 impl File {
-    pub(super) fn note_orphan(&mut self, tenant: TenantId, config: &Config, now: Timestamp) {
+    pub(super) fn note_orphan(
+        &mut self,
+        tenant: TenantId,
+        chunks: Range<u64>,
+        config: &Config,
+        now: Timestamp,
+    ) {
         match &mut self.orphan {
-            Some(orphan) => orphan.since = now,
+            Some(orphan) => {
+                orphan.since = now;
+                orphan.came.insert(chunks);
+            }
             None if self.ledger.state() == FileState::Unheard => {
+                let mut came = Ranges::new();
+                came.insert(chunks);
                 self.orphan = Some(Orphan {
                     tenant,
                     since: now,
                     next_ask: now,
                     interval_ms: config.ask_ms,
+                    found: 0,
+                    came,
                     unknown: BTreeMap::new(),
                 });
             }
@@ -48,6 +67,15 @@ impl File {
         }
     }
 
+    /// The store was read, and has so many chunks of a file that nobody has described.
+    pub(super) fn found_orphan(&mut self, tenant: TenantId, chunks: u64, config: &Config, now: Timestamp) {
+        self.note_orphan(tenant, 0..0, config, now);
+        if let Some(orphan) = &mut self.orphan {
+            orphan.found = chunks;
+            orphan.came = Ranges::new();
+        }
+    }
+
     /// Whose chunks wait here for their metadata.
     pub fn orphan_tenant(&self) -> Option<TenantId> {
         self.orphan.as_ref().map(|orphan| orphan.tenant)
@@ -55,6 +83,27 @@ impl File {
 }
 
 impl Aggregator {
+    /// Counts the chunks of an orphan for its tenant, or no longer.
+    pub(super) fn count_orphan(&mut self, id: FileId) {
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let chunks =
+            |orphan: &Orphan| orphan.found + orphan.came.iter().map(|r| r.end - r.start).sum::<u64>();
+        let now = file.orphan.as_ref().map(|orphan| (orphan.tenant, chunks(orphan)));
+        if let Some(tenant) = std::mem::replace(&mut file.counted_for, now.map(|(tenant, _)| tenant)) {
+            self.orphans.remove(&(tenant, id));
+        }
+        if let Some((tenant, chunks)) = now {
+            self.orphans.insert((tenant, id), chunks);
+        }
+    }
+
+    /// Forgets a file of which nothing is known.
+    pub(super) fn forget(&mut self, id: FileId) {
+        if let Some(tenant) = self.files.remove(&id).and_then(|file| file.counted_for) {
+            self.orphans.remove(&(tenant, id));
+        }
+    }
+
     pub(super) fn advance_orphan(&mut self, id: FileId, now: Timestamp) {
         let Some(file) = self.files.get_mut(&id) else { return };
         if file.ledger.state() != FileState::Unheard {
@@ -77,7 +126,7 @@ impl Aggregator {
             if let Some(at) = file.queued {
                 self.due.remove(&(at, id));
             }
-            self.files.remove(&id);
+            self.forget(id);
             return;
         }
         // An answer from before the last chunk came is no answer to it.

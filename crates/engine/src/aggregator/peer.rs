@@ -73,6 +73,11 @@ impl Peer {
         }
     }
 
+    /// Whether it has so much to hear that this file does not even wait for it.
+    pub(super) fn is_swamped(&self, id: FileId) -> bool {
+        self.waiting.len() >= MAX_WAITING && !self.waiting.contains(&id)
+    }
+
     pub(super) fn remember_asker(&mut self, id: FileId) {
         if self.asked_for.len() < MAX_ASKERS {
             self.asked_for.insert(id);

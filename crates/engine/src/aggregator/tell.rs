@@ -59,8 +59,13 @@ impl Tell {
         late
     }
 
+    /// Whether nothing that was said waits for its acknowledgement.
+    pub(super) fn is_still(&self) -> bool {
+        self.flights.is_empty()
+    }
+
     /// Whether nothing is left to be said.
-    fn is_done(&self) -> bool {
+    pub(super) fn is_done(&self) -> bool {
         !self.facts && self.owed.is_empty() && self.nothing.is_none() && self.flights.is_empty()
     }
 
@@ -275,7 +280,13 @@ impl Aggregator {
         let mut due: Vec<Statement> = Vec::new();
         if tell.facts {
             due = file.ledger.statements();
-            due.extend(file.ledger.assembled_statement(me, Nonce::new(0)).filter(|_| !due.is_empty()));
+            if let Some(assembled) =
+                file.ledger.assembled_statement(me, Nonce::new(0)).filter(|_| !due.is_empty())
+            {
+                // That it is assembled says its root.
+                due.retain(|statement| !matches!(statement, Statement::Root { .. }));
+                due.push(assembled);
+            }
             tell.told.retain(|told| due.contains(told));
             due.retain(|statement| !tell.told.contains(statement));
             tell.facts = !due.is_empty();

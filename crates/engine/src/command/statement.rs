@@ -321,6 +321,29 @@ impl Fields {
 }
 
 impl Statement {
+    /// Whether it says or asks something of one file, and not of a range of them, a session or a datacenter.
+    pub const fn is_about_a_file(&self) -> bool {
+        match self {
+            Self::MetaRequest
+            | Self::Meta { .. }
+            | Self::Unknown
+            | Self::Have { .. }
+            | Self::HaveNothing { .. }
+            | Self::WantSpans { .. }
+            | Self::Root { .. }
+            | Self::Assembled { .. }
+            | Self::Confirm { .. }
+            | Self::Drop { .. }
+            | Self::Conflict { .. } => true,
+            Self::WantFiles { .. }
+            | Self::Revoke { .. }
+            | Self::Load { .. }
+            | Self::Drain { .. }
+            | Self::SessionMove { .. }
+            | Self::Ack { .. } => false,
+        }
+    }
+
     /// The kind.
     pub const fn kind(&self) -> Kind {
         match self {

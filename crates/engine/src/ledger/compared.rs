@@ -1,9 +1,70 @@
 //! What one datacenter tells another of a file, and the digest by which two find out whether they know the same.
 
 use super::{Claim, Disagreement, FileState, Ledger};
-use crate::command::Statement;
+use crate::command::{DropReason, Statement};
 use crate::geometry::Geometry;
-use crate::ids::{DcId, Generation, HomeEpoch, Nonce};
+use crate::hash::{RecordDigest, Root};
+use crate::ids::{DcId, Generation, HomeEpoch, Nonce, TenantId};
+
+/// Names what is known of a file apart from who holds or assembled it: two ledgers with the same one know the same.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Fingerprint(pub(crate) [u8; 16]);
+
+impl Fingerprint {
+    /// Of a file that is gone.
+    pub(crate) fn of_drop(reason: DropReason, tenant: TenantId) -> Self {
+        let mut hash = blake3::Hasher::new();
+        hash.update(b"drop").update(&[reason as u8]).update(&tenant.number().to_be_bytes());
+        Self::cut(&hash)
+    }
+
+    /// Of a file with these facts.
+    pub(crate) fn of(
+        metas: &[(RecordDigest, TenantId)],
+        sizes: &[u64],
+        claim: Claim,
+        roots: &[(Root, u64)],
+    ) -> Self {
+        let mut hash = blake3::Hasher::new();
+        for (digest, tenant) in metas {
+            hash.update(b"meta").update(digest.as_bytes()).update(&tenant.number().to_be_bytes());
+        }
+        for size in sizes {
+            hash.update(b"size").update(&size.to_be_bytes());
+        }
+        hash.update(&[claim.epoch.number()]).update(&claim.home.number().to_be_bytes());
+        for (root, size) in roots {
+            hash.update(b"root").update(root.as_bytes()).update(&size.to_be_bytes());
+        }
+        Self::cut(&hash)
+    }
+
+    fn cut(hash: &blake3::Hasher) -> Self {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hash.finalize().as_bytes()[..16]);
+        Self(bytes)
+    }
+
+    fn hasher(self) -> blake3::Hasher {
+        let mut hash = blake3::Hasher::new();
+        hash.update(&self.0);
+        hash
+    }
+
+    /// What [`Ledger::digest_between`] gives for a file of which nothing else is known than this, and under which
+    /// claim one of the two assembled it, if one of them did.
+    pub(crate) fn digest(self, assembled: Option<Claim>) -> [u8; 32] {
+        let mut hash = self.hasher();
+        if let Some(claim) = assembled {
+            push_assembled(&mut hash, claim.home, claim);
+        }
+        *hash.finalize().as_bytes()
+    }
+}
+
+fn push_assembled(hash: &mut blake3::Hasher, dc: DcId, claim: Claim) {
+    hash.update(b"assembled").update(&dc.number().to_be_bytes()).update(&[claim.epoch.number()]);
+}
 
 impl Ledger {
     /// The statements that give another ledger what this one knows, apart from spans.
@@ -41,35 +102,31 @@ impl Ledger {
         Some(Statement::Assembled { epoch: claim.epoch, home: claim.home, size, nonce, root })
     }
 
+    /// Digest of what every datacenter should know of this file, apart from who holds or assembled it. `None` if
+    /// nothing is known.
+    fn fingerprint(&self) -> Option<Fingerprint> {
+        if let Some((reason, tenant)) = self.drop {
+            return Some(Fingerprint::of_drop(reason, tenant));
+        }
+        let claim = self.claim.unwrap_or(Claim { epoch: HomeEpoch::new(0), home: DcId::EVERY });
+        let known = self.state() != FileState::Unheard;
+        known.then(|| Fingerprint::of(&self.metas.0, &self.sizes.0, claim, &self.roots.0))
+    }
+
     /// Digest of what two datacenters should both know of this file: everything but spans, and the coverage of each
     /// of the two where the other is the home. `None` if there is nothing to compare.
     pub fn digest_between(&self, a: DcId, b: DcId) -> Option<[u8; 32]> {
-        if self.state() == FileState::Unheard {
-            return None;
-        }
-        let mut hash = blake3::Hasher::new();
-        if let Some((reason, tenant)) = self.drop {
-            hash.update(b"drop").update(&[reason as u8]).update(&tenant.number().to_be_bytes());
+        let mut hash = self.fingerprint()?.hasher();
+        if self.drop.is_some() {
             return Some(*hash.finalize().as_bytes());
-        }
-        for (digest, tenant) in &self.metas.0 {
-            hash.update(b"meta").update(digest.as_bytes()).update(&tenant.number().to_be_bytes());
-        }
-        for size in &self.sizes.0 {
-            hash.update(b"size").update(&size.to_be_bytes());
-        }
-        let claim = self.claim.unwrap_or(Claim { epoch: HomeEpoch::new(0), home: DcId::EVERY });
-        hash.update(&[claim.epoch.number()]).update(&claim.home.number().to_be_bytes());
-        for (root, size) in &self.roots.0 {
-            hash.update(b"root").update(root.as_bytes()).update(&size.to_be_bytes());
         }
         for dc in [a.min(b), a.max(b)] {
             if let Some(claim) = self.assembled_by(dc) {
-                hash.update(b"assembled").update(&dc.number().to_be_bytes()).update(&[claim.epoch.number()]);
+                push_assembled(&mut hash, dc, claim);
             }
             // What a holder says of nothing is not compared: a generation without spans has no weight.
             let other = if dc == a { b } else { a };
-            if claim.home == other && self.chunks_held_by(dc) > 0 {
+            if self.claim.is_some_and(|claim| claim.home == other) && self.chunks_held_by(dc) > 0 {
                 let (generation, coverage) = self.coverage(dc);
                 hash.update(b"have")
                     .update(&generation.number().to_be_bytes())

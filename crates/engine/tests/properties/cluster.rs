@@ -73,7 +73,9 @@ impl Cluster {
         };
         for &id in &ids {
             let config = Config { rules, ..Config::new(id, ids.iter().copied()) };
-            let (agg, effects) = Aggregator::start(config, NodeMemory::default(), Timestamp::new(this.now));
+            let now = Timestamp::new(this.now);
+            let (mut agg, effects) = Aggregator::start(config, NodeMemory::default(), now);
+            agg.handle(NodeEvent::AllLoaded, now);
             let node = Node {
                 agg,
                 held: SpanTree::new(file),
@@ -205,6 +207,7 @@ impl Cluster {
             published: node.published,
         };
         self.feed(id, NodeEvent::File(file_id(FILE), Event::Loaded(stored)));
+        self.feed(id, NodeEvent::AllLoaded);
     }
 
     fn feed(&mut self, id: DcId, event: NodeEvent) {
@@ -256,6 +259,7 @@ impl Cluster {
             Effect::PersistNode(memory) => self.node(id).node = memory,
             Effect::RaiseGenerations(floor) => self.node(id).floor = floor,
             Effect::Send(command) => self.send(command),
+            Effect::Wake(_) => self.load(id),
             Effect::FetchRecord { from, .. } => match self.nodes[&from].record {
                 Some(record) if self.reaches(id, from) => {
                     self.node(id).record = Some(record);

@@ -58,6 +58,7 @@ fn a_home_keeps_a_window_and_not_the_file() {
     let (me, id, now) = (dc(1), file_id(1), Timestamp::new(1));
     let config = Config::new(me, [dc(2), dc(3)]);
     let (mut home, _) = Aggregator::start(config, NodeMemory::default(), now);
+    home.handle(NodeEvent::AllLoaded, now);
     let record = RecordSummary {
         digest: RecordDigest::from_bytes([1; 32]),
         tenant: TENANT,

@@ -31,7 +31,8 @@ struct Holder {
 impl Holder {
     fn new(max_flights: usize, round_trip: u64) -> Self {
         let config = Config { max_flights, ..Config::new(dc(2), [dc(1)]) };
-        let (agg, _) = Aggregator::start(config, NodeMemory::default(), Timestamp::new(0));
+        let (mut agg, _) = Aggregator::start(config, NodeMemory::default(), Timestamp::new(0));
+        agg.handle(NodeEvent::AllLoaded, Timestamp::new(0));
         let mut this = Self {
             agg,
             now: 1_000_000,

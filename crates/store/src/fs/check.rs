@@ -1,5 +1,5 @@
-//! Checking a volume that nobody uses: header, journals, checkpoint, indexes, values and bytes, and what belongs to
-//! nothing. Writes nothing, and goes on past damage as far as what is left makes sense.
+//! Checking a volume that nobody uses: header, journals, checkpoint, indexes, values and bytes, the log, and what
+//! belongs to nothing. Writes nothing, and goes on past damage as far as what is left makes sense.
 //!
 //! It runs in its caller's thread, reads one chunk at a time, and ends with its caller. It keeps the volume's lock
 //! meanwhile, so that no process begins to write under it. What it takes for damage is what the store itself would not
@@ -7,6 +7,7 @@
 
 mod finding;
 mod lock;
+mod log;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -126,6 +127,9 @@ impl Check<'_> {
             self.file(*file, pending.get(file).map_or(&[], Vec::as_slice));
             self.progress.files += 1;
             (self.options.progress)(self.progress);
+        }
+        if let Some(id) = id {
+            self.log(id, &files);
         }
         self.leftovers(&files);
         Ok(())
@@ -473,6 +477,7 @@ impl Check<'_> {
                 "scrub",
                 "index",
                 "chunks",
+                "log",
                 "trash",
             ];
             if !ours.contains(&name.as_str()) {

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use bytes::Bytes;
 use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::ids::{FileId, Generation, TenantId};
 use sluice_engine::metadata::MetadataRecord;
@@ -23,12 +24,22 @@ use super::entry::{Entry, Name};
 use super::janitor::Chore;
 use super::journal::Journal;
 use super::lock;
+use super::log::keeper::{Job, Move};
+use super::log::record::{Body, Front, LogRecord, Seal};
+use super::log::{self, AppendError, MAX_FRAME, Tail};
 use super::plan::{Plan, plan};
 use super::shared::{Counters, Shared};
-use crate::{RecordOutcome, StoreError};
+use crate::{RecordOutcome, StoreError, WholeOutcome};
 
 /// The most bytes of records in one batch, so that a batch fits what is reserved behind the checkpoint's mark.
 pub(crate) const MAX_BATCH: usize = 1 << 20;
+
+/// How many times the entries after which the log's index is written down may be in memory, before files are refused
+/// because the disk does not keep up.
+const STUFFED: usize = 4;
+
+/// Entries of the log's index that are never too many.
+const FEW: usize = 4 << 10;
 
 /// The most data files that are synced at a time.
 const SYNC_THREADS: usize = 4;
@@ -38,6 +49,8 @@ const SYNC_THREADS: usize = 4;
 pub(crate) enum Request {
     Metadata(Box<MetadataRecord>),
     Size(Geometry),
+    Whole { record: Box<MetadataRecord>, facts: Vec<u8>, seal: Seal, bytes: Bytes },
+    Known { record: Box<MetadataRecord>, facts: Vec<u8> },
     Run { claim: ClaimId, tenant: TenantId, chunks: Vec<Chunk>, data: Arc<dyn DiskFile>, segment: u64 },
     Facts(Vec<u8>),
     Lose(Vec<ChunkIndex>),
@@ -52,6 +65,7 @@ pub(crate) enum Request {
 pub(crate) enum Answer {
     Done,
     Record(RecordOutcome),
+    Whole(WholeOutcome),
     Generation(Generation),
     Discarded(bool),
 }
@@ -63,6 +77,8 @@ pub(crate) enum Task {
     Change { entry: Arc<Entry>, request: Request, answer: oneshot::Sender<Result<Answer, StoreError>> },
     /// A change of the volume.
     Volume { change: VolumeChange, answer: oneshot::Sender<Result<(), StoreError>> },
+    /// Records of the log to be moved out of segments that are mostly garbage.
+    Move { moves: Vec<Move>, answer: oneshot::Sender<Result<(), StoreError>> },
     /// Write a checkpoint.
     Checkpoint { answer: oneshot::Sender<Result<(), StoreError>> },
 }
@@ -72,6 +88,7 @@ pub(crate) enum Task {
 pub(crate) struct Committer {
     pub(crate) shared: Arc<Shared>,
     pub(crate) journal: Journal,
+    pub(crate) tail: Tail,
     pub(crate) checkpointer: Checkpointer,
 }
 
@@ -87,6 +104,18 @@ struct Staged {
     answer: oneshot::Sender<Result<Answer, StoreError>>,
 }
 
+/// A record that is on its way into the log.
+struct Logged {
+    entry: Arc<Entry>,
+    front: Front,
+    /// The record's bytes.
+    bytes: Vec<u8>,
+    /// Whether the log has an older record of the file.
+    replaces: bool,
+    reply: Answer,
+    answer: oneshot::Sender<Result<Answer, StoreError>>,
+}
+
 /// Everything that goes into one batch.
 #[derive(Default)]
 struct Group {
@@ -95,6 +124,11 @@ struct Group {
     checkpoints: Vec<oneshot::Sender<Result<(), StoreError>>>,
     payload: Vec<u8>,
     records: u32,
+    logged: Vec<Logged>,
+    moves: Vec<Move>,
+    moved: Vec<oneshot::Sender<Result<(), StoreError>>>,
+    /// Bytes for the log.
+    log_len: usize,
     data: Vec<Arc<dyn DiskFile>>,
     dirs: BTreeSet<PathBuf>,
     /// Files in this batch, and whether their changes commute with others like them.
@@ -123,6 +157,7 @@ impl Committer {
             }
             let mut group = self.stage(&mut queue);
             let checkpoints = std::mem::take(&mut group.checkpoints);
+            self.commit_log(&mut group);
             self.commit(group);
             self.checkpoint_if_due();
             if !checkpoints.is_empty() {
@@ -140,21 +175,21 @@ impl Committer {
         let mut floor = self.shared.floor();
         let mut rest = VecDeque::new();
         while let Some(task) = queue.pop_front() {
-            if group.payload.len() >= MAX_BATCH {
+            if group.payload.len() >= MAX_BATCH || group.log_len >= MAX_FRAME {
                 rest.push_back(task);
                 continue;
             }
             match task {
                 Task::Change { entry, request, answer } => {
-                    let commutes = request.commutes();
                     let file = entry.file;
+                    let commutes = request.commutes() && !lock(&entry.live).state.is_in_log();
                     let blocked = group.waiting.contains(&file)
                         || group.touched.get(&file).is_some_and(|others| !(commutes && *others));
                     if blocked {
                         group.waiting.insert(file);
                         rest.push_back(Task::Change { entry, request, answer });
                     } else {
-                        self.stage_change(&mut group, floor, entry, request, answer);
+                        self.stage_change(&mut group, floor, entry, request, commutes, answer);
                     }
                 }
                 Task::Volume { change, answer } => {
@@ -170,6 +205,7 @@ impl Committer {
                     group.records += 1;
                     group.volume.push((change, answer));
                 }
+                Task::Move { moves, answer } => self.stage_moves(&mut group, moves, answer),
                 Task::Checkpoint { answer } => group.checkpoints.push(answer),
             }
         }
@@ -183,6 +219,7 @@ impl Committer {
         floor: Generation,
         entry: Arc<Entry>,
         request: Request,
+        commutes: bool,
         answer: oneshot::Sender<Result<Answer, StoreError>>,
     ) {
         let (planned, epoch, name) = {
@@ -198,7 +235,7 @@ impl Committer {
         match planned {
             Ok(Plan::Write(change, reply)) => {
                 let file = entry.file;
-                group.touched.insert(file, request.commutes());
+                group.touched.insert(file, commutes);
                 if let Some(data) = request.into_data()
                     && !group.data.iter().any(|other| Arc::ptr_eq(other, &data))
                 {
@@ -214,6 +251,19 @@ impl Committer {
                     group.files.push(Staged { entry, change, claim, name, epoch, reply, answer });
                 }
             }
+            Ok(Plan::Log(record, reply)) => {
+                group.touched.insert(entry.file, false);
+                self.stage_record(group, entry, &record, reply, answer);
+            }
+            Ok(Plan::LogAgain(record, reply)) => match self.whole_again(record) {
+                Ok(record) => {
+                    group.touched.insert(entry.file, false);
+                    self.stage_record(group, entry, &record, reply, answer);
+                }
+                Err(error) => {
+                    let _ = answer.send(Err(error));
+                }
+            },
             Ok(Plan::Known(reply)) => {
                 let _ = answer.send(Ok(reply));
             }
@@ -223,6 +273,174 @@ impl Committer {
                 }
                 let _ = answer.send(Err(error));
             }
+        }
+    }
+
+    /// A record of a file with the bytes that the log has of it.
+    fn whole_again(&self, record: LogRecord) -> Result<LogRecord, StoreError> {
+        let missing = StoreError::NoFile(record.file);
+        let bytes = self.shared.log.bytes(&self.shared, record.file)?;
+        let body = match (record.body, bytes) {
+            (Body::Known { record }, Some(bytes)) => Body::Whole { record, seal: Seal::of(&bytes), bytes },
+            (Body::Known { .. } | Body::Whole { .. } | Body::Dropped { .. }, _) => return Err(missing),
+        };
+        Ok(LogRecord { body, ..record })
+    }
+
+    fn stage_record(
+        &self,
+        group: &mut Group,
+        entry: Arc<Entry>,
+        record: &LogRecord,
+        reply: Answer,
+        answer: oneshot::Sender<Result<Answer, StoreError>>,
+    ) {
+        let mut bytes = Vec::new();
+        record.encode(self.shared.log.volume(), &mut bytes);
+        let held = match &record.body {
+            Body::Whole { seal, .. } => seal.len as usize,
+            Body::Known { .. } | Body::Dropped { .. } => 0,
+        };
+        let front = log::front_of(record, (bytes.len() - held) as u32);
+        let replaces = lock(&entry.live).state.is_in_log();
+        group.log_len += bytes.len();
+        group.logged.push(Logged { entry, front, bytes, replaces, reply, answer });
+    }
+
+    /// Takes those records that are still the newest of their files, and of which nothing else is on its way.
+    fn stage_moves(
+        &self,
+        group: &mut Group,
+        moves: Vec<Move>,
+        answer: oneshot::Sender<Result<(), StoreError>>,
+    ) {
+        for record in moves {
+            let is_newest =
+                matches!(self.shared.log.index.place(record.file), Ok(Some(place)) if place == record.from);
+            if is_newest && !group.touched.contains_key(&record.file) {
+                group.touched.insert(record.file, false);
+                group.log_len += record.bytes.len();
+                group.moves.push(record);
+            }
+        }
+        group.moved.push(answer);
+    }
+
+    /// Makes the log's part of a batch durable, applies it, and answers.
+    fn commit_log(&mut self, group: &mut Group) {
+        let mut logged = std::mem::take(&mut group.logged);
+        let mut moves = std::mem::take(&mut group.moves);
+        let mut moved = std::mem::take(&mut group.moved);
+        let refuse = |logged: Vec<Logged>, error: &StoreError| {
+            for logged in logged {
+                let _ = logged.answer.send(Err(error.clone()));
+            }
+        };
+        let mut result = match self.shared.failure.get() {
+            Some(reason) => Err(StoreError::ReadOnly { reason: reason.clone() }),
+            None => Ok(()),
+        };
+        if result.is_ok() && (!logged.is_empty() || !moves.is_empty()) {
+            let len = |logged: &[Logged], moves: &[Move]| {
+                logged.iter().map(|logged| logged.bytes.len()).sum::<usize>()
+                    + moves.iter().map(|record| record.bytes.len()).sum::<usize>()
+            };
+            let stuffed = self.shared.log.index.len() >= STUFFED * self.shared.options.log_index.max(FEW);
+            let mut room = match stuffed {
+                true => Err(AppendError::Full),
+                false => self.tail.make_room(&self.shared, len(&logged, &moves), false),
+            };
+            if matches!(room, Err(AppendError::Full)) {
+                // What makes room is still taken.
+                let (adds, frees): (Vec<_>, Vec<_>) =
+                    logged.into_iter().partition(|logged| logged.front.seal.is_some() || !logged.replaces);
+                let (adds, drops): (Vec<_>, Vec<_>) =
+                    adds.into_iter().partition(|logged| !logged.front.is_dropped());
+                logged = frees.into_iter().chain(drops).collect();
+                let (free, reserve) = (self.shared.free(), self.shared.options.reserve);
+                let full = StoreError::Full { free, reserve };
+                refuse(adds, &full);
+                // What is moved is there already, and must not take the last room of what makes some.
+                moves.clear();
+                for answer in moved.drain(..) {
+                    let _ = answer.send(Err(full.clone()));
+                }
+                room = self.tail.make_room(&self.shared, len(&logged, &moves), true);
+            }
+            result = match room {
+                Ok(()) if logged.is_empty() && moves.is_empty() => Ok(()),
+                Ok(()) => self.append(&logged, &moves),
+                Err(AppendError::Full) => {
+                    let (free, reserve) = (self.shared.free(), self.shared.options.reserve);
+                    Err(StoreError::Full { free, reserve })
+                }
+                Err(AppendError::Io(operation, error)) => Err(self.shared.fail(operation, &error)),
+            };
+        }
+        match &result {
+            Ok(()) => {
+                for logged in logged {
+                    if logged.front.seal.is_some() {
+                        logged.entry.apply_log(logged.front);
+                    } else {
+                        self.shared.forget_damage(logged.entry.file);
+                        // Nobody opens names of the old life between its end on disk and in memory.
+                        let _names = lock(&logged.entry.names);
+                        let being_written = !lock(&logged.entry.live).claims.is_empty();
+                        if being_written {
+                            self.shared.to_trash(logged.entry.file);
+                        }
+                        logged.entry.apply_log(logged.front);
+                    }
+                    let _ = logged.answer.send(Ok(logged.reply));
+                }
+            }
+            Err(error) => refuse(logged, error),
+        }
+        for answer in moved {
+            let _ = answer.send(result.clone());
+        }
+        self.keep_log();
+    }
+
+    /// Appends a frame of these records to the log, for which there is room, and notes where they are.
+    fn append(&mut self, logged: &[Logged], moves: &[Move]) -> Result<(), StoreError> {
+        let shared = self.shared.clone();
+        let mut payload = Vec::new();
+        for bytes in
+            logged.iter().map(|logged| &logged.bytes[..]).chain(moves.iter().map(|record| &record.bytes[..]))
+        {
+            payload.extend_from_slice(bytes);
+        }
+        let records = (logged.len() + moves.len()) as u32;
+        let (segment, mut offset) = self
+            .tail
+            .append(&shared, records, &payload)
+            .map_err(|error| shared.fail("writing the log", &error))?;
+        for Logged { front, bytes, replaces, .. } in logged {
+            let place = log::placed(front, segment, offset);
+            shared.log.note(&shared, front, &place, *replaces);
+            offset += bytes.len() as u32;
+            shared.wrote(front.seal.map_or(0, |seal| u64::from(seal.len)));
+        }
+        for record in moves {
+            let place = log::index::Place { segment, offset, ..record.from };
+            shared.log.note_moved(&shared, record.file, &place);
+            offset += record.bytes.len() as u32;
+        }
+        Counters::add(&shared.counters.log_records, u64::from(records));
+        Ok(())
+    }
+
+    /// Has the log's index written down once it is long, and garbage collected.
+    fn keep_log(&self) {
+        let log = &self.shared.log;
+        let limit = self.shared.options.log_index;
+        if log.freeze(limit, &self.tail) || log.index.len() >= limit {
+            self.shared.keep(Job::WriteDown);
+        }
+        if log.has_garbage(self.tail.segment) {
+            self.shared.keep(Job::Collect(self.tail.segment));
         }
     }
 
@@ -379,6 +597,8 @@ impl Request {
             Self::Run { .. } | Self::Facts(_) => true,
             Self::Metadata(_)
             | Self::Size(_)
+            | Self::Whole { .. }
+            | Self::Known { .. }
             | Self::Lose(_)
             | Self::Publish { .. }
             | Self::Free
@@ -392,6 +612,8 @@ impl Request {
             Self::Run { claim, .. } => Some(*claim),
             Self::Metadata(_)
             | Self::Size(_)
+            | Self::Whole { .. }
+            | Self::Known { .. }
             | Self::Facts(_)
             | Self::Lose(_)
             | Self::Publish { .. }
@@ -406,6 +628,8 @@ impl Request {
             Self::Run { segment, .. } => Some(Name::Data(*segment)),
             Self::Metadata(_)
             | Self::Size(_)
+            | Self::Whole { .. }
+            | Self::Known { .. }
             | Self::Facts(_)
             | Self::Lose(_)
             | Self::Publish { .. }
@@ -420,6 +644,8 @@ impl Request {
             Self::Run { data, .. } => Some(data),
             Self::Metadata(_)
             | Self::Size(_)
+            | Self::Whole { .. }
+            | Self::Known { .. }
             | Self::Facts(_)
             | Self::Lose(_)
             | Self::Publish { .. }

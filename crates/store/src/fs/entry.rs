@@ -12,6 +12,7 @@ use tokio::sync::Notify;
 use super::change::Change;
 use super::claims::{ClaimId, Claims};
 use super::lock;
+use super::log::record::Front;
 use super::state::FileState;
 
 /// A file in a file's directory of chunks.
@@ -85,6 +86,18 @@ impl Entry {
         }
         if let Some(claim) = claim {
             live.claims.release(claim);
+        }
+        drop(live);
+        self.released.notify_waiters();
+    }
+
+    /// Applies a record of the log that is durable now: it says all there is to be said.
+    pub(crate) fn apply_log(&self, front: Front) {
+        let mut live = lock(&self.live);
+        let had = !live.state.held.is_empty();
+        live.state = FileState::of_log(front);
+        if live.state.dropped || (had && live.state.held.is_empty()) {
+            live.begin_life();
         }
         drop(live);
         self.released.notify_waiters();

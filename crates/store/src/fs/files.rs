@@ -1,22 +1,22 @@
 //! What concerns a file as a whole and needs no record of its own: listing, pages, preparing a publication.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Bound;
 
 use sluice_engine::hash::Root;
-use sluice_engine::ids::FileId;
+use sluice_engine::ids::{ClientFileId, FileId, TenantId};
 
 use super::committer::Request;
 use super::entry::Entry;
 use super::layout::shard;
 use super::shared::{Counters, Shared};
-use super::{lock, page};
-use crate::StoreError;
+use super::{lock, log, page};
+use crate::{Found, Listed, StoreError};
 
 impl Shared {
     /// Files with a summary after `after`, in order. Blocks.
-    pub(crate) fn list(&self, after: Option<FileId>, limit: usize) -> Result<Vec<FileId>, StoreError> {
+    pub(crate) fn list(&self, after: Option<FileId>, limit: usize) -> Result<Vec<Found>, StoreError> {
         let error = |error: io::Error| self.error("listing files", &error);
         let index = self.layout.dir("index");
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
@@ -35,7 +35,7 @@ impl Shared {
             ids.extend(unflushed.iter().filter(|file| shard(**file) == shard_name));
             for file in ids.into_iter().filter(|file| after.is_none_or(|after| *file > after)) {
                 if files.len() >= limit {
-                    return Ok(files);
+                    return self.with_log(files, after, limit);
                 }
                 let known = match self.table.find(file) {
                     Some(entry) => lock(&entry.live).state.is_known(),
@@ -48,7 +48,42 @@ impl Shared {
                 }
             }
         }
-        Ok(files)
+        self.with_log(files, after, limit)
+    }
+
+    /// Adds the files of the log to a page of those that have an index.
+    fn with_log(
+        &self,
+        files: Vec<FileId>,
+        after: Option<FileId>,
+        limit: usize,
+    ) -> Result<Vec<Found>, StoreError> {
+        let logged = self.log.index.files(after, limit).map_err(|error| self.log.broken(self, &error))?;
+        let found = |(file, place): (FileId, log::index::Place)| {
+            (file, Found { file, brief: Some(place.brief), whole: place.whole })
+        };
+        let mut all: BTreeMap<FileId, Found> = logged.into_iter().map(found).collect();
+        // A file that has an index is not the log's any more.
+        all.extend(files.into_iter().map(|file| (file, Found { file, brief: None, whole: false })));
+        Ok(all.into_values().take(limit).collect())
+    }
+
+    /// Files of a tenant that the log keeps, by the client's ids. Blocks.
+    pub(crate) fn listed(
+        &self,
+        tenant: TenantId,
+        after: Option<ClientFileId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, StoreError> {
+        let found = self.log.index.listed(tenant, after, limit);
+        let found = found.map_err(|error| self.log.broken(self, &error))?;
+        let listed = |entry: log::index::Entry| Listed {
+            client: entry.client,
+            size: entry.size,
+            name: entry.name,
+            brief: entry.brief,
+        };
+        Ok(found.into_iter().map(listed).collect())
     }
 
     /// Checks that a file is whole and has this root, and makes its values durable beside its bytes. `None` if it
@@ -84,7 +119,7 @@ impl Shared {
         let _names = lock(&entry.names);
         {
             let live = lock(&entry.live);
-            if live.state.dropped || !live.state.is_known() {
+            if live.state.dropped || !live.state.is_known() || live.state.is_in_log() {
                 return Ok(());
             }
         }

@@ -79,13 +79,15 @@ impl Shared {
         Ok(())
     }
 
-    /// Removes the chunks of a file of which nothing is known and that nobody writes.
+    /// Removes the chunks of a file of which nothing is known, or which is in the log, and that nobody writes.
     fn sweep(&self, file: FileId) {
         let Ok(entry) = self.load(file) else { return };
         let _names = lock(&entry.names);
         {
             let mut live = lock(&entry.live);
-            if live.state.is_known() || !live.claims.is_empty() {
+            // What the log keeps has no directory of chunks.
+            let has_chunks = live.state.is_known() && !live.state.is_in_log();
+            if has_chunks || !live.claims.is_empty() {
                 return;
             }
             live.begin_life();

@@ -4,15 +4,8 @@
 //! appending needs no room even on a full disk. A batch starts on a block boundary and so never shares a sector with
 //! one that was acknowledged.
 //!
-//! | bytes | field |
-//! | --- | --- |
-//! | 3 + 1 | `SLJ`, version 1 |
-//! | 8 | number of the journal |
-//! | 8 | sequence number: one more than the batch before, across journals |
-//! | 4 | number of records |
-//! | 4 | length of the records |
-//! | 16 | check of the volume's id, the fields above, and the records |
-//! | n | the [records](super::change) |
+//! Each batch is a [frame](super::frame) `SLJ`, version 1, whose number is the journal's and whose sequence number is
+//! one more than that of the batch before, across journals; it holds [records](super::change).
 //!
 //! A batch is written only after the one before was synced. So damage with an intact batch behind it is no torn
 //! tail but a damaged journal, which is an error; damage at the very end is a write that was never acknowledged.
@@ -22,14 +15,9 @@ use std::sync::Arc;
 
 use super::change::Record;
 use super::disk::DiskFile;
-use super::sealed::{CHECK_LEN, FormatError, Reader, check};
+use super::frame::{self, BLOCK, Framed, HEADER_LEN};
+use super::sealed::{FormatError, Reader};
 use super::volume::VolumeId;
-
-/// Where batches may start.
-pub(crate) const BLOCK: usize = 4096;
-
-/// Bytes in front of the records of a batch.
-pub(crate) const HEADER_LEN: usize = 28 + CHECK_LEN;
 
 const MAGIC: [u8; 4] = *b"SLJ\x01";
 
@@ -64,44 +52,12 @@ pub(crate) struct DamagedJournal {
     pub(crate) later: u64,
 }
 
-/// The bytes of a batch, up to the next block boundary.
-pub(crate) fn encode(volume: VolumeId, number: u64, seq: u64, records: u32, payload: &[u8]) -> Vec<u8> {
-    let len = (HEADER_LEN + payload.len()).next_multiple_of(BLOCK);
-    let mut out = Vec::with_capacity(len);
-    out.extend_from_slice(&MAGIC);
-    out.extend_from_slice(&number.to_be_bytes());
-    out.extend_from_slice(&seq.to_be_bytes());
-    out.extend_from_slice(&records.to_be_bytes());
-    out.extend_from_slice(&(payload.len() as u32).to_be_bytes());
-    let check = check(&[&volume.0, &out, payload]);
-    out.extend_from_slice(&check);
-    out.extend_from_slice(payload);
-    out.resize(len, 0);
-    out
-}
-
-/// What the front of a batch says, and its records' bytes.
-struct Framed<'a> {
-    seq: u64,
-    records: u32,
-    payload: &'a [u8],
+fn encode(volume: VolumeId, number: u64, seq: u64, records: u32, payload: &[u8]) -> Vec<u8> {
+    frame::encode(MAGIC, volume, number, seq, records, payload)
 }
 
 fn frame(volume: VolumeId, number: u64, bytes: &[u8]) -> Result<Framed<'_>, FormatError> {
-    let mut reader = Reader(bytes);
-    if reader.array::<4>()? != MAGIC {
-        return Err(FormatError::Magic);
-    }
-    if reader.u64()? != number {
-        return Err(FormatError::Misplaced("journal"));
-    }
-    let (seq, records, len) = (reader.u64()?, reader.u32()?, reader.u32()? as usize);
-    let expected = reader.array::<CHECK_LEN>()?;
-    let payload = reader.bytes(len)?;
-    if check(&[&volume.0, &bytes[..HEADER_LEN - CHECK_LEN], payload]) != expected {
-        return Err(FormatError::Check);
-    }
-    Ok(Framed { seq, records, payload })
+    frame::decode(MAGIC, volume, number, bytes)
 }
 
 /// Reads the batches of journal `number`, of which the first must be `seq`, from the bytes of its file.

@@ -11,6 +11,8 @@
 //! chunks/abc/<file>/data-n      the bytes of segment n, in place, sparse
 //! chunks/abc/<file>/values-n    the chunk values of segment n
 //! chunks/abc/<file>/page-n      a page of the file's ledger
+//! log/log-n                     a segment of the log: files that came whole
+//! log/run-n  log/manifest       the log's index
 //! trash/n                       directories of chunks on their way out
 //! ```
 
@@ -21,7 +23,7 @@ use sluice_engine::ids::FileId;
 use super::entry::Name;
 
 /// Directories of a volume.
-pub(crate) const DIRS: [&str; 3] = ["index", "chunks", "trash"];
+pub(crate) const DIRS: [&str; 4] = ["index", "chunks", "log", "trash"];
 
 /// The paths of a volume.
 #[derive(Clone, Debug)]
@@ -91,6 +93,18 @@ impl Layout {
 
     pub(crate) fn page(&self, file: FileId, segment: u64) -> PathBuf {
         self.chunks(file).join(format!("page-{segment}"))
+    }
+
+    pub(crate) fn log(&self, segment: u64) -> PathBuf {
+        self.dir("log").join(format!("log-{segment}"))
+    }
+
+    pub(crate) fn run(&self, number: u64) -> PathBuf {
+        self.dir("log").join(format!("run-{number}"))
+    }
+
+    pub(crate) fn manifest(&self) -> PathBuf {
+        self.dir("log").join("manifest")
     }
 
     pub(crate) fn trash(&self, number: u64) -> PathBuf {

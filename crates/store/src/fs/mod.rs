@@ -7,6 +7,8 @@
 //!   durable to the files in memory, and answers. Its queue is bounded, so callers wait before memory grows.
 //! - The *checkpointer* (one thread) moves what only the journal holds into the files it is about, so that the
 //!   journal can begin anew. Two journals take turns; changes go on meanwhile.
+//! - The *keeper* (one thread) writes down the index of the [log](log), where files are that came whole in one request,
+//!   and collects its garbage. What goes into the log is decided and committed like every change.
 //! - The *janitor* (one thread) removes what nobody refers to, reads again what a failed sync put in doubt, and takes
 //!   back marks of damage that was mended.
 //!
@@ -36,11 +38,13 @@ mod damage;
 mod disk;
 mod entry;
 mod files;
+mod frame;
 mod gate;
 mod index;
 mod janitor;
 mod journal;
 mod layout;
+mod log;
 mod page;
 mod plan;
 mod read;
@@ -68,8 +72,8 @@ use bytes::Bytes;
 use quick_cache::sync::Cache;
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
-use sluice_engine::ids::{FileId, Generation, TenantId};
-use sluice_engine::limits::SEGMENT_CHUNKS;
+use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
+use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
 use sluice_engine::metadata::MetadataRecord;
 use tokio::sync::mpsc;
 
@@ -81,11 +85,13 @@ use self::checkpointer::Checkpointer;
 use self::committer::{Answer, Committer, Request, Task};
 use self::damage::Damage;
 use self::entry::Table;
+use self::log::keeper;
+use self::log::record::Seal;
 use self::recovery::Recovered;
 use self::shared::{Counters, Shared, Space, Writers};
 use crate::{
-    ChunkStore, FileSummary, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN, RecordOutcome,
-    RunWriter, StoreError, Usage,
+    ChunkStore, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
+    RecordOutcome, RunWriter, StoreError, Usage, WholeOutcome,
 };
 
 /// Changes that may wait for the committer; more of them wait in their callers.
@@ -93,6 +99,12 @@ const TASKS: usize = 4096;
 
 /// Chores that may wait for the janitor; more of them are found again when the volume is opened.
 const CHORES: usize = 1024;
+
+/// Jobs that may wait for the keeper: each of them stands for all of its kind.
+const JOBS: usize = 4;
+
+/// Bytes that are hashed where they are asked for; more are hashed on the blocking pool.
+const HASH_HERE: usize = 32 << 10;
 
 /// Files of segments that are kept open.
 const OPEN_SEGMENTS: usize = 256;
@@ -114,11 +126,22 @@ pub struct FsOptions {
     pub stall: Duration,
     /// Files without pending changes that are kept in memory.
     pub idle_files: usize,
+    /// Bytes of a segment of the log.
+    pub log_segment_len: u64,
+    /// Entries of the log's index that are kept in memory before they are written down: two a file, some 250 bytes each.
+    pub log_index: usize,
 }
 
 impl Default for FsOptions {
     fn default() -> Self {
-        Self { journal_len: 8 << 20, reserve: 64 << 20, stall: Duration::from_secs(10), idle_files: 10_000 }
+        Self {
+            journal_len: 8 << 20,
+            reserve: 64 << 20,
+            stall: Duration::from_secs(10),
+            idle_files: 10_000,
+            log_segment_len: 64 << 20,
+            log_index: 64 << 10,
+        }
     }
 }
 
@@ -141,6 +164,16 @@ pub struct FsMetrics {
     pub checkpoints: u64,
     /// Times that something on the disk did not match its check or its value.
     pub integrity_failures: u64,
+    /// Records appended to the log.
+    pub log_records: u64,
+    /// Bytes appended to the log.
+    pub log_bytes: u64,
+    /// Segments of the log that are there.
+    pub log_segments: u64,
+    /// Bytes of records in them that count.
+    pub log_live_bytes: u64,
+    /// Segments that went because most of them was garbage.
+    pub log_collected: u64,
 }
 
 /// A chunk store in a directory. Dropping it without [`close`](ChunkStore::close) is [`kill`](Self::kill).
@@ -165,15 +198,29 @@ impl FsStore {
         options: FsOptions,
     ) -> Result<Self, StoreError> {
         let path = path.as_ref();
-        let Recovered { disk, layout, id, volume, journal, pending, older, next_trash, damage } =
-            recovery::open(disk, path, &options)?;
+        let Recovered {
+            disk,
+            layout,
+            id,
+            volume,
+            journal,
+            pending,
+            older,
+            next_trash,
+            log,
+            tail,
+            damaged,
+            damage,
+        } = recovery::open(disk, path, &options)?;
         let (tasks, inbox) = mpsc::channel(TASKS);
         let (chores, chore_inbox) = sync_channel(CHORES);
+        let (keeper, jobs) = sync_channel(JOBS);
         let shared = Arc::new(Shared {
             disk,
             layout,
             table: Table::new(options.idle_files, pending),
             options,
+            log,
             handles: Cache::new(OPEN_SEGMENTS),
             volume: Mutex::new(volume),
             failure: OnceLock::new(),
@@ -182,16 +229,20 @@ impl FsStore {
             writers: Writers::default(),
             tasks: Mutex::new(Some(tasks)),
             chores: Mutex::new(Some(chores)),
+            keeper: Mutex::new(Some(keeper)),
             space: Mutex::new(Space::default()),
             durable_dirs: Mutex::new(BTreeSet::new()),
             damage: Damage::new(id, damage),
             next_trash: AtomicU64::new(next_trash),
         });
         shared.counters.journal_bytes.store(journal.end, Ordering::Relaxed);
+        Counters::add(&shared.counters.integrity_failures, damaged);
         let store = Self { shared };
-        store.start(id, journal, older, inbox, chore_inbox).map_err(|error| StoreError::Unreadable {
-            path: path.display().to_string(),
-            reason: format!("cannot start a thread: {error}"),
+        store.start(id, (journal, tail), older, inbox, chore_inbox, jobs).map_err(|error| {
+            StoreError::Unreadable {
+                path: path.display().to_string(),
+                reason: format!("cannot start a thread: {error}"),
+            }
         })?;
         Ok(store)
     }
@@ -199,17 +250,20 @@ impl FsStore {
     fn start(
         &self,
         id: volume::VolumeId,
-        journal: journal::Journal,
+        (journal, tail): (journal::Journal, log::Tail),
         older: Option<(u64, u64)>,
         inbox: mpsc::Receiver<Task>,
         chores: std::sync::mpsc::Receiver<janitor::Chore>,
+        jobs: std::sync::mpsc::Receiver<keeper::Job>,
     ) -> io::Result<()> {
         let shared = self.shared.clone();
         let checkpointer = Checkpointer::start(shared.clone(), id)?;
         if let Some((journal, next_seq)) = older {
             checkpointer.begin(journal, next_seq);
         }
-        let committer = Committer { shared: shared.clone(), journal, checkpointer };
+        let committer = Committer { shared: shared.clone(), journal, tail, checkpointer };
+        let keeping = shared.clone();
+        thread::Builder::new().name("sluice-keeper".into()).spawn(move || keeper::run(&keeping, &jobs))?;
         thread::Builder::new().name("sluice-commit".into()).spawn(move || committer.run(inbox))?;
         thread::Builder::new().name("sluice-janitor".into()).spawn(move || janitor::run(&shared, &chores))?;
         Ok(())
@@ -226,6 +280,7 @@ impl FsStore {
     pub fn metrics(&self) -> FsMetrics {
         let counters = &self.shared.counters;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (log_segments, log_live_bytes) = self.shared.log.usage();
         FsMetrics {
             syncs: read(&counters.syncs),
             sync_time: Duration::from_micros(read(&counters.sync_micros)),
@@ -235,6 +290,11 @@ impl FsStore {
             journal_bytes: read(&counters.journal_bytes),
             checkpoints: read(&counters.checkpoints),
             integrity_failures: read(&counters.integrity_failures),
+            log_records: read(&counters.log_records),
+            log_bytes: read(&counters.log_bytes),
+            log_segments,
+            log_live_bytes,
+            log_collected: read(&counters.log_collected),
         }
     }
 
@@ -251,7 +311,9 @@ impl FsStore {
     async fn next_generation(&self, file: FileId, request: Request) -> Result<Generation, StoreError> {
         match self.change(file, request).await? {
             Answer::Generation(generation) => Ok(generation),
-            Answer::Done | Answer::Record(_) | Answer::Discarded(_) => Err(unexpected_answer()),
+            Answer::Done | Answer::Record(_) | Answer::Whole(_) | Answer::Discarded(_) => {
+                Err(unexpected_answer())
+            }
         }
     }
 }
@@ -282,7 +344,53 @@ impl ChunkStore for FsStore {
         let request = Request::Metadata(Box::new(record.clone()));
         match self.change(record.file_id(), request).await? {
             Answer::Record(outcome) => Ok(outcome),
-            Answer::Done | Answer::Generation(_) | Answer::Discarded(_) => Err(unexpected_answer()),
+            Answer::Done | Answer::Whole(_) | Answer::Generation(_) | Answer::Discarded(_) => {
+                Err(unexpected_answer())
+            }
+        }
+    }
+
+    async fn put_whole(
+        &self,
+        record: &MetadataRecord,
+        facts: &[u8],
+        bytes: Bytes,
+    ) -> Result<WholeOutcome, StoreError> {
+        limit("facts of a file", facts.len(), MAX_FACTS_LEN)?;
+        limit("file in one request", bytes.len(), CHUNK_LEN as usize)?;
+        let (expected, got) = (record.geometry().map(|shape| shape.size()), bytes.len() as u64);
+        if expected != Some(got) {
+            return Err(StoreError::Length { expected: expected.unwrap_or(0), got });
+        }
+        let seal = if bytes.len() <= HASH_HERE {
+            Seal::of(&bytes)
+        } else {
+            let hashed = bytes.clone();
+            self.shared.blocking(move |_| Ok(Seal::of(&hashed))).await?
+        };
+        if let Some(expected) = record.expected_root().filter(|expected| *expected != seal.root) {
+            return Err(StoreError::WrongRoot { expected, got: Some(seal.root) });
+        }
+        let entry = self.shared.entry(record.file_id()).await?;
+        self.shared.writable()?;
+        self.shared.room(bytes.len() as u64)?;
+        let request = Request::Whole { record: Box::new(record.clone()), facts: facts.to_vec(), seal, bytes };
+        match self.shared.change(entry, request).await? {
+            Answer::Whole(outcome) => Ok(outcome),
+            Answer::Done | Answer::Record(_) | Answer::Generation(_) | Answer::Discarded(_) => {
+                Err(unexpected_answer())
+            }
+        }
+    }
+
+    async fn put_known(&self, record: &MetadataRecord, facts: &[u8]) -> Result<WholeOutcome, StoreError> {
+        limit("facts of a file", facts.len(), MAX_FACTS_LEN)?;
+        let request = Request::Known { record: Box::new(record.clone()), facts: facts.to_vec() };
+        match self.change(record.file_id(), request).await? {
+            Answer::Whole(outcome) => Ok(outcome),
+            Answer::Done | Answer::Record(_) | Answer::Generation(_) | Answer::Discarded(_) => {
+                Err(unexpected_answer())
+            }
         }
     }
 
@@ -297,8 +405,17 @@ impl ChunkStore for FsStore {
         Ok(summary)
     }
 
-    async fn list(&self, after: Option<FileId>, limit: usize) -> Result<Vec<FileId>, StoreError> {
+    async fn list(&self, after: Option<FileId>, limit: usize) -> Result<Vec<Found>, StoreError> {
         self.shared.blocking(move |shared| shared.list(after, limit)).await
+    }
+
+    async fn listed(
+        &self,
+        tenant: TenantId,
+        after: Option<ClientFileId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, StoreError> {
+        self.shared.blocking(move |shared| shared.listed(tenant, after, limit)).await
     }
 
     async fn begin_run(
@@ -395,7 +512,9 @@ impl ChunkStore for FsStore {
     async fn discard_orphan(&self, file: FileId) -> Result<bool, StoreError> {
         match self.change(file, Request::Discard).await? {
             Answer::Discarded(discarded) => Ok(discarded),
-            Answer::Done | Answer::Record(_) | Answer::Generation(_) => Err(unexpected_answer()),
+            Answer::Done | Answer::Record(_) | Answer::Whole(_) | Answer::Generation(_) => {
+                Err(unexpected_answer())
+            }
         }
     }
 

@@ -130,6 +130,13 @@ impl Shared {
     fn bytes_once(&self, entry: &Entry, index: ChunkIndex) -> Result<Bytes, StoreError> {
         let corrupt = || StoreError::Corrupt { file: entry.file, index };
         let chunk = self.record_of(entry, index)?;
+        let in_log = lock(&entry.live).state.is_in_log();
+        if in_log {
+            return match self.log.bytes(self, entry.file)? {
+                Some(bytes) if ChainingValue::of_chunk(index, &bytes) == Some(chunk.value) => Ok(bytes),
+                Some(_) | None => Err(corrupt()),
+            };
+        }
         let epoch = lock(&entry.live).epoch;
         let number = index.number();
         let segment = number / SEGMENT_CHUNKS;
@@ -219,6 +226,13 @@ impl Shared {
         }
     }
 
+    /// Takes every mark of a file back: its bytes are gone.
+    pub(crate) fn forget_damage(&self, file: FileId) {
+        if self.damage.clear_all(file) {
+            self.chore(Chore::KeepDamage);
+        }
+    }
+
     /// Takes marks back whose chunks are written again, or gone.
     pub(crate) fn settle_damage(&self, file: FileId, change: &Change) {
         let changed = match change {
@@ -298,9 +312,9 @@ impl Shared {
         if let Some(reason) = self.failure.get() {
             return Err(StoreError::ReadOnly { reason: reason.clone() });
         }
-        let (published, epoch, dropped) = {
+        let (published, epoch, dropped, in_log) = {
             let live = lock(&entry.live);
-            (live.state.published, live.epoch, live.state.dropped)
+            (live.state.published, live.epoch, live.state.dropped, live.state.is_in_log())
         };
         let Published { geometry, root } = match published {
             Some(published) => published,
@@ -309,6 +323,15 @@ impl Shared {
         };
         if let Some(damaged) = self.damage.of(entry.file).first() {
             return Err(StoreError::Corrupt { file: entry.file, index: ChunkIndex::new(damaged.start)? });
+        }
+        if in_log {
+            // One record holds it all, and reading it checks all of it.
+            return match self.log.bytes(self, entry.file)? {
+                Some(bytes) if Root::of_bytes(&bytes) == root => Ok(root),
+                got => {
+                    Err(StoreError::WrongRoot { expected: root, got: got.map(|got| Root::of_bytes(&got)) })
+                }
+            };
         }
         // The values are asked of the disk, not of memory.
         self.flush_values(entry)?;

@@ -17,9 +17,11 @@ use super::checkpoint::Checkpoint;
 use super::committer::MAX_BATCH;
 use super::damage::{self, Marks};
 use super::disk::{Disk, DiskFile, Open};
+use super::frame::BLOCK;
 use super::gate::{GatedDisk, ReplaceError};
-use super::journal::{self, BLOCK, Journal};
+use super::journal::{self, Journal};
 use super::layout::{DIRS, Layout};
+use super::log::{self, Log, Tail};
 use super::shared::VolumeState;
 use super::volume::{self, HeaderError, VolumeId};
 use crate::StoreError;
@@ -43,6 +45,10 @@ pub(crate) struct Recovered {
     pub(crate) next_trash: u64,
     /// Chunks that are known to be damaged.
     pub(crate) damage: Marks,
+    pub(crate) log: Log,
+    pub(crate) tail: Tail,
+    /// Frames of the log that are damaged though they were acknowledged.
+    pub(crate) damaged: u64,
 }
 
 /// Opens the volume at `path`, making it if the directory is empty or missing.
@@ -69,6 +75,11 @@ pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path, options: &FsOptions) -> Res
         },
         HeaderError::Format(error) => unreadable(&format_args!("header: {error}")),
     })?;
+    if header != volume::encode(id) {
+        // Processes that know nothing of the log must not open it any more.
+        disk.create_dir(&layout.dir("log")).map_err(|error| unreadable(&error))?;
+        replace(&disk, &layout.volume(), &volume::encode(id)).map_err(|error| unreadable(&error))?;
+    }
     let bytes =
         disk.read(&layout.checkpoint()).map_err(|error| unreadable(&format_args!("checkpoint: {error}")))?;
     let checkpoint =
@@ -126,7 +137,22 @@ pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path, options: &FsOptions) -> Res
         Err(error) if error.kind() == io::ErrorKind::NotFound => Marks::new(),
         Err(error) => return Err(unreadable(&format_args!("marks of damage: {error}"))),
     };
-    Ok(Recovered { disk, layout, id, volume, journal, pending, older, next_trash, damage })
+    let (log, tail, damaged) =
+        log::recover(&disk, &layout, id, options.log_index).map_err(|error| unreadable(&error))?;
+    Ok(Recovered {
+        disk,
+        layout,
+        id,
+        volume,
+        journal,
+        pending,
+        older,
+        next_trash,
+        log,
+        tail,
+        damaged,
+        damage,
+    })
 }
 
 /// Whether the directory is a volume; if not, it may become one. An error if it must not.

@@ -20,7 +20,9 @@ use super::gate::{self, GatedDisk};
 use super::index;
 use super::janitor::Chore;
 use super::layout::Layout;
-use super::state::FileState;
+use super::log::Log;
+use super::log::keeper::Job;
+use super::state::{FileState, Origin};
 use super::{FsOptions, lock};
 use crate::StoreError;
 
@@ -34,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) layout: Layout,
     pub(crate) options: FsOptions,
     pub(crate) table: Table,
+    pub(crate) log: Log,
     /// Open files of segments, by life and name; the bound keeps file descriptors few.
     pub(crate) handles: Cache<(u64, Name), Arc<dyn DiskFile>>,
     pub(crate) volume: Mutex<VolumeState>,
@@ -46,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) tasks: Mutex<Option<mpsc::Sender<Task>>>,
     /// To the janitor. `None` once the store stops.
     pub(crate) chores: Mutex<Option<SyncSender<Chore>>>,
+    /// To the keeper of the log. `None` once the store stops.
+    pub(crate) keeper: Mutex<Option<SyncSender<Job>>>,
     pub(crate) space: Mutex<Space>,
     /// Directories whose own name is known to be durable.
     pub(crate) durable_dirs: Mutex<BTreeSet<PathBuf>>,
@@ -91,6 +96,9 @@ pub(crate) struct Counters {
     pub(crate) journal_bytes: AtomicU64,
     pub(crate) checkpoints: AtomicU64,
     pub(crate) integrity_failures: AtomicU64,
+    pub(crate) log_records: AtomicU64,
+    pub(crate) log_bytes: AtomicU64,
+    pub(crate) log_collected: AtomicU64,
 }
 
 impl Counters {
@@ -201,7 +209,7 @@ impl Shared {
 
     /// The entry of a file, known or not. Blocks.
     pub(crate) fn load(&self, file: FileId) -> Result<Arc<Entry>, StoreError> {
-        let (entry, emptied) = self.table.load(file, || self.read_index(file))?;
+        let (entry, emptied) = self.table.load(file, || self.read_state(file))?;
         if emptied {
             let _names = lock(&entry.names);
             let gone = {
@@ -220,15 +228,23 @@ impl Shared {
         Ok(entry)
     }
 
-    fn read_index(&self, file: FileId) -> Result<FileState, StoreError> {
+    /// A file's state from its index, or from the log: a file that has an index is not the log's any more.
+    fn read_state(&self, file: FileId) -> Result<FileState, StoreError> {
+        match self.read_index(file)? {
+            Some(state) => Ok(FileState { origin: Origin::Journal, ..state }),
+            None => Ok(self.log.front(self, file)?.map(FileState::of_log).unwrap_or_default()),
+        }
+    }
+
+    fn read_index(&self, file: FileId) -> Result<Option<FileState>, StoreError> {
         let path = self.layout.index(file);
         match self.disk.read(&path) {
-            Ok(bytes) => index::decode(file, &bytes).map_err(|error| {
+            Ok(bytes) => index::decode(file, &bytes).map(Some).map_err(|error| {
                 Counters::add(&self.counters.integrity_failures, 1);
                 tracing::error!(%file, %error, "the index of a file is damaged");
                 StoreError::Unreadable { path: path.display().to_string(), reason: error.to_string() }
             }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(FileState::default()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.error("reading an index", &error)),
         }
     }
@@ -290,6 +306,13 @@ impl Shared {
         }
     }
 
+    /// Leaves work to the keeper of the log. What does not fit its queue is asked for again.
+    pub(crate) fn keep(&self, job: Job) {
+        if let Some(keeper) = &*lock(&self.keeper) {
+            let _ = keeper.try_send(job);
+        }
+    }
+
     /// Hands a change of a file to the committer and waits until it is durable.
     pub(crate) async fn change(&self, entry: Arc<Entry>, request: Request) -> Result<Answer, StoreError> {
         self.writable()?;
@@ -313,6 +336,7 @@ impl Shared {
         self.closing.store(true, Ordering::Release);
         lock(&self.tasks).take();
         lock(&self.chores).take();
+        lock(&self.keeper).take();
         self.disk.shut();
     }
 }

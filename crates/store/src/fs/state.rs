@@ -10,9 +10,22 @@ use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::ranges::Ranges;
 
 use super::change::{Change, Chunk, Published};
+use super::log::record::Front;
 use crate::FileSummary;
 
-/// A file as its index and the journal tell it.
+/// Who keeps the durable record of a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// Nobody: nothing was ever known of it.
+    #[default]
+    None,
+    /// The journal, and then its index.
+    Journal,
+    /// The log.
+    Log,
+}
+
+/// A file as its index and the journal, or the log, tell it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct FileState {
     /// Whose it is; `None` if nothing is known of the file at all.
@@ -39,9 +52,38 @@ pub(crate) struct FileState {
     pub(crate) applied: u64,
     /// Values that are not in their values file yet.
     pub(crate) fresh: BTreeMap<u64, Chunk>,
+    /// Who keeps its durable record.
+    pub(crate) origin: Origin,
 }
 
 impl FileState {
+    /// What the log says of a file. Its value is never written to a file of values.
+    pub(crate) fn of_log(front: Front) -> Self {
+        let mut state = Self {
+            tenant: Some(front.tenant),
+            dropped: front.is_dropped(),
+            facts: front.facts,
+            generation: front.generation,
+            record: front.record,
+            origin: Origin::Log,
+            ..Self::default()
+        };
+        if let Some(seal) = front.seal {
+            let first = seal.value.zip(ChunkIndex::new(0).ok());
+            if let Some((value, index)) = first {
+                state.record_chunk(Chunk { index, len: seal.len, value });
+            }
+            let geometry = Geometry::new(u64::from(seal.len)).ok();
+            state.published = geometry.map(|geometry| Published { geometry, root: seal.root });
+        }
+        state
+    }
+
+    /// Whether the log has the file's bytes.
+    pub(crate) fn is_in_log(&self) -> bool {
+        self.origin == Origin::Log
+    }
+
     /// Whether the file has a summary.
     pub(crate) fn is_known(&self) -> bool {
         self.tenant.is_some()
@@ -93,6 +135,7 @@ impl FileState {
             held: self.held.iter().collect(),
             held_bytes: self.held_bytes,
             published: self.published.map(|published| published.root),
+            in_log: self.is_in_log(),
         })
     }
 
@@ -119,6 +162,7 @@ impl FileState {
             return;
         }
         self.applied = seq;
+        self.origin = Origin::Journal;
         match change {
             Change::Metadata { generation, record } => {
                 self.tenant = Some(record.tenant());
@@ -158,7 +202,7 @@ impl FileState {
                 self.dropped = true;
                 self.forget_all();
             }
-            Change::Discarded => *self = Self { applied: self.applied, ..Self::default() },
+            Change::Discarded => *self = Self { applied: seq, origin: Origin::Journal, ..Self::default() },
         }
     }
 

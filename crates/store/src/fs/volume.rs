@@ -1,12 +1,13 @@
 //! The volume's header: what says that a directory is a volume, and of which version. Written once, last of all
 //! when a volume is made.
 //!
-//! Body in a [sealed] envelope `SLV`, whose version is the volume's: 16 random bytes that name the volume.
+//! Body in a [sealed] envelope `SLV`, whose version is the volume's: 16 random bytes that name the volume. Version 2
+//! added the log; a volume of version 1 becomes one of version 2 when it is opened.
 
 use super::sealed::{self, FormatError, Reader};
 
 /// The newest format that this process reads and writes.
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
 
 const MAGIC: [u8; 3] = *b"SLV";
 
@@ -52,9 +53,11 @@ mod tests {
     #[test]
     fn golden_bytes() {
         let bytes = encode(VolumeId([7; 16]));
-        assert_eq!(bytes[..8], *b"SLV\x01\0\0\0\x10");
+        assert_eq!(bytes[..8], *b"SLV\x02\0\0\0\x10");
         assert_eq!(bytes.len(), 40);
         assert_eq!(decode(&bytes), Ok(VolumeId([7; 16])));
+        let first = sealed::seal(*b"SLV\x01", &[7; 16]);
+        assert_eq!(decode(&first), Ok(VolumeId([7; 16])), "the first version is read");
     }
 
     #[test]

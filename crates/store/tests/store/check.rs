@@ -8,7 +8,7 @@ use sluice_store::fs::{CheckOptions, FindingKind, VolumeReport, check};
 use sluice_store::{ChunkStore, FsStore, StoreError};
 
 use crate::fs::options;
-use crate::material::{FULL, TENANT, content, file, index, put, put_all, record, root};
+use crate::material::{FULL, TENANT, content, file, index, listed, put, put_all, record, root};
 
 fn checked(path: &Path, hash_bytes: bool) -> VolumeReport {
     check(path, CheckOptions { hash_bytes, progress: &mut |_| {} }).unwrap()
@@ -218,7 +218,7 @@ async fn no_flip_escapes() {
 async fn all_of(path: &Path) -> Vec<String> {
     let store = FsStore::open(path, options()).unwrap();
     let mut all = Vec::new();
-    for id in store.list(None, 99).await.unwrap() {
+    for id in listed(&store, None, 99).await {
         let summary = store.summary(id).await.unwrap().unwrap();
         all.push(format!("{summary:?}"));
         for chunk in summary.held.into_iter().flatten() {

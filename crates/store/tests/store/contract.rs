@@ -9,13 +9,15 @@ use sluice_engine::geometry::{Geometry, GeometryError, Run};
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{FileId, Generation, TenantId};
 use sluice_engine::limits::CHUNK_LEN;
+use sluice_engine::metadata::{MetadataFields, MetadataRecord};
 use sluice_store::{
-    Advice, ChunkStore, MAX_FACTS_LEN, MAX_PAGE_LEN, MAX_STATE_LEN, RecordOutcome, StoreError,
+    Advice, ChunkStore, MAX_FACTS_LEN, MAX_PAGE_LEN, MAX_STATE_LEN, RecordOutcome, StoreError, WholeOutcome,
 };
 use tokio::time::timeout;
 
 use crate::material::{
-    FULL, TENANT, content, file, index, put, put_all, put_in_pieces, record, root, values,
+    FULL, TENANT, client, content, file, index, listed as ids, put, put_all, put_in_pieces, record, root,
+    values,
 };
 
 /// A place where stores of one kind can be opened.
@@ -70,6 +72,15 @@ macro_rules! contract_tests {
             everything_is_there_after_closing_and_opening,
             a_closed_store_takes_nothing,
             dropped_futures_lose_nothing,
+            a_whole_file_is_durable_and_published_at_once,
+            a_whole_file_is_refused_when_it_is_not_what_it_says,
+            whole_files_of_all_lengths_are_there_after_opening,
+            two_whole_files_of_one_id_are_one_or_a_conflict,
+            what_has_begun_is_not_taken_whole,
+            a_whole_file_can_be_freed_lost_and_filled_again,
+            a_dropped_id_never_comes_back_whole,
+            what_is_elsewhere_is_known_and_listed,
+            many_whole_files_are_listed_read_and_dropped,
         }
     };
 }
@@ -555,10 +566,10 @@ pub(crate) async fn files_are_listed_in_order(backend: &impl Backend) {
     }
     store.drop_file(file(38), TENANT, b"").await.unwrap();
     store.drop_file(file(39), TENANT, b"").await.unwrap();
-    assert_eq!(store.list(None, 1000).await.unwrap(), expected);
+    assert_eq!(ids(&*store, None, 1000).await, expected);
     let mut listed = Vec::new();
     loop {
-        let page = store.list(listed.last().copied(), 7).await.unwrap();
+        let page = ids(&*store, listed.last().copied(), 7).await;
         if page.is_empty() {
             break;
         }
@@ -673,5 +684,283 @@ pub(crate) async fn dropped_futures_lose_nothing(backend: &impl Backend) {
         let again = timeout(Duration::from_secs(5), put(&*store, file(1), i, &bytes)).await.unwrap();
         assert!(again.unwrap().new_chunks <= 1);
         assert_eq!(store.read_chunk(file(1), index(i)).await.unwrap(), bytes);
+    }
+}
+
+pub(crate) async fn a_whole_file_is_durable_and_published_at_once(backend: &impl Backend) {
+    let store = backend.open().await;
+    let bytes = content(1, 1000);
+    let record = record(1, Some(1000));
+    let outcome = store.put_whole(&record, b"facts", bytes.clone()).await.unwrap();
+    assert_eq!(outcome, WholeOutcome::Stored);
+    for _ in 0..2 {
+        let summary = store.summary(file(1)).await.unwrap().unwrap();
+        assert_eq!((summary.tenant, summary.record.as_ref()), (TENANT, Some(&record)));
+        assert_eq!((&summary.facts[..], summary.published), (&b"facts"[..], Some(root(&bytes))));
+        assert_eq!((&summary.held[..], summary.held_bytes, summary.in_log), (&[0..1][..], 1000, true));
+        assert_eq!(summary.generation, Generation::new(1));
+        assert_eq!(store.read_chunk(file(1), index(0)).await.unwrap(), bytes);
+        assert_eq!(store.values(file(1), 0..2).await.unwrap(), [Some(values(0, &bytes)[0]), None]);
+        assert_eq!(store.recheck(file(1)).await.unwrap(), root(&bytes));
+        assert!(matches!(store.read_chunk(file(1), index(1)).await, Err(StoreError::Missing { .. })));
+        // Whatever is said of it again changes nothing.
+        let again = store.put_whole(&record, b"other facts", bytes.clone()).await.unwrap();
+        assert_eq!(again, WholeOutcome::Known);
+        assert_eq!(store.put_record(&record).await.unwrap(), RecordOutcome::Known);
+        assert_eq!(store.put_known(&record, b"").await.unwrap(), WholeOutcome::Known);
+        assert_eq!(put(&*store, file(1), 0, &bytes).await.unwrap().new_chunks, 0);
+        store.publish(file(1), root(&bytes)).await.unwrap();
+        assert!(!store.discard_orphan(file(1)).await.unwrap());
+        let other = put(&*store, file(1), 0, &content(2, 1000)).await.unwrap_err();
+        assert!(matches!(other, StoreError::ChunkConflict { .. }), "{other}");
+        store.put_facts(file(1), b"facts").await.unwrap();
+    }
+    store.put_facts(file(1), b"more facts").await.unwrap();
+    let summary = store.summary(file(1)).await.unwrap().unwrap();
+    assert_eq!((&summary.facts[..], summary.held_bytes), (&b"more facts"[..], 1000));
+    assert_eq!(store.read_chunk(file(1), index(0)).await.unwrap(), bytes);
+}
+
+pub(crate) async fn a_whole_file_is_refused_when_it_is_not_what_it_says(backend: &impl Backend) {
+    let store = backend.open().await;
+    let refused =
+        async |record: &MetadataRecord, bytes: Bytes| store.put_whole(record, b"", bytes).await.unwrap_err();
+    let error = refused(&record(1, Some(9)), content(1, 10)).await;
+    assert!(matches!(error, StoreError::Length { expected: 9, got: 10 }), "{error}");
+    assert!(matches!(refused(&record(1, None), content(1, 10)).await, StoreError::Length { .. }));
+    let long = content(1, FULL + 1);
+    let error = refused(&record(1, Some(CHUNK_LEN + 1)), long).await;
+    assert!(matches!(error, StoreError::TooLarge { .. }), "{error}");
+    let fields =
+        MetadataFields { size: Some(10), expected_root: Some(root(b"something else")), ..Default::default() };
+    let expecting = MetadataRecord::new(TENANT, client(1), fields).unwrap();
+    assert!(matches!(refused(&expecting, content(1, 10)).await, StoreError::WrongRoot { .. }));
+    let facts = vec![0; MAX_FACTS_LEN + 1];
+    let error = store.put_whole(&record(1, Some(1)), &facts, content(1, 1)).await.unwrap_err();
+    assert!(matches!(error, StoreError::TooLarge { .. }));
+    assert_eq!(store.summary(file(1)).await.unwrap(), None, "nothing of all that is remembered");
+}
+
+pub(crate) async fn whole_files_of_all_lengths_are_there_after_opening(backend: &impl Backend) {
+    let store = backend.open().await;
+    let lens = [0, 1, 1023, 1024, 1025, 4096, 65_536, FULL - 1, FULL];
+    for (n, len) in lens.into_iter().enumerate() {
+        let record = record(n as u128, Some(len as u64));
+        store.put_whole(&record, b"f", content(n as u64, len)).await.unwrap();
+    }
+    store.close().await.unwrap();
+    drop(store);
+    let store = backend.open().await;
+    for (n, len) in lens.into_iter().enumerate() {
+        let bytes = content(n as u64, len);
+        let id = file(n as u128);
+        let summary = store.summary(id).await.unwrap().unwrap();
+        assert_eq!((summary.published, summary.held_bytes), (Some(root(&bytes)), len as u64));
+        assert_eq!(summary.held.is_empty(), len == 0);
+        assert_eq!(store.recheck(id).await.unwrap(), root(&bytes));
+        if len > 0 {
+            assert_eq!(store.read_chunk(id, index(0)).await.unwrap(), bytes);
+            assert_eq!(store.values(id, 0..1).await.unwrap()[0], Some(values(0, &bytes)[0]));
+        }
+    }
+}
+
+pub(crate) async fn two_whole_files_of_one_id_are_one_or_a_conflict(backend: &impl Backend) {
+    let store = backend.open().await;
+    let (one, two) = (content(1, 50), content(2, 50));
+    let first = record(1, Some(50));
+    let both =
+        tokio::join!(store.put_whole(&first, b"", one.clone()), store.put_whole(&first, b"", one.clone()));
+    let mut both = [both.0.unwrap(), both.1.unwrap()];
+    both.sort_by_key(|outcome| *outcome as u8);
+    assert_eq!(both, [WholeOutcome::Stored, WholeOutcome::Known]);
+    let error = store.put_whole(&first, b"", two.clone()).await.unwrap_err();
+    assert!(
+        matches!(error, StoreError::WrongRoot { expected, got } if expected == root(&one) && got == Some(root(&two)))
+    );
+    assert_eq!(error.advice(), Advice::Fix);
+    let error = store.put_whole(&record(1, Some(51)), b"", content(1, 51)).await.unwrap_err();
+    assert!(matches!(error, StoreError::RecordConflict { .. }), "{error}");
+    assert_eq!(store.read_chunk(file(1), index(0)).await.unwrap(), one);
+    let second = record(2, Some(50));
+    let both = tokio::join!(store.put_whole(&second, b"", one), store.put_whole(&second, b"", two));
+    assert!(both.0.is_ok() != both.1.is_ok(), "one of two wins: {both:?}");
+}
+
+pub(crate) async fn what_has_begun_is_not_taken_whole(backend: &impl Backend) {
+    let store = backend.open().await;
+    let bytes = content(1, 700);
+    put(&*store, file(1), 0, &bytes).await.unwrap();
+    store.put_record(&record(2, Some(700))).await.unwrap();
+    let run = Run::from_len(index(0), 700).unwrap();
+    let writer = store.begin_run(file(3), TENANT, run, 700).await.unwrap();
+    for n in 1..4 {
+        let outcome = store.put_whole(&record(n, Some(700)), b"", bytes.clone()).await.unwrap();
+        assert_eq!(outcome, WholeOutcome::Begun, "file {n}");
+    }
+    drop(writer);
+    let error = store.put_whole(&record(2, Some(701)), b"", content(1, 701)).await.unwrap_err();
+    assert!(matches!(error, StoreError::RecordConflict { .. }), "{error}");
+    put(&*store, file(2), 0, &bytes).await.unwrap();
+    store.publish(file(2), root(&bytes)).await.unwrap();
+    let known = store.put_whole(&record(2, Some(700)), b"", bytes.clone()).await.unwrap();
+    assert_eq!(known, WholeOutcome::Known);
+    assert!(store.put_whole(&record(2, Some(700)), b"", content(9, 700)).await.is_err());
+}
+
+pub(crate) async fn a_whole_file_can_be_freed_lost_and_filled_again(backend: &impl Backend) {
+    let mut store = backend.open().await;
+    let bytes = content(1, 3000);
+    for n in 0..2 {
+        store.put_whole(&record(n, Some(3000)), b"facts", bytes.clone()).await.unwrap();
+    }
+    let generation = store.free(file(0)).await.unwrap();
+    assert_eq!(generation, Generation::new(2));
+    assert_eq!(store.lose(file(1), &[index(0)]).await.unwrap(), generation);
+    for life in 0..2 {
+        for n in 0..2 {
+            let summary = store.summary(file(n)).await.unwrap().unwrap();
+            assert_eq!((summary.published, &summary.held[..], summary.held_bytes), (None, &[][..], 0));
+            assert_eq!((summary.generation, &summary.facts[..]), (generation, &b"facts"[..]));
+            assert_eq!(summary.record, Some(record(n, Some(3000))));
+            assert!(matches!(store.read_chunk(file(n), index(0)).await, Err(StoreError::Missing { .. })));
+            let again = store.put_whole(&record(n, Some(3000)), b"", bytes.clone()).await.unwrap();
+            assert_eq!(again, WholeOutcome::Begun, "it comes back as a chunk");
+        }
+        if life == 0 {
+            store.close().await.unwrap();
+            drop(store);
+            store = backend.open().await;
+        }
+    }
+    for n in 0..2 {
+        assert!(matches!(put(&*store, file(n), 0, &content(1, 9)).await, Err(StoreError::Geometry(_))));
+        assert_eq!(put(&*store, file(n), 0, &bytes).await.unwrap().new_chunks, 1);
+        store.publish(file(n), root(&bytes)).await.unwrap();
+    }
+    store.close().await.unwrap();
+    drop(store);
+    let store = backend.open().await;
+    let mut both = [file(0), file(1)];
+    both.sort_unstable();
+    assert_eq!(ids(&*store, None, 9).await, both);
+    for n in 0..2 {
+        let summary = store.summary(file(n)).await.unwrap().unwrap();
+        assert_eq!((summary.published, summary.generation), (Some(root(&bytes)), generation));
+        assert_eq!(&summary.facts[..], b"facts");
+        assert_eq!(store.read_chunk(file(n), index(0)).await.unwrap(), bytes);
+    }
+}
+
+pub(crate) async fn a_dropped_id_never_comes_back_whole(backend: &impl Backend) {
+    let mut store = backend.open().await;
+    let bytes = content(1, 100);
+    store.put_whole(&record(1, Some(100)), b"", bytes.clone()).await.unwrap();
+    for n in 1..3 {
+        store.drop_file(file(n), TENANT, b"gone").await.unwrap();
+    }
+    for life in 0..2 {
+        for n in 1..3 {
+            let summary = store.summary(file(n)).await.unwrap().unwrap();
+            assert_eq!((&summary.facts[..], summary.published), (&b"gone"[..], None));
+            assert!(matches!(store.read_chunk(file(n), index(0)).await, Err(StoreError::Dropped(_))));
+            let whole = store.put_whole(&record(n, Some(100)), b"", bytes.clone()).await;
+            assert!(matches!(whole, Err(StoreError::Dropped(_))), "{whole:?}");
+            let known = store.put_known(&record(n, Some(100)), b"").await;
+            assert!(matches!(known, Err(StoreError::Dropped(_))), "{known:?}");
+            assert!(matches!(store.put_record(&record(n, None)).await, Err(StoreError::Dropped(_))));
+            assert!(matches!(put(&*store, file(n), 0, &bytes).await, Err(StoreError::Dropped(_))));
+            store.drop_file(file(n), TENANT, b"gone").await.unwrap();
+        }
+        assert!(store.listed(TENANT, None, 9).await.unwrap().is_empty());
+        assert_eq!(ids(&*store, None, 9).await.len(), 2);
+        if life == 0 {
+            store.close().await.unwrap();
+            drop(store);
+            store = backend.open().await;
+        }
+    }
+}
+
+pub(crate) async fn what_is_elsewhere_is_known_and_listed(backend: &impl Backend) {
+    let store = backend.open().await;
+    let known = record(1, Some(100));
+    assert_eq!(store.put_known(&known, b"facts").await.unwrap(), WholeOutcome::Stored);
+    let error = store.put_known(&record(1, Some(101)), b"facts").await.unwrap_err();
+    assert!(matches!(error, StoreError::RecordConflict { .. }), "{error}");
+    store.close().await.unwrap();
+    drop(store);
+    let store = backend.open().await;
+    let summary = store.summary(file(1)).await.unwrap().unwrap();
+    assert_eq!((summary.record, &summary.facts[..], summary.in_log), (Some(known), &b"facts"[..], true));
+    assert!(summary.held.is_empty() && summary.published.is_none());
+    let listed = store.listed(TENANT, None, 9).await.unwrap();
+    assert_eq!(listed.iter().map(|file| (file.client, file.size)).collect::<Vec<_>>(), [(client(1), 100)]);
+    // What is here already stays an ordinary file.
+    put(&*store, file(2), 0, &content(1, 50)).await.unwrap();
+    assert_eq!(store.put_known(&record(2, Some(50)), b"f").await.unwrap(), WholeOutcome::Begun);
+    store.put_record(&record(2, Some(50))).await.unwrap();
+    assert_eq!(store.put_known(&record(2, Some(50)), b"f").await.unwrap(), WholeOutcome::Known);
+    let summary = store.summary(file(2)).await.unwrap().unwrap();
+    assert_eq!((summary.held_bytes, summary.in_log, summary.record), (50, false, Some(record(2, Some(50)))));
+}
+
+pub(crate) async fn many_whole_files_are_listed_read_and_dropped(backend: &impl Backend) {
+    let mut store = backend.open().await;
+    let count = 400u128;
+    for first in (0..count).step_by(50) {
+        let puts = (first..first + 50).map(|n| {
+            let store = store.clone();
+            tokio::spawn(async move {
+                let bytes = content(n as u64, 200 + n as usize);
+                store.put_whole(&record(n, Some(bytes.len() as u64)), b"facts", bytes).await.unwrap()
+            })
+        });
+        for put in puts.collect::<Vec<_>>() {
+            assert_eq!(put.await.unwrap(), WholeOutcome::Stored);
+        }
+    }
+    let dropped = |n: u128| !n.is_multiple_of(3);
+    for life in 0..3 {
+        let mut all: Vec<FileId> = (0..count).map(file).collect();
+        all.sort_unstable();
+        for limit in [1000, 37] {
+            let mut found = Vec::new();
+            loop {
+                let page = ids(&*store, found.last().copied(), limit).await;
+                found.extend_from_slice(&page);
+                if page.len() < limit {
+                    break;
+                }
+            }
+            assert_eq!(found, all, "life {life}");
+            let mut names = Vec::new();
+            loop {
+                let page = store.listed(TENANT, names.last().copied(), limit).await.unwrap();
+                names.extend(page.iter().map(|file| file.client));
+                if page.len() < limit {
+                    break;
+                }
+            }
+            let expected = (0..count).filter(|n| life == 0 || !dropped(*n)).map(client);
+            assert_eq!(names, expected.collect::<Vec<_>>(), "life {life}");
+        }
+        for n in 0..count {
+            let read = store.read_chunk(file(n), index(0)).await;
+            match life > 0 && dropped(n) {
+                true => assert!(matches!(read, Err(StoreError::Dropped(_))), "life {life}, file {n}"),
+                false => {
+                    assert_eq!(read.unwrap(), content(n as u64, 200 + n as usize), "life {life}, file {n}")
+                }
+            }
+        }
+        for n in (0..count).filter(|n| dropped(*n)) {
+            store.drop_file(file(n), TENANT, b"gone").await.unwrap();
+        }
+        if life == 1 {
+            store.close().await.unwrap();
+            drop(store);
+            store = backend.open().await;
+        }
     }
 }

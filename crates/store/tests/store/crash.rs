@@ -11,7 +11,7 @@ use bytes::Bytes;
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{FileId, Generation};
-use sluice_store::{ChunkStore, FileSummary, FsOptions, FsStore, StoreError};
+use sluice_store::{ChunkStore, FileSummary, FsOptions, FsStore, StoreError, WholeOutcome};
 
 use crate::material::{FULL, TENANT, content, file, index, put, record, root, values};
 use sluice_fault_disk::{Dice, FaultDisk, Faults};
@@ -23,7 +23,14 @@ const STEPS: u64 = 10;
 const SHARED: u128 = 1000;
 
 fn options() -> FsOptions {
-    FsOptions { journal_len: 24 << 10, reserve: 0, idle_files: 3, ..FsOptions::default() }
+    FsOptions {
+        journal_len: 24 << 10,
+        reserve: 0,
+        idle_files: 3,
+        log_segment_len: 48 << 10,
+        log_index: 12,
+        ..FsOptions::default()
+    }
 }
 
 /// What a file is known to be.
@@ -55,6 +62,8 @@ impl fmt::Debug for File {
 enum Step {
     Record(Option<u64>),
     Size(u64),
+    Whole(Bytes, Vec<u8>),
+    Known(u64, Vec<u8>),
     Put(u64, Bytes),
     Facts(Vec<u8>),
     Lose(Vec<u64>),
@@ -69,6 +78,8 @@ impl fmt::Debug for Step {
         match self {
             Self::Record(size) => write!(f, "record of {size:?}"),
             Self::Size(size) => write!(f, "size {size}"),
+            Self::Whole(bytes, _) => write!(f, "whole of {} bytes", bytes.len()),
+            Self::Known(size, _) => write!(f, "known, of {size} bytes"),
             Self::Put(first, bytes) => write!(f, "{} bytes at chunk {first}", bytes.len()),
             Self::Facts(_) => f.write_str("facts"),
             Self::Lose(chunks) => write!(f, "lose {chunks:?}"),
@@ -105,6 +116,17 @@ impl File {
                 (file.known, file.recorded, file.in_record) = (true, true, *size);
             }
             Step::Size(size) => file.settle(*size),
+            Step::Whole(bytes, facts) => {
+                (file.known, file.recorded, file.size) = (true, true, Some(bytes.len() as u64));
+                file.in_record = file.size;
+                (file.facts, file.published) = (facts.clone(), Some(root(bytes)));
+                file.chunks = [(0, bytes.clone())].into();
+            }
+            Step::Known(size, facts) => {
+                (file.known, file.recorded, file.size) = (true, true, Some(*size));
+                file.in_record = file.size;
+                file.facts.clone_from(facts);
+            }
             Step::Put(first, bytes) => {
                 file.known = true;
                 for (i, chunk) in bytes.chunks(FULL).enumerate() {
@@ -154,9 +176,11 @@ impl File {
             return Some("it is known".into());
         }
         let expected = self.recorded.then(|| record(n, self.in_record));
-        if self.size.is_some() && found.size.map(|shape| shape.size()) != self.size {
+        if self.size.is_some() && !self.dropped && found.size.map(|shape| shape.size()) != self.size {
             return Some(format!("size: {found:?}"));
         }
+        // Of a dropped file the record may go.
+        let expected = expected.filter(|_| !self.dropped || found.record.is_some());
         if found.record != expected || found.facts != self.facts || found.published != self.published {
             return Some(format!("record, facts or publication: {found:?}"));
         }
@@ -201,8 +225,19 @@ impl File {
             (chunks.len() as u64 == size).then_some(chunks)
         });
         let size = |dice: &mut Dice| if dice.one_in(3) { FULL as u64 + 700 } else { 3000 };
+        if !self.known && dice.one_in(2) {
+            let (bytes, facts) = (content(dice.below(2), 3000), dice.roll().to_be_bytes().to_vec());
+            return match dice.below(8) {
+                0 => Step::Known(3000, facts),
+                1 => Step::Whole(content(3, 30_000), facts),
+                _ => Step::Whole(bytes, facts),
+            };
+        }
         match dice.below(20) {
             0..3 if self.recorded && self.in_record.is_none() => Step::Size(size(dice)),
+            0..3 if self.recorded && dice.one_in(2) => {
+                Step::Whole(content(dice.below(2), 3000), dice.roll().to_be_bytes().to_vec())
+            }
             0..3 => Step::Record(match dice.below(4) {
                 0 => None,
                 _ => Some(size(dice)),
@@ -236,6 +271,18 @@ async fn take(store: &FsStore, n: u128, step: &Step) -> Result<(), StoreError> {
     match step {
         Step::Record(size) => store.put_record(&record(n, *size)).await.map(|_| ()),
         Step::Size(size) => store.put_size(id, Geometry::new(*size).unwrap()).await,
+        Step::Whole(bytes, facts) => {
+            let record = record(n, Some(bytes.len() as u64));
+            match store.put_whole(&record, facts, bytes.clone()).await? {
+                WholeOutcome::Stored => Ok(()),
+                // Nothing changed.
+                WholeOutcome::Known | WholeOutcome::Begun => Err(StoreError::NoFile(id)),
+            }
+        }
+        Step::Known(size, facts) => match store.put_known(&record(n, Some(*size)), facts).await? {
+            WholeOutcome::Stored => Ok(()),
+            WholeOutcome::Known | WholeOutcome::Begun => Err(StoreError::NoFile(id)),
+        },
         Step::Put(first, bytes) => put(store, id, *first, bytes).await.map(|_| ()),
         Step::Facts(facts) => store.put_facts(id, facts).await,
         Step::Lose(chunks) => {
@@ -372,7 +419,8 @@ async fn check(store: &FsStore, model: &mut Model) -> Result<(), String> {
     }
     model.state = vec![state];
     known.sort_unstable();
-    let listed: Vec<FileId> = store.list(None, 1000).await.map_err(|error| error.to_string())?;
+    let listed = store.list(None, 1000).await.map_err(|error| error.to_string())?;
+    let listed: Vec<FileId> = listed.into_iter().map(|found| found.file).collect();
     if listed != known {
         return Err(format!("listed {listed:?}, known {known:?}"));
     }
@@ -408,7 +456,7 @@ async fn live(seed: u64, faults: Faults) -> Result<(), String> {
         }
         if dice.one_in(5) {
             let (disk, delay) = (disk.clone(), Duration::from_micros(dice.below(20_000)));
-            let failing = if dice.one_in(2) { "data-" } else { "journal-" };
+            let failing = ["data-", "journal-", "log-"][dice.below(3) as usize];
             tokio::spawn(async move {
                 tokio::time::sleep(delay).await;
                 disk.faults(|faults| faults.failing_sync = Some(failing));
@@ -458,6 +506,7 @@ async fn a_disk_that_lies_about_syncs_is_noticed() {
     for faults in [
         Faults { lying_sync: Some("data-"), ..Faults::default() },
         Faults { lying_sync: Some("journal-"), ..Faults::default() },
+        Faults { lying_sync: Some("log-"), ..Faults::default() },
         Faults { lying_sync: Some("values-"), ..Faults::default() },
         Faults { lying_dirs: true, ..Faults::default() },
     ] {

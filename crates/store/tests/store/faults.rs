@@ -29,7 +29,7 @@ fn path(kind: &str, file: FileId, name: &str) -> String {
 }
 
 /// Waits for something that happens soon, in the background.
-async fn soon(what: &str, mut happened: impl FnMut() -> bool) {
+pub(crate) async fn soon(what: &str, mut happened: impl FnMut() -> bool) {
     for _ in 0..500 {
         if happened() {
             return;
@@ -101,8 +101,8 @@ async fn what_is_no_volume_or_a_newer_one_is_left_alone() {
     bytes[3] = 9;
     std::fs::write(&header, &bytes).unwrap();
     let error = FsStore::open(dir.path(), options()).unwrap_err();
-    assert!(matches!(error, StoreError::NewerVersion { got: 9, known: 1, .. }), "{error}");
-    bytes[3] = 1;
+    assert!(matches!(error, StoreError::NewerVersion { got: 9, known: 2, .. }), "{error}");
+    bytes[3] = 2;
     bytes[10] ^= 1;
     std::fs::write(&header, &bytes).unwrap();
     let error = FsStore::open(dir.path(), options()).unwrap_err();

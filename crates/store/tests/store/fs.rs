@@ -9,7 +9,13 @@ use crate::contract::{Backend, contract_tests};
 
 /// Small enough that tests see checkpoints.
 pub(crate) fn options() -> FsOptions {
-    FsOptions { journal_len: 64 << 10, reserve: 1 << 20, ..FsOptions::default() }
+    FsOptions {
+        journal_len: 64 << 10,
+        reserve: 1 << 20,
+        log_segment_len: 64 << 10,
+        log_index: 64,
+        ..FsOptions::default()
+    }
 }
 
 struct Directory(TempDir);

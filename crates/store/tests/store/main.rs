@@ -9,4 +9,5 @@ mod crash;
 mod faults;
 mod fixtures;
 mod fs;
+mod log_faults;
 mod material;

@@ -13,7 +13,7 @@ pub(crate) const TENANT: TenantId = TenantId::new(7);
 pub(crate) const FULL: usize = CHUNK_LEN as usize;
 
 /// The file that a client calls by this number.
-fn client(n: u128) -> ClientFileId {
+pub(crate) fn client(n: u128) -> ClientFileId {
     ClientFileId::new(Uuid::from_u128(n))
 }
 
@@ -46,6 +46,11 @@ pub(crate) fn content(seed: u64, len: usize) -> Bytes {
 pub(crate) fn values(first: u64, bytes: &[u8]) -> Vec<ChainingValue> {
     let chunks = bytes.chunks(FULL).enumerate();
     chunks.map(|(i, chunk)| ChainingValue::of_chunk(index(first + i as u64), chunk).unwrap()).collect()
+}
+
+/// The ids in a page of files.
+pub(crate) async fn listed(store: &dyn ChunkStore, after: Option<FileId>, limit: usize) -> Vec<FileId> {
+    store.list(after, limit).await.unwrap().into_iter().map(|found| found.file).collect()
 }
 
 pub(crate) fn root(bytes: &[u8]) -> Root {

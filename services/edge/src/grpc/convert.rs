@@ -12,24 +12,20 @@ use sluice_proto::ingest::{
     AboutReply, ChunkRange, CreateRequest, Datacenter, FileEntry, FileStatus, Holder, ListReply, ProofNode,
     Receipt, State, TreeReply,
 };
-use sluice_proto::problem::{Problem, Refusal};
+use sluice_proto::problem::Refusal;
 
 use crate::answer::invalid;
+use crate::files::make_whole;
 use crate::routes::file_id;
 
 /// Bytes of a hash.
 const HASH: usize = 32;
 
 /// A file to create.
-pub(super) fn new_file(request: CreateRequest) -> Result<NewFile, Refusal> {
+pub(super) fn new_file(request: CreateRequest) -> Result<(NewFile, Option<Bytes>), Refusal> {
     let CreateRequest { id, size, name, content_type, metadata, expires_in, expected_root, home, body } =
         request;
-    let invalid = |detail: &str| Refusal::new(Problem::InvalidMetadata, detail);
-    if body.is_some() {
-        return Err(invalid("a body came, files are created without one here")
-            .hint("create the file without it, and send its chunks with Put or Upload"));
-    }
-    Ok(NewFile {
+    let mut new = NewFile {
         id: if id.is_empty() { clock::new_file_id() } else { file_id(&id)? },
         fields: MetadataFields {
             size,
@@ -40,7 +36,11 @@ pub(super) fn new_file(request: CreateRequest) -> Result<NewFile, Refusal> {
             user: metadata,
         },
         home: (!home.is_empty()).then_some(home),
-    })
+    };
+    if let Some(body) = &body {
+        make_whole(&mut new, body.len() as u64)?;
+    }
+    Ok((new, body))
 }
 
 /// A root, unless there is none.

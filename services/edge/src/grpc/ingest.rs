@@ -10,7 +10,7 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use sluice_engine::context::SignedContext;
 use sluice_engine::geometry::ChunkIndex;
 use sluice_proto::calls::{ByteStream, ListQuery, PutChunks};
-use sluice_proto::http::ChunkReceipt;
+use sluice_proto::http::{ChunkReceipt, FileStatus as HttpStatus};
 use sluice_proto::ingest::{
     AboutReply, AboutRequest, CreateReply, CreateRequest, DeleteReply, DeleteRequest, FileStatus, ListReply,
     ListRequest, Opened, PutRequest, ReadRequest, ReadResponse, Receipt, SettleRequest, StatusRequest,
@@ -24,7 +24,7 @@ use super::call::{Call, Caller};
 use super::{convert, upload};
 use crate::answer::invalid;
 use crate::chunks::count;
-use crate::files::{end, page_limit, place, settled, wait_for};
+use crate::files::{count_whole, end, page_limit, place, settled, wait_for};
 use crate::routes::{file_id, log};
 
 /// What metrics call this door.
@@ -70,9 +70,14 @@ impl ingest_server::Ingest for Ingest {
     }
 
     async fn create(&self, request: Request<CreateRequest>) -> Result<Response<CreateReply>, Status> {
+        let began = Instant::now();
         reply(request, |call, context, request| async move {
-            let new = convert::new_file(request)?;
-            let (created, status) = call.app.parts.workers.create(&context, new).await?;
+            let is_whole = request.body.is_some();
+            let result = create(&call, &context, request).await;
+            if is_whole {
+                count_whole(&call.app, DOOR, began, &result);
+            }
+            let (created, status) = result?;
             Ok(CreateReply { created, status: Some(convert::status(status)) })
         })
         .await
@@ -146,6 +151,18 @@ impl ingest_server::Ingest for Ingest {
             end(&call.app, &context, file_id(&id)?).await.map(|()| DeleteReply {})
         })
         .await
+    }
+}
+
+async fn create(
+    call: &Call,
+    context: &SignedContext,
+    request: CreateRequest,
+) -> Result<(bool, HttpStatus), Refusal> {
+    let workers = &call.app.parts.workers;
+    match convert::new_file(request)? {
+        (new, Some(body)) => workers.create_whole(context, new, body).await,
+        (new, None) => workers.create(context, new).await,
     }
 }
 

@@ -4,7 +4,6 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
@@ -18,9 +17,6 @@ use super::call::{Call, Paid};
 
 /// A message begins with a flag (compressed or not) and its length, in four bytes.
 const PREFIX: usize = 5;
-
-/// Bytes a second that a message must have, on top of the time that any body of JSON is given.
-const RATE: u64 = 16 << 10;
 
 /// The body of a call.
 pub(super) struct Messages {
@@ -71,8 +67,7 @@ impl Messages {
 
     /// From now on, so many bytes are waited for.
     fn expect(&mut self, len: u32) {
-        let earned = Duration::from_millis(u64::from(len) * 1000 / RATE);
-        self.due = Some(Instant::now() + self.call.app.settings.json + earned);
+        self.due = Some(Instant::now() + self.call.app.settings.patience(u64::from(len)));
     }
 
     /// Looks at the next bytes.

@@ -201,6 +201,35 @@ async fn lists_go_on_where_a_page_ended_and_empty_files_are_read() {
 }
 
 #[tokio::test]
+async fn a_small_file_goes_in_with_one_call() {
+    let dc = Datacenter::patient();
+    let mut client = client(&dc).await;
+    let data = content(CHUNK_LEN);
+    let whole = |size, body: &[u8]| {
+        let body = Some(Bytes::copy_from_slice(body));
+        CreateRequest { size, body, metadata: [("k".into(), "v".repeat(2048))].into(), ..new_file(ID, 0) }
+    };
+    for is_new in [true, false] {
+        // With its size or without.
+        let size = is_new.then_some(CHUNK_LEN);
+        let created = client.create(whole(size, &data)).await.unwrap().into_inner();
+        assert_eq!(created.created, is_new);
+        let status = created.status.unwrap();
+        assert_eq!((status.state(), status.size), (State::Assembled, Some(CHUNK_LEN)));
+        assert_eq!(status.root, Root::of_bytes(&data).as_bytes()[..]);
+    }
+    assert_eq!(bytes(&mut client, read(0, None)).await.unwrap(), (0, data));
+    refused(client.create(whole(None, b"else")).await, Code::AlreadyExists, "metadata-conflict");
+    let text = dc.metrics.encode().unwrap();
+    for (outcome, count) in [("stored", 1), ("known", 1), ("metadata-conflict", 1)] {
+        let line =
+            format!(r#"sluice_whole_files_total{{dc="dc-a",door="grpc",outcome="{outcome}"}} {count}"#);
+        assert!(text.contains(&line), "{text}");
+    }
+    assert_eq!(dc.memory.used(), 0);
+}
+
+#[tokio::test]
 async fn chunks_that_do_not_fit() {
     let dc = Datacenter::patient();
     let mut client = client(&dc).await;
@@ -252,7 +281,7 @@ async fn metadata_that_is_none() {
         create(&|r| r.name = "a\0b".into()),
         create(&|r| r.content_type = "text/ül".into()),
         create(&|r| r.expires_in = 99_999_999_999),
-        create(&|r| r.body = Some(vec![1].into())),
+        create(&|r| r.body = Some(vec![1, 2].into())),
         create(&entry("", "v".into())),
         create(&entry("k", "v".repeat(2049))),
         create(&many),
@@ -263,8 +292,10 @@ async fn metadata_that_is_none() {
     refused(client.create(id).await, Code::InvalidArgument, "invalid-id");
     let root = create(&|r| r.expected_root = vec![1; 31].into());
     refused(client.create(root).await, Code::InvalidArgument, "invalid-parameter");
-    let huge = create(&|r| r.name = "n".repeat(70_000));
+    let huge = create(&|r| r.name = "n".repeat(CHUNK_LEN as usize + 70_000));
     refused(client.create(huge).await, Code::OutOfRange, "too-large");
+    let long = create(&|r| r.body = Some(content(CHUNK_LEN + 1).into()));
+    refused(client.create(long).await, Code::OutOfRange, "too-large");
     let size = create(&|r| r.size = Some(MAX_FILE_LEN + 1));
     refused(client.create(size).await, Code::OutOfRange, "too-large");
     // More fields than any file has: refused before they unfold.

@@ -19,7 +19,10 @@ use sluice_node::access::ContextVerifier;
 use sluice_proto::calls::{Admission, ChunkSource, ListQuery, Opened, Slots, Wait};
 use sluice_proto::http::{About, FileEntry, FilePage, FileStatus, Holder, State, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
-use sluice_store::{ChunkStore, FileSummary, RecordOutcome, RunReceipt, RunWriter, StoreError, Usage};
+use sluice_store::{
+    ChunkStore, FileSummary, Found, Listed, RecordOutcome, RunReceipt, RunWriter, StoreError, Usage,
+    WholeOutcome,
+};
 use tokio::sync::{Semaphore, watch};
 
 #[derive(Default)]
@@ -191,7 +194,21 @@ impl ChunkStore for MemoryStore {
     async fn summary(&self, _: FileId) -> Result<Option<FileSummary>, StoreError> {
         unreachable!("workers do not ask")
     }
-    async fn list(&self, _: Option<FileId>, _: usize) -> Result<Vec<FileId>, StoreError> {
+    async fn list(&self, _: Option<FileId>, _: usize) -> Result<Vec<Found>, StoreError> {
+        unreachable!("workers do not ask")
+    }
+    async fn listed(
+        &self,
+        _: TenantId,
+        _: Option<ClientFileId>,
+        _: usize,
+    ) -> Result<Vec<Listed>, StoreError> {
+        unreachable!("workers do not ask")
+    }
+    async fn put_whole(&self, _: &MetadataRecord, _: &[u8], _: Bytes) -> Result<WholeOutcome, StoreError> {
+        unreachable!("workers do not ask")
+    }
+    async fn put_known(&self, _: &MetadataRecord, _: &[u8]) -> Result<WholeOutcome, StoreError> {
         unreachable!("workers do not ask")
     }
     async fn verify(&self, _: FileId, _: ChunkIndex) -> Result<u64, StoreError> {
@@ -327,6 +344,16 @@ impl MemorySlots {
 
 #[async_trait]
 impl Slots for MemorySlots {
+    async fn create_whole(
+        &self,
+        _: &SignedContext,
+        _: MetadataRecord,
+        _: Bytes,
+    ) -> Result<Option<(bool, FileStatus)>, Refusal> {
+        // Always as a record and chunks.
+        Ok(None)
+    }
+
     async fn create(
         &self,
         _: &SignedContext,

@@ -18,6 +18,8 @@ pub enum FindingKind {
     Checkpoint,
     /// A journal is damaged before its end, or missing.
     Journal,
+    /// A frame of the log is damaged though it was acknowledged.
+    Log,
     /// The index of a file is damaged.
     Index,
     /// Values of chunks are damaged.
@@ -30,7 +32,7 @@ pub enum FindingKind {
     Unreadable,
     /// A page of a ledger, or another cache, is damaged.
     Cache,
-    /// The last batch of a journal was never finished.
+    /// The last batch of a journal, or frame of the log, was never finished.
     TornTail,
     /// Something is left over that nobody needs.
     Leftover,
@@ -40,10 +42,11 @@ pub enum FindingKind {
 
 impl FindingKind {
     /// Every kind.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Header,
         Self::Checkpoint,
         Self::Journal,
+        Self::Log,
         Self::Index,
         Self::Values,
         Self::Bytes,
@@ -61,6 +64,7 @@ impl FindingKind {
             Self::Header => "header",
             Self::Checkpoint => "checkpoint",
             Self::Journal => "journal",
+            Self::Log => "log",
             Self::Index => "index",
             Self::Values => "values",
             Self::Bytes => "bytes",
@@ -79,6 +83,7 @@ impl FindingKind {
             Self::Header
             | Self::Checkpoint
             | Self::Journal
+            | Self::Log
             | Self::Index
             | Self::Values
             | Self::Bytes
@@ -95,6 +100,9 @@ impl FindingKind {
             Self::Checkpoint => "the volume does not open: nobody knows which of the journals' batches count",
             Self::Journal => {
                 "the volume does not open: what was acknowledged last is in there, and part of it is lost"
+            }
+            Self::Log => {
+                "the volume opens without what is damaged: files that came whole are missing, or ended ones are back"
             }
             Self::Index => "nothing is known of this file but its bytes; it is neither served nor counted",
             Self::Values => "these chunks cannot be verified; they are never served",
@@ -118,6 +126,10 @@ impl FindingKind {
             Self::Header | Self::Checkpoint | Self::Journal => {
                 "restore the volume from a copy; or keep it aside, begin with an empty directory, and send again \
                  what other datacenters do not have: sluice put says what is missing"
+            }
+            Self::Log => {
+                "start the datacenter: files that others know are told again; send again what sluice status does not \
+                 find. The segment is kept as it is"
             }
             Self::Index => "restore this index from a copy, or end the file with sluice rm and send it again",
             Self::Values | Self::Bytes => {
