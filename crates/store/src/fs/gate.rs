@@ -1,14 +1,20 @@
 //! The gate between one opened store and its disk.
 //!
-//! Every operation passes while the gate holds the volume's lock. Shutting it waits for the operations inside, then
-//! gives the lock up; afterwards no thread, task or late write of this store can reach the disk any more. That is
-//! what makes stopping hard inside one process the same as losing the process.
+//! Every operation passes while the gate is open, and holds the volume's lock as long as it is inside. Shutting the gate
+//! lets no other in and waits for those inside; afterwards no thread, task or late write of this store can reach the
+//! disk any more. That is what makes stopping hard inside one process the same as losing the process. An operation that
+//! hangs is not waited for beyond a limit: the volume stays locked until it has returned, and is given up then.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread;
+use std::time::Duration;
 
 use super::disk::{Disk, DiskFile, Open, VolumeLock};
+use super::lock;
 
 /// What an operation gets once the gate is shut.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
@@ -28,25 +34,42 @@ struct GatedFile {
     file: Arc<dyn DiskFile>,
 }
 
-/// Operations hold it for reading; whoever shuts it writes `None`.
 #[derive(Debug)]
-struct Gate(RwLock<Option<Box<dyn VolumeLock>>>);
+struct Gate {
+    /// `None` once it is shut.
+    volume: RwLock<Option<Arc<Volume>>>,
+    /// Hangs up when the volume is given up.
+    given_up: Mutex<Receiver<Infallible>>,
+}
+
+/// Given up by whoever is the last to have it: the gate, or an operation inside. In the order of the fields.
+#[derive(Debug)]
+struct Volume {
+    _lock: Box<dyn VolumeLock>,
+    _held: SyncSender<Infallible>,
+}
 
 impl GatedDisk {
     /// Takes the volume's lock.
     pub(crate) fn lock(disk: Arc<dyn Disk>, path: &Path) -> io::Result<Self> {
-        let lock = disk.lock(path)?;
-        Ok(Self { gate: Arc::new(Gate(RwLock::new(Some(lock)))), disk })
+        let (held, given_up) = sync_channel(0);
+        let volume = Volume { _lock: disk.lock(path)?, _held: held };
+        let gate = Gate { volume: RwLock::new(Some(Arc::new(volume))), given_up: Mutex::new(given_up) };
+        Ok(Self { gate: Arc::new(gate), disk })
     }
 
-    /// Waits for the operations inside, and lets no other in.
-    pub(crate) fn shut(&self) {
-        let lock = self.gate.0.write().unwrap_or_else(PoisonError::into_inner).take();
-        drop(lock);
+    /// Lets no other operation in, and waits up to `patience` for those inside; whether the volume is given up.
+    pub(crate) fn shut(&self, patience: Duration) -> bool {
+        let volume = self.gate.volume.write().unwrap_or_else(PoisonError::into_inner).take();
+        // A second time there is nothing to wait for that was not waited for.
+        let patience = if volume.is_some() { patience } else { Duration::ZERO };
+        // On a disk that hangs even this may: giving up a lock means closing a file. Without a thread it is done here.
+        let _ = thread::Builder::new().name("sluice-gate".into()).spawn(move || drop(volume));
+        lock(&self.gate.given_up).recv_timeout(patience) == Err(RecvTimeoutError::Disconnected)
     }
 
     pub(crate) fn is_shut(&self) -> bool {
-        self.gate.0.read().unwrap_or_else(PoisonError::into_inner).is_none()
+        self.gate.volume.read().unwrap_or_else(PoisonError::into_inner).is_none()
     }
 
     pub(crate) fn open(&self, path: &Path, open: Open) -> io::Result<Arc<dyn DiskFile>> {
@@ -133,10 +156,8 @@ pub(crate) fn is_shut(error: &io::Error) -> bool {
 
 impl Gate {
     fn pass<T>(&self, operation: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-        let lock = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        if lock.is_none() {
-            return Err(io::Error::other(Shut));
-        }
+        let volume = self.volume.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let _inside = volume.ok_or_else(|| io::Error::other(Shut))?;
         operation()
     }
 }

@@ -20,8 +20,8 @@
 //! # How it stops
 //! [`close`](crate::ChunkStore::close) takes no new work, waits a while for runs that are being written, checkpoints
 //! and gives the volume up. [`FsStore::kill`], and dropping the store, stop it hard: the gate in front of the disk
-//! shuts, so no operation happens afterwards, and the volume can be opened again at once, as after a crash. The
-//! threads end by themselves when their channels close or the gate is shut.
+//! shuts, so no operation happens afterwards, and the volume can be opened again at once, as after a crash; if the disk
+//! hangs, once it has answered. The threads end by themselves when their channels close or the gate is shut.
 //!
 //! # When the disk fails
 //! A sync that failed is never repeated and believed: what was not acknowledged fails, the volume is read-only until
@@ -122,7 +122,8 @@ pub struct FsOptions {
     pub journal_len: u64,
     /// Bytes of the filesystem to keep free: runs are refused before they touch them.
     pub reserve: u64,
-    /// How long a writer may make no progress before another that wants its chunks takes them over.
+    /// How long a writer may make no progress before another that wants its chunks takes them over, and for how long
+    /// the disk is waited for when the store stops.
     pub stall: Duration,
     /// Files without pending changes that are kept in memory.
     pub idle_files: usize,
@@ -271,7 +272,8 @@ impl FsStore {
 
     /// Stops at once, without sync or checkpoint, as a crash of the process would: what was acknowledged is durable,
     /// what waits fails with [`StoreError::Closing`]. When it returns no operation of this store can reach the disk
-    /// any more, and the volume can be opened again. Blocks for the disk operations under way.
+    /// any more, and the volume can be opened again. Blocks for the disk operations under way, at most for
+    /// [`FsOptions::stall`]: if the disk hangs, the volume stays locked until the last of them has returned.
     pub fn kill(&self) {
         self.shared.kill();
     }

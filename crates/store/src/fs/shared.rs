@@ -331,12 +331,18 @@ impl Shared {
         answered.await.map_err(|_| StoreError::Closing)?
     }
 
-    /// Stops hard: no disk operation of this store happens after this returns.
+    /// Stops hard: no disk operation of this store happens after this returns, but one that hangs.
     pub(crate) fn kill(&self) {
         self.closing.store(true, Ordering::Release);
         lock(&self.tasks).take();
         lock(&self.chores).take();
         lock(&self.keeper).take();
-        self.disk.shut();
+        let was_open = !self.disk.is_shut();
+        if !self.disk.shut(self.options.stall) && was_open {
+            tracing::warn!(
+                volume = %self.layout.root().display(),
+                "the disk hangs: the volume stays locked until it answers"
+            );
+        }
     }
 }

@@ -371,6 +371,39 @@ async fn a_disk_that_hangs_delays_and_acknowledges_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_store_on_a_disk_that_hangs_can_be_killed_and_keeps_the_volume_until_the_disk_answers() {
+    let disk = FaultDisk::new();
+    let stall = Duration::from_millis(100);
+    let store = Arc::new(open_with(&disk, FsOptions { stall, ..options() }).unwrap());
+    let bytes = content(1, FULL);
+    put(&*store, file(1), 0, &bytes).await.unwrap();
+    disk.faults(|faults| faults.hanging_write = Some("journal-"));
+    let unanswered = {
+        let (store, bytes) = (store.clone(), bytes.clone());
+        tokio::spawn(async move { put(&*store, file(1), 1, &bytes).await })
+    };
+    soon("a hung write", || disk.hung() == 1).await;
+    // Twice, as whoever kills a store also drops it.
+    for _ in 0..2 {
+        let store = store.clone();
+        let killed = tokio::task::spawn_blocking(move || store.kill());
+        timeout(Duration::from_secs(60), killed).await.expect("kill returns").unwrap();
+    }
+    assert_eq!(disk.hung(), 1);
+    // What hangs may still be written: until then nobody else may.
+    assert!(matches!(open_with(&disk, options()), Err(StoreError::InUse { .. })));
+    disk.faults(|faults| faults.hanging_write = None);
+    assert!(unanswered.await.unwrap().is_err(), "nothing is acknowledged after the end");
+    let mut next = None;
+    soon("the volume is given up", || {
+        next = open_with(&disk, options()).ok();
+        next.is_some()
+    })
+    .await;
+    assert_eq!(next.unwrap().read_chunk(file(1), index(0)).await.unwrap(), bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn chunks_that_never_got_a_record_are_swept() {
     let disk = FaultDisk::new();
     let store = open(&disk);
