@@ -202,7 +202,8 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// The chunks of a file that are known to be damaged, as rising ranges.
     fn damage(&self, file: FileId) -> Vec<Range<u64>>;
 
-    /// Files of which chunks are known to be damaged.
+    /// Files of which chunks are known to be damaged, and those that are kept apart because what the store knows of them
+    /// cannot be read, though it changed: every call for one of these fails, and nothing of it is lost.
     fn damaged_files(&self) -> Vec<FileId>;
 
     /// Keeps how far a scrub has come. At most [`MAX_MARK_LEN`] bytes. A cache: it may be lost.

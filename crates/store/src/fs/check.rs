@@ -26,6 +26,7 @@ use sluice_engine::span_tree::{SpanTree, merge_chunks};
 pub use finding::{Finding, FindingKind, VolumeReport};
 pub use lock::holder;
 
+use super::aside::{self, Aside};
 use super::change::{Change, Chunk, Record};
 use super::checkpoint::Checkpoint;
 use super::damage::{self, Marks};
@@ -114,7 +115,14 @@ impl Check<'_> {
     fn run(&mut self) -> Result<(), StoreError> {
         let id = self.header()?;
         let pending = match id.map(|id| (id, self.checkpoint(id))) {
-            Some((id, Some(checkpoint))) => self.journals(id, &checkpoint),
+            Some((id, Some(checkpoint))) => {
+                let mut pending = self.journals(id, &checkpoint);
+                for (file, mut changes) in self.aside(id) {
+                    aside::join(&mut changes, pending.remove(&file).unwrap_or_default());
+                    pending.insert(file, changes);
+                }
+                pending
+            }
             // Without them nobody knows which batches count.
             Some((_, None)) | None => Pending::new(),
         };
@@ -248,6 +256,20 @@ impl Check<'_> {
             }
         }
         pending
+    }
+
+    /// What was set aside because it could not be put into an index.
+    fn aside(&mut self, id: VolumeId) -> Aside {
+        let path = self.layout.aside();
+        let aside = match self.read(&path) {
+            Ok(bytes) => aside::decode(id, &bytes).map_err(|error| error.to_string()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Aside::new()),
+            Err(error) => Err(error.to_string()),
+        };
+        aside.unwrap_or_else(|error| {
+            self.found(FindingKind::Journal, &path, error);
+            Aside::new()
+        })
     }
 
     /// What was found damaged while the volume was in use.
@@ -473,6 +495,7 @@ impl Check<'_> {
                 "checkpoint",
                 "journal-0",
                 "journal-1",
+                "aside",
                 "damage",
                 "scrub",
                 "index",

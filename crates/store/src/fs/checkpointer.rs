@@ -1,8 +1,8 @@
 //! The checkpointer: moves what only the journal holds into the files it is about, so that a journal can be written
 //! again from its beginning. Changes go on meanwhile, into the other journal.
 //!
-//! Order: values, then indexes, then the directories that name them, then the checkpoint that frees the journal. A
-//! crash anywhere in between leaves the journal in force.
+//! Order: values, then indexes, then the directories that name them, then what is [set aside](super::aside), then the
+//! checkpoint that frees the journal. A crash anywhere in between leaves the journal in force.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,6 +15,7 @@ use std::time::Duration;
 use sluice_engine::ids::FileId;
 use sluice_engine::limits::SEGMENT_CHUNKS;
 
+use super::aside::{self, Aside};
 use super::change::Chunk;
 use super::checkpoint::Checkpoint;
 use super::disk::Open;
@@ -109,8 +110,10 @@ impl Checkpointer {
 }
 
 fn run(shared: &Arc<Shared>, volume: VolumeId, jobs: &Receiver<Job>, status: &Status) {
+    // As the volume was opened, so it is on the disk.
+    let mut has_aside = !shared.table.aside().is_empty();
     for job in jobs {
-        while let Err(error) = write(shared, volume, &job) {
+        while let Err(error) = write(shared, volume, &mut has_aside, &job) {
             if shared.disk.is_shut() {
                 return;
             }
@@ -133,13 +136,19 @@ fn run(shared: &Arc<Shared>, volume: VolumeId, jobs: &Receiver<Job>, status: &St
     }
 }
 
-fn write(shared: &Arc<Shared>, volume: VolumeId, job: &Job) -> Result<(), StoreError> {
+fn write(shared: &Arc<Shared>, volume: VolumeId, has_aside: &mut bool, job: &Job) -> Result<(), StoreError> {
     let mut dirs = BTreeSet::new();
     for file in &job.files {
         if let Some(reason) = shared.failure.get() {
             return Err(StoreError::ReadOnly { reason: reason.clone() });
         }
-        shared.flush(&*shared.load(*file)?, &mut dirs)?;
+        match shared.load_or_set_aside(*file)? {
+            Some(entry) => {
+                shared.flush(&entry, &mut dirs)?;
+                shared.table.forget_aside(*file);
+            }
+            None => continue,
+        }
     }
     for dir in &dirs {
         match shared.counters.sync(|| shared.disk.sync_dir(dir)) {
@@ -154,6 +163,11 @@ fn write(shared: &Arc<Shared>, volume: VolumeId, job: &Job) -> Result<(), StoreE
             shared.note_durable(dir);
         }
     }
+    let aside = shared.table.aside();
+    if *has_aside || !aside.is_empty() {
+        shared.keep_aside(volume, &aside)?;
+        *has_aside = !aside.is_empty();
+    }
     let path = shared.layout.checkpoint();
     shared.replace_synced(&path, &job.checkpoint.encode(volume))?;
     shared
@@ -163,6 +177,40 @@ fn write(shared: &Arc<Shared>, volume: VolumeId, job: &Job) -> Result<(), StoreE
 }
 
 impl Shared {
+    /// The entry of a file; `None` if its index cannot be read, and its changes are set aside.
+    fn load_or_set_aside(&self, file: FileId) -> Result<Option<Arc<Entry>>, StoreError> {
+        loop {
+            match self.load(file) {
+                Ok(entry) => return Ok(Some(entry)),
+                Err(StoreError::Closing) => return Err(StoreError::Closing),
+                Err(error) if self.table.set_aside(file) => {
+                    tracing::error!(%file, %error, "a file is not served: its latest changes are set aside");
+                    return Ok(None);
+                }
+                // Somebody has read it meanwhile.
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Makes what is set aside durable, before a journal that has it too may go. What came back from there must not
+    /// come again after the journal that says so is gone.
+    fn keep_aside(&self, volume: VolumeId, aside: &Aside) -> Result<(), StoreError> {
+        let path = self.layout.aside();
+        if aside.is_empty() {
+            match self.disk.remove_file(&path) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(self.error("removing what was set aside", &error)),
+            }
+        } else {
+            self.replace_synced(&path, &aside::encode(volume, aside))?;
+        }
+        self.counters
+            .sync(|| self.disk.sync_dir(self.layout.root()))
+            .map_err(|error| self.fail("syncing a directory", &error))
+    }
+
     /// Writes a file's values and index. `dirs` gathers the directories to sync before the journal may go.
     fn flush(&self, entry: &Entry, dirs: &mut BTreeSet<PathBuf>) -> Result<(), StoreError> {
         let _names = lock(&entry.names);

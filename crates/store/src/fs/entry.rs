@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use sluice_engine::ids::FileId;
 use tokio::sync::Notify;
 
+use super::aside::{self, Aside};
 use super::change::Change;
 use super::claims::{ClaimId, Claims};
 use super::lock;
@@ -141,7 +142,10 @@ struct Inner {
     clock: VecDeque<FileId>,
     /// What the journal says of files that nobody asked for yet.
     pending: HashMap<FileId, Vec<(u64, Change)>>,
-    /// Files with changes in the current journal.
+    /// Changes that no journal has any more, of files whose index could not be read. They stay here until a checkpoint
+    /// has put them into the index.
+    aside: Aside,
+    /// Files with changes in the current journal, or set aside.
     dirty: BTreeSet<FileId>,
     /// Files whose changes are being checkpointed.
     flushing: BTreeSet<FileId>,
@@ -154,10 +158,10 @@ struct Slot {
 }
 
 impl Table {
-    /// A table with what the journal says.
-    pub(crate) fn new(limit: usize, pending: HashMap<FileId, Vec<(u64, Change)>>) -> Self {
-        let dirty = pending.keys().copied().collect();
-        let inner = Inner { pending, dirty, ..Inner::default() };
+    /// A table with what was set aside and what the journal says.
+    pub(crate) fn new(limit: usize, aside: Aside, pending: HashMap<FileId, Vec<(u64, Change)>>) -> Self {
+        let dirty = pending.keys().chain(aside.keys()).copied().collect();
+        let inner = Inner { pending, aside, dirty, ..Inner::default() };
         Self { inner: Mutex::new(inner), loading: Default::default(), limit }
     }
 
@@ -185,7 +189,11 @@ impl Table {
         }
         let mut state = read()?;
         let mut inner = lock(&self.inner);
-        let pending = inner.pending.remove(&file).unwrap_or_default();
+        let mut pending = inner.aside.get(&file).cloned().unwrap_or_default();
+        if !pending.is_empty() {
+            inner.dirty.insert(file);
+        }
+        aside::join(&mut pending, inner.pending.remove(&file).unwrap_or_default());
         for (seq, change) in &pending {
             state.apply(*seq, change);
         }
@@ -208,6 +216,29 @@ impl Table {
         let mut dirty = std::mem::take(&mut inner.dirty);
         inner.flushing.append(&mut dirty);
         inner.flushing.clone()
+    }
+
+    /// Sets the changes of a file aside, whose index cannot be read. Whether that was needed: not if somebody has read
+    /// it after all.
+    pub(crate) fn set_aside(&self, file: FileId) -> bool {
+        let mut inner = lock(&self.inner);
+        if inner.entries.contains_key(&file) {
+            return false;
+        }
+        if let Some(changes) = inner.pending.remove(&file) {
+            aside::join(inner.aside.entry(file).or_default(), changes);
+        }
+        true
+    }
+
+    /// The index of a file has all its changes.
+    pub(crate) fn forget_aside(&self, file: FileId) {
+        lock(&self.inner).aside.remove(&file);
+    }
+
+    /// What is set aside.
+    pub(crate) fn aside(&self) -> Aside {
+        lock(&self.inner).aside.clone()
     }
 
     /// Ends a checkpoint.
@@ -264,7 +295,7 @@ mod tests {
 
     #[test]
     fn idle_entries_are_evicted_and_needed_ones_stay() {
-        let table = Table::new(3, HashMap::new());
+        let table = Table::new(3, Aside::new(), HashMap::new());
         let held = load(&table, 0);
         load(&table, 1);
         table.mark_dirty(file(1));
@@ -287,7 +318,7 @@ mod tests {
     fn what_the_journal_says_is_applied_on_load() {
         let changes =
             vec![(4, Change::Dropped { tenant: sluice_engine::ids::TenantId::new(1), facts: vec![9] })];
-        let table = Table::new(3, [(file(1), changes)].into());
+        let table = Table::new(3, Aside::new(), [(file(1), changes)].into());
         assert_eq!(table.unflushed(..), [file(1)].into());
         let entry = load(&table, 1);
         assert!(lock(&entry.live).state.dropped);

@@ -4,6 +4,7 @@
 //! lock                          one process at a time
 //! volume                        the header
 //! checkpoint                    what belongs to no file, and which journals are done with
+//! aside                         changes of files whose index cannot be read; missing if there are none
 //! damage                        which chunks are known to be damaged; missing if none is
 //! scrub                         how far the scrub has come
 //! journal-0  journal-1          the journal, by number modulo two
@@ -50,6 +51,10 @@ impl Layout {
 
     pub(crate) fn checkpoint(&self) -> PathBuf {
         self.root.join("checkpoint")
+    }
+
+    pub(crate) fn aside(&self) -> PathBuf {
+        self.root.join("aside")
     }
 
     pub(crate) fn damage(&self) -> PathBuf {

@@ -26,8 +26,10 @@
 //! # When the disk fails
 //! A sync that failed is never repeated and believed: what was not acknowledged fails, the volume is read-only until
 //! it is opened again, and what was recorded in the same segments is read again from the device. A full disk refuses
-//! runs while the reserve is left, and keeps taking what needs no room but the journal's.
+//! runs while the reserve is left, and keeps taking what needs no room but the journal's. A file whose index cannot be
+//! read is refused, and its latest changes are set aside, so that the journal can begin anew for the others.
 
+mod aside;
 mod change;
 mod check;
 mod checkpoint;
@@ -206,6 +208,7 @@ impl FsStore {
             volume,
             journal,
             pending,
+            aside,
             older,
             next_trash,
             log,
@@ -219,7 +222,7 @@ impl FsStore {
         let shared = Arc::new(Shared {
             disk,
             layout,
-            table: Table::new(options.idle_files, pending),
+            table: Table::new(options.idle_files, aside, pending),
             options,
             log,
             handles: Cache::new(OPEN_SEGMENTS),
@@ -458,7 +461,11 @@ impl ChunkStore for FsStore {
     }
 
     fn damaged_files(&self) -> Vec<FileId> {
-        self.shared.damage.files()
+        let mut files = self.shared.damage.files();
+        files.extend(self.shared.table.aside().into_keys());
+        files.sort_unstable();
+        files.dedup();
+        files
     }
 
     async fn put_scrub_mark(&self, mark: &[u8]) -> Result<(), StoreError> {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use sluice_engine::ids::FileId;
 
 use super::FsOptions;
+use super::aside::{self, Aside};
 use super::change::{Change, Record, VolumeChange};
 use super::checkpoint::Checkpoint;
 use super::committer::MAX_BATCH;
@@ -40,6 +41,8 @@ pub(crate) struct Recovered {
     pub(crate) journal: Journal,
     /// What the journals say of each file.
     pub(crate) pending: HashMap<FileId, Vec<(u64, Change)>>,
+    /// What was set aside.
+    pub(crate) aside: Aside,
     /// If two journals are in force: the older one, and the first batch after it.
     pub(crate) older: Option<(u64, u64)>,
     pub(crate) next_trash: u64,
@@ -126,6 +129,14 @@ pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path, options: &FsOptions) -> Res
     let journal = Journal { volume: id, files, number, end, next_seq, capacity };
     let older = in_second.then_some((first, journals[0].2));
 
+    let aside = match disk.read(&layout.aside()) {
+        Ok(bytes) => {
+            aside::decode(id, &bytes).map_err(|error| unreadable(&format_args!("set aside: {error}")))?
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Aside::new(),
+        Err(error) => return Err(unreadable(&format_args!("set aside: {error}"))),
+    };
+
     let trash = disk.list(&layout.dir("trash")).map_err(|error| unreadable(&error))?;
     let next_trash = trash.iter().filter_map(|name| name.parse::<u64>().ok()).max().map_or(0, |max| max + 1);
     let damage = match disk.read(&layout.damage()) {
@@ -146,6 +157,7 @@ pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path, options: &FsOptions) -> Res
         volume,
         journal,
         pending,
+        aside,
         older,
         next_trash,
         log,

@@ -7,6 +7,7 @@ use std::time::Duration;
 use sluice_engine::geometry::Run;
 use sluice_engine::ids::{FileId, Generation};
 use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
+use sluice_store::fs::Disk;
 use sluice_store::{Advice, ChunkStore, FsOptions, FsStore, StoreError};
 use tokio::time::timeout;
 
@@ -164,6 +165,91 @@ async fn a_flipped_bit_is_never_served() {
     let store = open(&disk);
     assert!(matches!(store.summary(file(1)).await, Err(StoreError::Unreadable { .. })));
     store.put_record(&record(2, None)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_index_stops_neither_the_journal_nor_the_other_files_and_loses_no_change() {
+    let disk = FaultDisk::new();
+    let store = open(&disk);
+    let bytes = content(1, 3 * FULL);
+    store.put_record(&record(1, Some(bytes.len() as u64))).await.unwrap();
+    put(&*store, file(1), 0, &bytes.slice(..FULL)).await.unwrap();
+    store.checkpoint().await.unwrap();
+    put(&*store, file(1), 1, &bytes.slice(FULL..2 * FULL)).await.unwrap();
+    store.kill();
+    let damaged = path("index", file(1), "");
+    disk.flip(&damaged, 40);
+
+    // The journal has a change for which there is no place, at this start and at the next ones.
+    let mut disk = disk.after_kill();
+    for life in 0..3u64 {
+        let store = open(&disk);
+        assert!(matches!(store.summary(file(1)).await, Err(StoreError::Unreadable { .. })));
+        timeout(Duration::from_secs(60), store.checkpoint()).await.expect("it ends").unwrap();
+        assert_eq!(store.damaged_files(), [file(1)]);
+        for n in 2..9 {
+            put(&*store, file(n), life, &content(n as u64, FULL)).await.unwrap();
+        }
+        store.checkpoint().await.unwrap();
+        let refused = put(&*store, file(1), 2, &bytes.slice(2 * FULL..)).await.unwrap_err();
+        assert!(matches!(refused, StoreError::Unreadable { .. }), "{refused}");
+        assert_eq!(store.list(None, 99).await.unwrap().len(), 8);
+        store.kill();
+        disk = disk.after_power_cut(&mut Dice(life));
+    }
+
+    // The index can be read again: all changes are there, and in their place after the next checkpoint.
+    disk.flip(&damaged, 40);
+    for _ in 0..2 {
+        let store = open(&disk);
+        assert_eq!(store.summary(file(1)).await.unwrap().unwrap().held, [0..2]);
+        assert_eq!(store.read_chunk(file(1), index(1)).await.unwrap(), bytes[FULL..2 * FULL]);
+        // A journal without changes needs no checkpoint.
+        store.put_state(b"something").await.unwrap();
+        store.checkpoint().await.unwrap();
+        assert!(store.damaged_files().is_empty());
+        store.kill();
+        disk = disk.after_power_cut(&mut Dice(7));
+    }
+    let names = disk.list(Path::new(VOLUME)).unwrap();
+    assert!(!names.contains(&"aside".to_owned()), "{names:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_set_aside_comes_back_when_its_place_can_be_read_while_the_store_is_open() {
+    let name: &'static str = Box::leak(file(1).to_string().into_boxed_str());
+    for ends in [false, true] {
+        let disk = FaultDisk::new();
+        let store = open(&disk);
+        let bytes = content(1, 3 * FULL);
+        store.put_record(&record(1, Some(bytes.len() as u64))).await.unwrap();
+        store.checkpoint().await.unwrap();
+        put(&*store, file(1), 0, &bytes.slice(..FULL)).await.unwrap();
+        store.kill();
+        let disk = disk.after_kill();
+        disk.faults(|faults| faults.failing_read = Some(name));
+        let store = open(&disk);
+        store.checkpoint().await.unwrap();
+        assert_eq!(store.damaged_files(), [file(1)]);
+        disk.faults(|faults| faults.failing_read = None);
+        assert_eq!(store.summary(file(1)).await.unwrap().unwrap().held, std::slice::from_ref(&(0..1)));
+        if ends {
+            // What comes after is not undone by what came back.
+            store.drop_file(file(1), TENANT, b"end").await.unwrap();
+        } else {
+            put(&*store, file(1), 1, &bytes.slice(FULL..2 * FULL)).await.unwrap();
+        }
+        store.checkpoint().await.unwrap();
+        assert!(store.damaged_files().is_empty());
+        store.kill();
+        let store = open(&disk.after_power_cut(&mut Dice(3)));
+        let summary = store.summary(file(1)).await.unwrap().unwrap();
+        if ends {
+            assert_eq!((summary.held.len(), &summary.facts[..]), (0, &b"end"[..]));
+        } else {
+            assert_eq!(summary.held, std::slice::from_ref(&(0..2)));
+        }
+    }
 }
 
 #[tokio::test]
