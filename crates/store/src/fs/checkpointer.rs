@@ -80,8 +80,16 @@ impl Checkpointer {
 
     /// Begins a checkpoint that frees the journals up to `journal`; `next_seq` is the first batch after them.
     pub(crate) fn begin(&self, journal: u64, next_seq: u64) {
+        self.begin_with(journal, next_seq, self.shared.table.begin_flush());
+    }
+
+    /// The same at the start, while the journal after it has changes already.
+    pub(crate) fn begin_older(&self, journal: u64, next_seq: u64) {
+        self.begin_with(journal, next_seq, self.shared.table.begin_flush_of_older());
+    }
+
+    fn begin_with(&self, journal: u64, next_seq: u64, files: BTreeSet<FileId>) {
         let VolumeState { floor, state } = lock(&self.shared.volume).clone();
-        let files = self.shared.table.begin_flush();
         lock(&self.status.progress).running = true;
         let job = Job { checkpoint: Checkpoint { journal, next_seq, floor, state }, files };
         // Fails only if the thread is gone because the disk is shut; then nothing is to be saved any more.

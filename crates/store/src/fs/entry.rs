@@ -218,6 +218,15 @@ impl Table {
         inner.flushing.clone()
     }
 
+    /// The same for the older of two journals that were found: the other has changes of these files as well, and they
+    /// are not done with before it is.
+    pub(crate) fn begin_flush_of_older(&self) -> BTreeSet<FileId> {
+        let mut inner = lock(&self.inner);
+        let dirty = inner.dirty.clone();
+        inner.flushing.extend(dirty);
+        inner.flushing.clone()
+    }
+
     /// Sets the changes of a file aside, whose index cannot be read. Whether that was needed: not if somebody has read
     /// it after all.
     pub(crate) fn set_aside(&self, file: FileId) -> bool {

@@ -263,7 +263,7 @@ impl FsStore {
         let shared = self.shared.clone();
         let checkpointer = Checkpointer::start(shared.clone(), id)?;
         if let Some((journal, next_seq)) = older {
-            checkpointer.begin(journal, next_seq);
+            checkpointer.begin_older(journal, next_seq);
         }
         let committer = Committer { shared: shared.clone(), journal, tail, checkpointer };
         let keeping = shared.clone();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sluice_fault_disk::{Dice, FaultDisk};
 use sluice_store::fs::{CheckOptions, Disk, FindingKind, Open, check_on};
-use sluice_store::{Advice, ChunkStore, FsOptions, FsStore, StoreError};
+use sluice_store::{Advice, ChunkStore, FsOptions, FsStore, StoreError, WholeOutcome};
 
 use crate::faults::soon;
 use crate::fs::options;
@@ -60,6 +60,35 @@ async fn the_index_of_the_log_is_a_cache() {
         }
         store.close().await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_file_is_not_undone_by_the_journal_of_what_came_before_it() {
+    let options = FsOptions { idle_files: 0, stall: Duration::from_millis(100), ..options() };
+    let disk = FaultDisk::new();
+    let store = open(&disk, options.clone());
+    put(&store, file(1), 0, &content(7, 500)).await.unwrap();
+    // A checkpoint that does not end: two journals are in force, and the newer says that the file is discarded.
+    disk.faults(|faults| faults.hanging_write = Some("checkpoint"));
+    for n in (1000..2000).take_while(|_| disk.hung() == 0) {
+        store.put_record(&record(n, Some(3 << 20))).await.unwrap();
+    }
+    soon("a hung checkpoint", || disk.hung() == 1).await;
+    assert!(store.discard_orphan(file(1)).await.unwrap());
+    store.kill();
+    let next = disk.after_kill();
+    disk.faults(|faults| faults.hanging_write = None);
+
+    let store = open(&next, options.clone());
+    soon("the older journal is done with", || store.metrics().checkpoints == 1).await;
+    for n in 2..40 {
+        assert_eq!(store.summary(file(n)).await.unwrap(), None, "it takes the place of others in memory");
+    }
+    let bytes = content(1, 500);
+    let put = store.put_whole(&record(1, Some(500)), b"facts", bytes.clone()).await.unwrap();
+    store.kill();
+    let store = open(&next.after_power_cut(&mut Dice(1)), options);
+    assert_eq!(is_there(&store, 1, 500).await, put == WholeOutcome::Stored, "{put:?}");
 }
 
 #[tokio::test]
