@@ -169,10 +169,8 @@ impl Place {
         let level = level.min(file.top_level().saturating_sub(1));
         while at < end {
             let mut fit = (at.trailing_zeros().min(u32::from(MAX_LEVEL)) as u8).min(level);
-            while fit > 0
-                && at + (1u64 << fit) > end
-                && !(end == file.chunks() && at + (1u64 << (fit - 1)) < end)
-            {
+            // At the file's end a place may reach past it.
+            while fit > 0 && end < file.chunks() && at + (1u64 << fit) > end {
                 fit -= 1;
             }
             let place = Self::clipped(at, fit, file);

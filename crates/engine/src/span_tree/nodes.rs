@@ -256,6 +256,26 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_row_that_has_merged_gives_its_room_back() {
+        let file = Geometry::new(CHUNKS * CHUNK_LEN).unwrap();
+        let mut nodes = Nodes::new();
+        let mut add = |chunk| {
+            let place = Place::clipped(chunk, 0, file);
+            nodes.add(file, place, value(place)).unwrap();
+            (nodes.groups[&0].len(), nodes.groups[&0].capacity())
+        };
+        let chunks = 0..1 << GROUP;
+        let alone = chunks.clone().step_by(2).map(&mut add).last();
+        assert!(alone.is_some_and(|(len, room)| len == chunks.clone().count() / 2 && room >= len));
+        for chunk in chunks.skip(1).step_by(2) {
+            let (len, room) = add(chunk);
+            assert!(room <= 4 * (len + 1), "room for {room} nodes, there are {len}");
+            assert!(len <= room);
+        }
+        assert_eq!(nodes.len(), 1);
+    }
+
     proptest! {
         /// Whatever is done, it answers as a map does that has no groups.
         #[test]
