@@ -385,4 +385,63 @@ mod tests {
         ledger.take(Fact::HaveNothing { holder, generation: number(9) }).unwrap();
         assert_eq!(ledger.counts_since(holder), Some(number(9)));
     }
+
+    /// A ledger of two segments, of each of which one holder has the left half and another the right, and the page of
+    /// the first.
+    fn paged() -> (Ledger, Page) {
+        use crate::hash::RecordDigest;
+        use crate::ids::{HomeEpoch, TenantId};
+        use crate::ledger::Claim;
+        use crate::rules::Rules;
+
+        let mut ledger = Ledger::new(Rules::all());
+        let size = Some(Geometry::new(2 << 36).unwrap());
+        let claim = Claim { epoch: HomeEpoch::new(0), home: DcId::new(1) };
+        let (tenant, digest) = (TenantId::new(1), RecordDigest::from_bytes([1; 32]));
+        ledger.take(Fact::Meta { claim, size, tenant, digest }).unwrap();
+        for half in 0..4 {
+            let fact = Fact::Have {
+                holder: DcId::new(1 + half % 2),
+                generation: Generation::new(3),
+                span: of(half),
+            };
+            ledger.take(fact).unwrap();
+        }
+        let page = ledger.page_out(0).unwrap();
+        assert_eq!(page.entries.len(), 2);
+        (ledger, page)
+    }
+
+    fn of(half: u16) -> Span {
+        Span::new(Place::new(u64::from(half) << 15, 15).unwrap(), ChainingValue::from_bytes([half as u8; 32]))
+    }
+
+    fn holds(ledger: &Ledger, holder: u16, half: u16) -> bool {
+        ledger.held_by(DcId::new(holder)).is_some_and(|(_, tree)| tree.covering(of(half).place).is_some())
+    }
+
+    #[test]
+    fn a_segment_in_a_page_keeps_its_value_when_another_holder_goes() {
+        let (mut ledger, _) = paged();
+        let root = ledger.union().root();
+        assert!(root.is_some() && ledger.set_absent(DcId::new(3), true));
+        assert_eq!((ledger.union().root(), ledger.recalled().count()), (root, 0));
+    }
+
+    #[test]
+    fn of_a_page_counts_what_is_of_its_segment_and_of_a_generation_that_stands() {
+        let (mut ledger, mut page) = paged();
+        let [left, right] = page.entries[..] else { panic!("two entries") };
+        let newer = (left.0, Generation::new(9), left.2);
+        page.entries = vec![newer, right, (left.0, left.1, of(3))];
+        ledger.page_in(&page);
+        assert!(!holds(&ledger, 1, 0), "nobody said that generation yet");
+        assert!(holds(&ledger, 2, 1));
+        assert!(!holds(&ledger, 1, 3), "it is of another segment");
+
+        let (mut ledger, page) = paged();
+        ledger.doubt(DcId::new(2));
+        ledger.page_in(&page);
+        assert!(holds(&ledger, 1, 0) && !holds(&ledger, 2, 1), "what a holder said before it was doubted");
+    }
 }
