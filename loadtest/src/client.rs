@@ -3,6 +3,7 @@
 //!
 //! The connection is driven by a task that ends with it.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -25,7 +26,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 /// Bytes that may be on their way on an HTTP/2 stream or connection, towards us.
-const WINDOW: u32 = 4 << 20;
+pub(crate) const WINDOW: u32 = 4 << 20;
 
 /// What is spoken.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
@@ -36,6 +37,18 @@ pub(crate) enum Door {
     Http1,
     /// HTTP/2: one connection to each datacenter.
     Http2,
+    /// gRPC: a stream of runs for every sixteen requests at once.
+    Grpc,
+}
+
+impl fmt::Display for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Http1 => "HTTP/1.1",
+            Self::Http2 => "HTTP/2",
+            Self::Grpc => "gRPC",
+        })
+    }
 }
 
 /// A server, and what it takes to speak to it.
@@ -45,7 +58,7 @@ pub(crate) struct Target {
     name: ServerName<'static>,
     tls: TlsConnector,
     door: Door,
-    token: Option<String>,
+    pub(crate) token: Option<String>,
 }
 
 type RequestBody = BoxBody<Bytes, std::convert::Infallible>;
@@ -81,7 +94,7 @@ impl Target {
             .with_no_client_auth();
         config.alpn_protocols = match door {
             Door::Http1 => vec![b"http/1.1".to_vec()],
-            Door::Http2 => vec![b"h2".to_vec()],
+            Door::Http2 | Door::Grpc => vec![b"h2".to_vec()],
         };
         let name = ServerName::try_from(name.to_owned())?;
         let token = token.map(|token| format!("Bearer {token}"));
@@ -89,10 +102,10 @@ impl Target {
     }
 
     /// Opens a TLS connection, and says nothing on it.
-    pub(crate) async fn open(&self) -> anyhow::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    pub(crate) async fn open(&self) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
         let stream = TcpStream::connect(self.address).await?;
         stream.set_nodelay(true)?;
-        Ok(self.tls.connect(self.name.clone(), stream).await?)
+        self.tls.connect(self.name.clone(), stream).await
     }
 
     /// Opens a connection.
@@ -104,7 +117,7 @@ impl Target {
                 tokio::spawn(connection);
                 Sender::One(sender)
             }
-            Door::Http2 => {
+            Door::Http2 | Door::Grpc => {
                 let mut builder = http2::Builder::new(TokioExecutor::new());
                 builder.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOW);
                 let (sender, connection) = builder.handshake(io).await?;

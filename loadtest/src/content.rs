@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body::{Body, Frame, SizeHint};
 use rand::{RngExt, SeedableRng};
 
@@ -31,6 +31,20 @@ impl Content {
     /// A range of the file as the body of a request.
     pub(crate) fn body(&self, range: Range<u64>) -> ContentBody {
         ContentBody { content: self.clone(), range }
+    }
+
+    /// A range of the file in one piece, which is copied only where the block ends.
+    pub(crate) fn bytes(&self, range: Range<u64>) -> Bytes {
+        let from = (range.start % BLOCK as u64) as usize;
+        let len = (range.end - range.start) as usize;
+        if from + len <= BLOCK {
+            return self.0.slice(from..from + len);
+        }
+        let mut bytes = BytesMut::with_capacity(len);
+        while bytes.len() < len {
+            bytes.extend_from_slice(&self.piece(range.start + bytes.len() as u64..range.end));
+        }
+        bytes.freeze()
     }
 
     /// The BLAKE3 hash of the first `len` bytes.
@@ -100,6 +114,7 @@ mod tests {
             assert_eq!(body.size_hint().exact(), Some(expected));
             let bytes = body.collect().await.unwrap().to_bytes();
             assert_eq!(bytes.len() as u64, expected);
+            assert_eq!(content.bytes(range), bytes);
             hasher.update(&bytes);
         }
         assert_eq!(hasher.finalize(), content.hash(len));

@@ -1,6 +1,8 @@
 //! `loadtest idle`: what a TLS connection costs that says nothing, and one that has said something and is kept.
 
-use anyhow::Context;
+use std::fmt;
+
+use anyhow::{Context, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use sluice_proto::http::About;
@@ -41,6 +43,7 @@ const BATCH: usize = 64;
 
 /// Runs it.
 pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
+    ensure!(args.door != Door::Grpc, "an idle connection of gRPC is one of HTTP/2: --door http2");
     let count = args.connections as usize;
     allow_files(u64::from(args.connections))?;
     let sluice = server::binary(args.place.sluice.as_deref())?;
@@ -66,13 +69,20 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
         silent_kib: each(silent),
         kept_kib: each(kept),
     };
-    if json {
-        return crate::print_json(&report);
+    crate::answer(&report, json)
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} TLS connections over {}; resident memory of the server",
+            self.connections, self.door
+        )?;
+        writeln!(f, "silent after the handshake   {:>6.1} KiB each", self.silent_kib)?;
+        writeln!(f, "kept after a request         {:>6.1} KiB each", self.kept_kib)?;
+        Ok(())
     }
-    println!("{} TLS connections over {:?}; resident memory of the server", report.connections, report.door);
-    println!("silent after the handshake   {:>6.1} KiB each", report.silent_kib);
-    println!("kept after a request         {:>6.1} KiB each", report.kept_kib);
-    Ok(())
 }
 
 /// Has this process, and the server that it starts, open so many connections and a few files more.

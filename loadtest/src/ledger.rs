@@ -4,6 +4,7 @@
 //! handed out as a page once it is whole. The root that it finds is compared with one that is computed here from the
 //! same values, without any of the engine's trees. Only the ledger's time counts, not that of making values.
 
+use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -75,15 +76,33 @@ pub(crate) fn run(args: &Args, json: bool) -> anyhow::Result<()> {
         peak_rss_bytes: memory(pid, "VmHWM")?,
         root,
     };
-    if json {
-        return crate::print_json(&report);
+    crate::answer(&report, json)
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "{} TiB in {} spans of 64 chunks from {HOLDERS} datacenters, on one core",
+            self.size >> 40,
+            self.spans
+        )?;
+        let rate = self.spans_per_cpu_s / 1e6;
+        writeln!(
+            f,
+            "{rate:.2} million spans for a second of processor time, {:.1} s in the ledger",
+            self.cpu_s
+        )?;
+        writeln!(
+            f,
+            "{} spans in memory at most, {} pages, peak RSS {} MiB",
+            self.spans_in_memory,
+            self.pages,
+            self.peak_rss_bytes >> 20
+        )?;
+        writeln!(f, "root {} as computed apart", self.root)?;
+        Ok(())
     }
-    println!("{} TiB in {spans} spans of 64 chunks from {HOLDERS} datacenters, on one core", size >> 40);
-    let rate = report.spans_per_cpu_s / 1e6;
-    println!("{rate:.2} million spans for a second of processor time, {:.1} s in the ledger", report.cpu_s);
-    println!("{most} spans in memory at most, {pages} pages, peak RSS {} MiB", report.peak_rss_bytes >> 20);
-    println!("root {} as computed apart", report.root);
-    Ok(())
 }
 
 /// What a ledger did.

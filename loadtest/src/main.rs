@@ -11,6 +11,7 @@
 mod accounting;
 mod client;
 mod content;
+mod grpc;
 mod idle;
 mod ledger;
 mod measure;
@@ -22,6 +23,8 @@ mod server;
 mod size;
 mod upload;
 
+use std::fmt::Display;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -113,11 +116,23 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
 }
 
 fn report(error: &anyhow::Error) -> ExitCode {
-    eprintln!("error: {error:#}");
+    remark(&format!("error: {error:#}"));
     ExitCode::FAILURE
 }
 
-fn print_json(report: &impl Serialize) -> anyhow::Result<()> {
-    println!("{}", serde_json::to_string_pretty(report)?);
-    Ok(())
+/// Writes what was measured to standard output: one JSON object, or else the words.
+fn answer(report: &(impl Serialize + Display), json: bool) -> anyhow::Result<()> {
+    let text = if json { serde_json::to_string_pretty(report)? + "\n" } else { report.to_string() };
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        // Whoever reads has read enough.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        result => result.context("cannot write to standard output"),
+    }
+}
+
+/// Writes a remark to standard error.
+fn remark(text: &str) {
+    // With standard error closed there is nobody left to tell.
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }

@@ -7,6 +7,8 @@
 //! takes the file in runs of 8 chunks, verifies and syncs them, and an upload ends when the file is complete. nginx
 //! takes one file for each connection by PUT, and neither verifies nor syncs.
 
+use std::fmt;
+
 use anyhow::{Context, ensure};
 use serde::Serialize;
 
@@ -183,7 +185,11 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
         if !json {
             let upload = costs.iter().map(|costs| costs[0].server.per_gib(size).total());
             let upload: Vec<String> = upload.map(|cpu| format!("{cpu:.2}")).collect();
-            eprintln!("pair {pair} of {}: upload {} server CPU-s/GiB", args.pairs, upload.join(" and "));
+            crate::remark(&format!(
+                "pair {pair} of {}: upload {} server CPU-s/GiB",
+                args.pairs,
+                upload.join(" and ")
+            ));
         }
         rounds.push(costs);
     }
@@ -211,7 +217,7 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
         nginx_workers: workers,
         rows: rows.collect(),
     };
-    if json { crate::print_json(&report) } else { report.print() }
+    crate::answer(&report, json)
 }
 
 impl Side {
@@ -243,25 +249,26 @@ impl Side {
     }
 }
 
-impl Report {
-    fn print(&self) -> anyhow::Result<()> {
-        println!(
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
             "{} MiB over {} connections, medians of {} pairs; {} with {} workers, PUT over TLS 1.3",
             self.size >> 20,
             self.connections,
             self.pairs,
             self.nginx,
             self.nginx_workers
-        );
-        println!("{:<29} {:<8} {:>22} {:>22} {:>22}", "", "", "wall", "server CPU", "machine system");
+        )?;
+        writeln!(f, "{:<29} {:<8} {:>22} {:>22} {:>22}", "", "", "wall", "server CPU", "machine system")?;
         let heads = "sluice   nginx  ratio";
-        println!("{:<29} {:<8} {heads:>22} {heads:>22} {heads:>22}", "", "");
+        writeln!(f, "{:<29} {:<8} {heads:>22} {heads:>22} {heads:>22}", "", "")?;
         for Row { work, unit, sluice, nginx, ratio } in &self.rows {
-            print!("{work:<29} {unit:<8}");
+            write!(f, "{work:<29} {unit:<8}")?;
             for part in [|s: &Side| s.wall, |s: &Side| s.server_cpu, |s: &Side| s.machine_system] {
-                print!(" {:>7.3} {:>7.3} {:>6.2}", part(sluice), part(nginx), part(ratio));
+                write!(f, " {:>7.3} {:>7.3} {:>6.2}", part(sluice), part(nginx), part(ratio))?;
             }
-            println!();
+            writeln!(f)?;
         }
         Ok(())
     }

@@ -1,13 +1,16 @@
 //! `loadtest run`: a cluster of its own under a load of one's choice.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use anyhow::ensure;
 use serde::Serialize;
+use uuid::Uuid;
 
 use crate::accounting::{check_room, memory, reset_peak_memory};
 use crate::client::Door;
 use crate::content::Content;
+use crate::grpc::Streams;
 use crate::measure::{Begun, Cost, Percentiles, histogram};
 use crate::plot;
 use crate::server::{self, Server, Traffic};
@@ -99,7 +102,11 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let server = Server::start(&sluice, &place, args.dcs)?;
     let pid = server.pid();
     let targets = server.targets(args.door)?;
-    let mut lanes = Lanes::open(&targets, args.concurrency.into()).await?;
+    let at_once = args.concurrency.into();
+    let mut way = match args.door {
+        Door::Http1 | Door::Http2 => Way::Http(Lanes::open(&targets, at_once).await?),
+        Door::Grpc => Way::Grpc(Streams::open(&targets, at_once).await?),
+    };
 
     reset_peak_memory(pid)?;
     let traffic = server.traffic().await?;
@@ -108,7 +115,7 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let mut ids = Vec::new();
     for _ in 0..args.files {
         let before = begun.elapsed();
-        let (id, runs) = lanes.upload(&content, size, args.until).await?;
+        let (id, runs) = way.upload(&content, size, args.until).await?;
         acknowledged.extend(runs.into_iter().map(|run| Acknowledged { at: before + run.at, ..run }));
         ids.push(id);
     }
@@ -119,22 +126,19 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     let expected = content.hash(size).to_string();
     let mut verified = true;
     for id in &ids {
-        lanes.wait(*id, Until::Assembled).await?;
-        verified &= lanes.root(*id).await? == Some(expected.clone());
+        way.wait(*id, Until::Assembled).await?;
+        verified &= way.root(*id).await? == Some(expected.clone());
     }
     reset_peak_memory(pid)?;
     let begun = Begun::now(pid)?;
     for id in &ids {
-        lanes.download(&[format!("/v1/files/{id}/content")], size).await?;
+        way.download(*id, size).await?;
     }
     let download = Direction::of(bytes, begun.end()?, pid)?;
-    verified &= lanes.hash(&format!("/v1/files/{}/content", ids[0]), size).await?.to_string() == expected;
+    verified &= way.hash(ids[0], size).await?.to_string() == expected;
     ensure!(verified, "what came back is not what was sent");
 
     let latencies = histogram(acknowledged.iter().map(|run| run.latency))?;
-    if let Some(path) = &args.svg {
-        plot::draw(path, &acknowledged, &latencies)?;
-    }
     let report = Report {
         size,
         files: args.files,
@@ -147,43 +151,99 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
         download,
         verified,
     };
-    if json { crate::print_json(&report) } else { report.print() }
+    if let Some(path) = &args.svg {
+        plot::draw(path, &report.title(), &acknowledged, &latencies)?;
+    }
+    crate::answer(&report, json)
+}
+
+/// Through which door files go.
+enum Way {
+    Http(Lanes),
+    Grpc(Streams),
+}
+
+impl Way {
+    async fn upload(
+        &mut self,
+        content: &Content,
+        size: u64,
+        until: Until,
+    ) -> anyhow::Result<(Uuid, Vec<Acknowledged>)> {
+        match self {
+            Self::Http(lanes) => lanes.upload(content, size, until).await,
+            Self::Grpc(streams) => streams.upload(content, size, until).await,
+        }
+    }
+
+    async fn wait(&mut self, id: Uuid, until: Until) -> anyhow::Result<()> {
+        match self {
+            Self::Http(lanes) => lanes.wait(id, until).await,
+            Self::Grpc(streams) => streams.wait(id, until).await,
+        }
+    }
+
+    async fn root(&mut self, id: Uuid) -> anyhow::Result<Option<String>> {
+        match self {
+            Self::Http(lanes) => lanes.root(id).await,
+            Self::Grpc(streams) => streams.root(id).await,
+        }
+    }
+
+    async fn download(&mut self, id: Uuid, size: u64) -> anyhow::Result<()> {
+        match self {
+            Self::Http(lanes) => lanes.download(&[format!("/v1/files/{id}/content")], size).await,
+            Self::Grpc(streams) => streams.download(id, size).await,
+        }
+    }
+
+    async fn hash(&mut self, id: Uuid, size: u64) -> anyhow::Result<blake3::Hash> {
+        match self {
+            Self::Http(lanes) => lanes.hash(&format!("/v1/files/{id}/content"), size).await,
+            Self::Grpc(streams) => streams.hash(id, size).await,
+        }
+    }
 }
 
 impl Report {
-    fn print(&self) -> anyhow::Result<()> {
-        println!(
-            "{} × {} MiB, {} at once over {:?}, {} datacenters; server: user + system time of its process",
-            self.files,
-            self.size >> 20,
-            self.concurrency,
-            self.door,
-            self.dcs
-        );
-        println!(
+    /// What was run.
+    fn title(&self) -> String {
+        let Self { files, concurrency, door, dcs, .. } = self;
+        format!("{files} × {} MiB, {concurrency} at once over {door}, {dcs} datacenters", self.size >> 20)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}; server: user + system time of its process", self.title())?;
+        writeln!(
+            f,
             "{:<10} {:>8} {:>9} {:>14} {:>22} {:>10}",
             "", "wall s", "MiB/s", "server s/GiB", "machine system s/GiB", "peak MiB"
-        );
+        )?;
         for (name, direction) in [("upload", &self.upload), ("download", &self.download)] {
-            println!(
+            writeln!(
+                f,
                 "{name:<10} {:>8.2} {:>9.0} {:>14.2} {:>22.2} {:>10}",
                 direction.cost.wall_s,
                 direction.bytes as f64 / f64::from(1 << 20) / direction.cost.wall_s,
                 direction.server_cpu_s_per_gib,
                 direction.machine_system_s_per_gib,
                 direction.peak_rss_bytes >> 20,
-            );
+            )?;
         }
         let Percentiles { p50, p90, p99, p999, max } = self.acknowledgement_ms;
-        println!(
+        writeln!(
+            f,
             "acknowledged in  p50 {p50:.1}  p90 {p90:.1}  p99 {p99:.1}  p99.9 {p999:.1}  max {max:.1} ms"
-        );
+        )?;
         let Traffic { commands, command_bytes, pulled_bytes } = self.between_dcs;
-        println!(
+        writeln!(
+            f,
             "between DCs      {commands} commands, {command_bytes} bytes; {} MiB pulled",
             pulled_bytes >> 20
-        );
-        println!("read back        equal to what was sent, and to the root");
+        )?;
+        writeln!(f, "read back        equal to what was sent, and to the root")?;
         Ok(())
     }
 }

@@ -254,7 +254,7 @@ async fn create_small(lane: &mut Connection, body: ContentBody) -> anyhow::Resul
 }
 
 /// The n-th request of an upload: whole runs, then what is left in runs that are still aligned.
-fn nth_run(size: u64, nth: u64) -> Option<Range<u64>> {
+pub(crate) fn nth_run(size: u64, nth: u64) -> Option<Range<u64>> {
     let longest = u64::from(MAX_RUN) * CHUNK_LEN;
     let whole = size / longest;
     if nth < whole {
@@ -275,7 +275,7 @@ fn nth_run(size: u64, nth: u64) -> Option<Range<u64>> {
 }
 
 /// `[0, size)` in `count` parts of about the same length, none of them empty.
-fn parts(size: u64, count: u64) -> Vec<Range<u64>> {
+pub(crate) fn parts(size: u64, count: u64) -> Vec<Range<u64>> {
     let share = size.div_ceil(count.max(1)).max(1);
     (0..count)
         .map(|nth| nth * share..((nth + 1) * share).min(size))

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
 
@@ -35,7 +35,7 @@ fn is_empty(dir: &Path) -> bool {
 fn a_run_measures_draws_and_leaves_nothing() {
     let (dir, plots) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let svg = plots.path().join("run.svg");
-    for door in ["http1", "http2"] {
+    for door in ["http1", "http2", "grpc"] {
         let output = loadtest(
             dir.path(),
             &["run", "--size", "70MiB", "--files", "2", "--door", door, "--svg", svg.to_str().unwrap()],
@@ -68,6 +68,21 @@ fn idle_connections_are_counted() {
     assert_eq!(report["connections"], 100);
     assert!(report["kept_kib"].as_f64() > Some(0.0), "{report}");
     assert!(is_empty(dir.path()));
+}
+
+/// Like `loadtest … | head`, when `head` has seen enough.
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    command.args(["ledger", "--size", "65GiB"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut process = command.spawn().unwrap();
+    drop(process.stdout.take());
+    let output = process.wait_with_output().unwrap();
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 #[test]
