@@ -190,6 +190,9 @@ pub struct ChunkReceipt {
     pub new_chunks: u64,
     /// Whether this datacenter has not seen the metadata yet.
     pub provisional: bool,
+    /// Whether it had to wait for others that were being received: more requests at once bring nothing here.
+    #[serde(default)]
+    pub busy: bool,
 }
 
 /// Answer of `GET /v1/files/{id}/tree?start&level`.

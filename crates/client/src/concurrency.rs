@@ -2,8 +2,10 @@
 //!
 //! More are tried while that makes the whole faster: at first twice as many each round, later half as many again now
 //! and then. Fewer are kept when they are as fast. A datacenter that pushes back gets half of what it had, one that
-//! loses more requests than chance would a third less, once for all that were under way together. A round is as long as it takes to see every
-//! place used; one in which places stayed free says nothing.
+//! loses more requests than chance would a third less, once for all that were under way together. One that says that
+//! requests waited there for each other gets fewer each round, down to what a client begins with: what more places would
+//! bring then, they would take from others. A round is as long as it takes to see every place used; one in which places
+//! stayed free says nothing.
 //!
 //! Time is passed in, as the time since some beginning. `tests` runs it against simulated links.
 
@@ -67,6 +69,8 @@ struct Round {
     began: Option<Duration>,
     bytes: u64,
     acks: f64,
+    /// Of these, requests that waited for others.
+    waited: f64,
     /// Whether every place was used at some time.
     full: bool,
 }
@@ -92,8 +96,9 @@ impl Concurrency {
         self.limit as usize
     }
 
-    /// A request that carried `bytes` was answered; with it there were `in_flight`.
-    pub(crate) fn acknowledged(&mut self, now: Duration, bytes: u64, in_flight: usize) {
+    /// A request that carried `bytes` was answered; with it there were `in_flight`. At a `busy` datacenter it had to wait
+    /// for others.
+    pub(crate) fn acknowledged(&mut self, now: Duration, bytes: u64, in_flight: usize, busy: bool) {
         self.strain *= RELIEF;
         if !self.adapts {
             // Back to what was asked for, one more each round.
@@ -106,14 +111,17 @@ impl Concurrency {
         };
         self.round.bytes += bytes;
         self.round.acks += 1.0;
+        self.round.waited += f64::from(u8::from(busy));
         self.round.full |= in_flight >= self.limit();
         let took = now.saturating_sub(began);
         if self.round.acks < self.limit.max(MIN_ACKS) || took < MIN_ROUND {
             return;
         }
-        let Round { bytes, full, .. } = self.round;
+        let Round { bytes, full, acks, waited, .. } = self.round;
         self.round = Round { began: Some(now), ..Round::default() };
-        if full {
+        if waited * 2.0 > acks {
+            self.give_way();
+        } else if full {
             self.judge(bytes as f64 / took.as_secs_f64());
         }
     }
@@ -129,6 +137,13 @@ impl Concurrency {
         if self.strain >= STRAIN {
             self.shrink(now, begun, self.limit / STEP);
         }
+    }
+
+    /// Most of a round waited for others.
+    fn give_way(&mut self) {
+        self.limit = (self.limit / STEP).max(self.limit.min(FIRST));
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        self.phase = Phase::Steady { rate: None, rounds: self.pause, up: true };
     }
 
     fn shrink(&mut self, now: Duration, begun: Duration, to: f64) {
@@ -218,6 +233,8 @@ mod tests {
         round_trip: u64,
         /// Requests that the server takes at once; it refuses others, to come back after a second.
         takes: usize,
+        /// Requests that it receives at once; others wait, and are told so.
+        turns: usize,
         /// Of a thousand requests so many are lost, and nothing moves while there are more than `breaks_over`.
         loses: u64,
         breaks_over: usize,
@@ -228,6 +245,7 @@ mod tests {
         each: 100.0 * MIB,
         round_trip: 1,
         takes: usize::MAX,
+        turns: usize::MAX,
         loses: 0,
         breaks_over: usize::MAX,
     };
@@ -246,6 +264,7 @@ mod tests {
         begun: u64,
         left: f64,
         is_lost: bool,
+        waited: bool,
     }
 
     /// A client that always has something to send, for this many seconds in steps of a millisecond.
@@ -259,7 +278,8 @@ mod tests {
                 // A generator of Knuth's: the same run each time.
                 dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 let is_lost = (dice >> 33) % 1000 < link.loses;
-                flying.push(Request { begun: now, left: BODY, is_lost });
+                let waited = flying.len() >= link.turns;
+                flying.push(Request { begun: now, left: BODY, is_lost, waited });
             }
             out.most = out.most.max(flying.len());
             let crowd = flying.len();
@@ -287,7 +307,7 @@ mod tests {
                     (request.left <= 0.0 && !request.is_lost).then(|| {
                         out.answered += 1;
                         out.rate += if now >= secs * 500 { BODY } else { 0.0 };
-                        concurrency.acknowledged(ms(now), BODY as u64, in_flight);
+                        concurrency.acknowledged(ms(now), BODY as u64, in_flight, request.waited);
                     })
                 };
                 match over {
@@ -345,6 +365,26 @@ mod tests {
     }
 
     #[test]
+    fn where_requests_wait_for_each_other_room_is_made() {
+        // More would carry more, and take it from whom the others belong to.
+        let link = Link { each: 5.0 * MIB, turns: 8, ..CLEAN };
+        for first in [4.0, 32.0] {
+            let mut concurrency = auto();
+            concurrency.limit = first;
+            concurrency.phase = Phase::Steady { rate: None, rounds: 1, up: true };
+            let out = run(link, concurrency, 120);
+            assert!((4..=24).contains(&out.limit), "{}", out.limit);
+            assert!(out.rate > 4.0 * link.each, "{:.1} MiB/s with {}", out.rate / MIB, out.limit);
+        }
+        let mut concurrency = auto();
+        concurrency.limit = 32.0;
+        for now in 0..1000 {
+            concurrency.acknowledged(Duration::from_millis(10 * now), 1, 32, true);
+        }
+        assert_eq!(concurrency.limit(), 4);
+    }
+
+    #[test]
     fn losses_shrink_it_and_chance_does_not_starve_it() {
         let link = Link { each: 10.0 * MIB, round_trip: 50, loses: 20, ..CLEAN };
         let out = run(link, auto(), 120);
@@ -377,7 +417,7 @@ mod tests {
         }
         assert_eq!(concurrency.limit(), 1);
         for _ in 0..1000 {
-            concurrency.acknowledged(ms(30_000), 1, 1);
+            concurrency.acknowledged(ms(30_000), 1, 1, false);
         }
         assert_eq!(concurrency.limit(), 16, "what was asked for, and no more");
     }

@@ -83,14 +83,14 @@ impl Ticket<'_> {
         self.doors.doors[self.url].clone()
     }
 
-    /// Counts the request as a success of its URL, which carried so many bytes of chunks.
-    pub(crate) fn carried(&self, bytes: u64, observer: &SharedObserver) {
+    /// Counts the request as a success of its URL, which carried so many bytes of chunks, and found it `busy` or not.
+    pub(crate) fn carried(&self, bytes: u64, busy: bool, observer: &SharedObserver) {
         {
             let now = self.doors.began.elapsed();
             let mut health = self.doors.health();
             let health = &mut health[self.url];
             let in_flight = health.in_flight;
-            health.concurrency.acknowledged(now, bytes, in_flight);
+            health.concurrency.acknowledged(now, bytes, in_flight, busy);
         }
         self.succeeded(observer);
     }
@@ -254,7 +254,7 @@ impl Doors {
                 Ok(answer) => {
                     match bytes {
                         0 => ticket.succeeded(observer),
-                        _ => ticket.carried(bytes, observer),
+                        _ => ticket.carried(bytes, false, observer),
                     }
                     return Ok((url, answer));
                 }
@@ -359,7 +359,7 @@ mod tests {
         let one = doors.enter(0);
         assert_eq!(doors.usable(), [(1, 0)]);
         tokio::time::advance(Duration::from_millis(10)).await;
-        one.carried(8 << 20, &observer);
+        one.carried(8 << 20, false, &observer);
         drop(one);
         let two: Vec<Ticket<'_>> = (0..2).map(|_| doors.enter(0)).collect();
         assert_eq!(doors.usable(), [(1, 0)]);

@@ -243,7 +243,7 @@ impl Stream {
             };
             match ticket.door().put_chunks(self.id, start, values, bytes.clone()).await {
                 Ok(receipt) => {
-                    ticket.carried(bytes.len() as u64, &self.observer);
+                    ticket.carried(bytes.len() as u64, receipt.busy, &self.observer);
                     check_receipt(start, values, &receipt)?;
                     let count = values.len() as u64;
                     {

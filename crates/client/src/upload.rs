@@ -423,7 +423,7 @@ impl Upload {
         loop {
             match door.put_chunks(self.id, start, &piece.values, piece.bytes.clone()).await {
                 Ok(receipt) => {
-                    ticket.carried(piece.bytes.len() as u64, &self.observer);
+                    ticket.carried(piece.bytes.len() as u64, receipt.busy, &self.observer);
                     return self.acknowledged(&ticket, &job, &piece, &receipt);
                 }
                 Err(error) if error.is_transient() => {

@@ -111,6 +111,9 @@ pub struct Receipt {
     /// Whether that datacenter has not heard of the file yet. The chunks are kept, and count once it has.
     #[prost(bool, tag = "5")]
     pub provisional: bool,
+    /// Whether the run had to wait for others that were being received: more at once bring nothing at this datacenter.
+    #[prost(bool, tag = "6")]
+    pub busy: bool,
 }
 /// What a client says on an Upload stream.
 ///

@@ -190,7 +190,7 @@ impl Workers for Worker {
             .hint("send one value per chunk, or none"));
         }
 
-        let turn = self.turns.take().await;
+        let (turn, busy) = self.turns.take().await;
         let begin = async {
             let writer = self.parts.store.begin_run(file, session.tenant, run, len).await;
             writer.map_err(|error| refusal::of_store(&error))
@@ -206,6 +206,7 @@ impl Workers for Worker {
             values: receipt.values.iter().map(ToString::to_string).collect(),
             new_chunks: receipt.new_chunks,
             provisional,
+            busy,
         })
     }
 

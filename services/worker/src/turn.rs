@@ -48,10 +48,13 @@ impl Turns {
         Self(Arc::new(Semaphore::new(count.max(1))))
     }
 
-    /// Waits for a turn; `None` if it took too long.
-    pub(crate) async fn take(&self) -> Option<Turn> {
+    /// Waits for a turn, `None` if it took too long; and whether there was a wait.
+    pub(crate) async fn take(&self) -> (Option<Turn>, bool) {
+        if let Some(turn) = self.try_take() {
+            return (Some(turn), false);
+        }
         let turn = tokio::time::timeout(PATIENCE, self.0.clone().acquire_owned()).await;
-        turn.ok().and_then(Result::ok).map(Turn)
+        (turn.ok().and_then(Result::ok).map(Turn), true)
     }
 
     fn try_take(&self) -> Option<Turn> {
@@ -182,7 +185,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_turn_writes_in_large_pieces_and_the_others_in_small_ones() {
         let turns = Turns::new(1);
-        let turn = turns.take().await;
+        let (turn, waited) = turns.take().await;
+        assert!(!waited);
         let len = 2 * LARGE + 7;
         assert_eq!(given(&turns, None, 2 * SMALL + 7, Duration::ZERO).await, [SMALL, SMALL, 7]);
         assert_eq!(given(&turns, turn, len, Duration::ZERO).await, [LARGE, LARGE, 7]);
@@ -193,7 +197,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn who_fills_a_buffer_slowly_gives_the_turn_back_for_good() {
         let turns = Turns::new(1);
-        let turn = turns.take().await;
+        let (turn, waited) = turns.take().await;
+        assert!(!waited);
         let writes = given(&turns, turn, LARGE, Duration::from_millis(90)).await;
         assert!(writes[0] < LARGE, "{writes:?}");
         assert!(writes[1..].iter().all(|len| *len <= SMALL), "{writes:?}");
@@ -214,9 +219,9 @@ mod tests {
     async fn who_waits_too_long_goes_on_without() {
         let turns = Turns::new(1);
         let first = turns.take().await;
-        assert!(first.is_some());
-        assert!(turns.take().await.is_none());
+        assert!(matches!(first, (Some(_), false)));
+        assert!(matches!(turns.take().await, (None, true)));
         drop(first);
-        assert!(turns.take().await.is_some());
+        assert!(matches!(turns.take().await, (Some(_), false)));
     }
 }

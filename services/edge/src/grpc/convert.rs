@@ -153,8 +153,8 @@ pub(super) fn list(page: http::FilePage) -> ListReply {
 }
 
 pub(super) fn receipt(receipt: http::ChunkReceipt) -> Receipt {
-    let http::ChunkReceipt { dc, start, values, new_chunks, provisional } = receipt;
-    Receipt { dc, start, values: hash(Some(&values.concat())), new_chunks, provisional }
+    let http::ChunkReceipt { dc, start, values, new_chunks, provisional, busy } = receipt;
+    Receipt { dc, start, values: hash(Some(&values.concat())), new_chunks, provisional, busy }
 }
 
 pub(super) fn tree(node: http::TreeNode) -> TreeReply {

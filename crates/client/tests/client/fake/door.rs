@@ -242,7 +242,8 @@ impl FakeDc {
         assert_eq!(announced, values.join(","), "the client announces what it sends");
         drop(files);
         self.files.changed.notify_waiters();
-        let receipt = ChunkReceipt { dc: self.name.clone(), start, values, new_chunks, provisional: false };
+        let (dc, provisional, busy) = (self.name.clone(), false, false);
+        let receipt = ChunkReceipt { dc, start, values, new_chunks, provisional, busy };
         Ok(self.json(200, &receipt))
     }
 
