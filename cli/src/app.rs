@@ -10,7 +10,7 @@ use clap::{Parser, Subcommand};
 use crate::context::Context;
 use crate::failure::{Failure, report};
 use crate::settings::Flags;
-use crate::{command, config, demo, dev, fsck, get, ls, put, rm, status};
+use crate::{admin, command, config, dc, demo, dev, fsck, get, ls, put, rm, status};
 
 /// How long tasks may take to end after the result is known.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -52,6 +52,8 @@ pub(crate) enum Verb {
     Demo(demo::Args),
     /// Run whole datacenters here, in the foreground.
     Dev(dev::Args),
+    /// Run one datacenter here, in the foreground, as a file describes it.
+    Dc(dc::Args),
     /// Send a file; running it again carries on.
     Put(put::Args),
     /// Read a file back, verified; running it again carries on.
@@ -64,6 +66,9 @@ pub(crate) enum Verb {
     Rm(rm::Args),
     /// Check a volume that no process uses, and say what is damaged.
     Fsck(fsck::Args),
+    /// What only who runs a cluster does: keys, tokens.
+    #[command(subcommand)]
+    Admin(admin::Action),
     /// Commands between datacenters.
     #[command(subcommand)]
     Command(command::Action),
@@ -76,13 +81,14 @@ impl Verb {
     /// Whether it deals with signals itself, because there is something to end in order.
     fn minds_signals(&self) -> bool {
         match self {
-            Self::Demo(_) | Self::Dev(_) => true,
+            Self::Demo(_) | Self::Dev(_) | Self::Dc(_) => true,
             Self::Put(_)
             | Self::Get(_)
             | Self::Status(_)
             | Self::Ls(_)
             | Self::Rm(_)
             | Self::Fsck(_)
+            | Self::Admin(_)
             | Self::Command(_)
             | Self::Config(_) => false,
         }
@@ -93,12 +99,14 @@ async fn dispatch(verb: Verb, context: &Context) -> anyhow::Result<()> {
     match verb {
         Verb::Demo(args) => demo::run(args, context).await,
         Verb::Dev(args) => dev::run(args, context).await,
+        Verb::Dc(args) => dc::run(args, context).await,
         Verb::Put(args) => put::run(args, context).await,
         Verb::Get(args) => get::run(args, context).await,
         Verb::Status(args) => status::run(args, context).await,
         Verb::Ls(args) => ls::run(args, context).await,
         Verb::Rm(args) => rm::run(args, context).await,
         Verb::Fsck(args) => fsck::run(args, context).await,
+        Verb::Admin(action) => admin::run(action, context),
         Verb::Command(action) => command::run(action, context),
         Verb::Config(action) => config::run(action, context),
     }

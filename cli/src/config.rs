@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use crate::context::Context;
+use crate::dc::file::DcFile;
 use crate::failure::Failure;
 use crate::settings;
 
@@ -20,7 +21,7 @@ Settings are taken from flags, then SLUICE_*, then $XDG_CONFIG_HOME/sluice/confi
 /// What to do with settings.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Action {
-    /// Check a file of settings; names file and line of what is wrong.
+    /// Check a file of settings, or of a datacenter; names file and line of what is wrong.
     #[command(after_help = EXAMPLES)]
     Check {
         /// The file.
@@ -35,7 +36,11 @@ pub(crate) enum Action {
 pub(crate) fn run(action: Action, context: &Context) -> anyhow::Result<()> {
     match action {
         Action::Check { file } => {
-            if !settings::check(&file)? {
+            let is_dc =
+                settings::parse::<toml::Table>(&file, "")?.is_some_and(|table| table.contains_key("dc"));
+            if is_dc {
+                DcFile::read(&file)?.datacenter()?;
+            } else if !settings::check(&file)? {
                 let message = format!("{} does not exist", file.display());
                 return Err(Failure::usage("configuration", message, "give the path of a file").into());
             }

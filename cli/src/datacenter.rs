@@ -77,6 +77,8 @@ pub struct DatacenterConfig {
     pub directory: PathBuf,
     /// Where it listens.
     pub ports: Arc<ReservedPorts>,
+    /// Where clients find it, unless that is where it listens.
+    pub url: Option<String>,
     /// The other datacenters.
     pub peers: Vec<PeerAddress>,
     /// What time it is.
@@ -93,7 +95,7 @@ impl DatacenterConfig {
 
     /// Where clients find it.
     pub fn url(&self) -> String {
-        format!("https://{}", reachable(self.ports.edge.address()))
+        self.url.clone().unwrap_or_else(|| format!("https://{}", reachable(self.ports.edge.address())))
     }
 
     /// Where its admin port is.

@@ -3,10 +3,12 @@
 //! Arguments become one [`app::Cli`]; each subcommand is a module with its `Args` and its `run`. What fails ends in
 //! [`failure`], which alone writes errors and chooses the exit code.
 
+mod admin;
 mod app;
 mod command;
 mod config;
 mod context;
+mod dc;
 mod demo;
 mod dev;
 mod failure;

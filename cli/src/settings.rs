@@ -12,6 +12,7 @@ use clap::Args;
 use etcetera::BaseStrategy;
 use figment::Figment;
 use figment::providers::{Env, Format, Serialized, Toml};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sluice_client::{ClientConfig, Token};
 
@@ -259,15 +260,20 @@ const KEYS: &[&str] = &["url", "token_file", "ca", "retry_for", "jobs"];
 
 /// Checks a file of settings; false if there is none.
 pub(crate) fn check(path: &Path) -> anyhow::Result<bool> {
+    Ok(parse::<Values>(path, &KEYS.join(", "))?.is_some())
+}
+
+/// What a file says, unless there is none; names file and line of what is wrong, and then the `keys` that there are.
+pub(crate) fn parse<T: DeserializeOwned>(path: &Path, keys: &str) -> anyhow::Result<Option<T>> {
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    toml::from_str::<Values>(&text).map(|_| true).map_err(|error| {
+    toml::from_str(&text).map(Some).map_err(|error| {
         let line = error.span().map_or(1, |span| text[..span.start].matches('\n').count() + 1);
-        let message = format!("{}:{line}: {}", path.display(), error.message());
-        Failure::usage("configuration", message, format!("the keys are {}", KEYS.join(", "))).into()
+        let message = format!("{}:{line}: {}", path.display(), error.message().replace('\n', ": "));
+        Failure::usage("configuration", message, format!("the keys are {keys}")).into()
     })
 }
 

@@ -10,6 +10,7 @@ mod cluster;
 mod connections;
 mod local;
 mod pipe;
+mod processes;
 mod transfer;
 
 use std::path::{Path, PathBuf};

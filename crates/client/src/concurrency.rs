@@ -3,8 +3,8 @@
 //! More are tried while that makes the whole faster: at first twice as many each round, later half as many again now
 //! and then. Fewer are kept when they are as fast. A datacenter that pushes back gets half of what it had, one that
 //! loses more requests than chance would a third less, once for all that were under way together. One that says that
-//! requests waited there for each other gets fewer each round, down to what a client begins with: what more places would
-//! bring then, they would take from others. A round is as long as it takes to see every place used; one in which places
+//! requests waited there for each other gets fewer each round, down to two: what more places would bring then, they
+//! would take from others. A round is as long as it takes to see every place used; one in which places
 //! stayed free says nothing.
 //!
 //! Time is passed in, as the time since some beginning. `tests` runs it against simulated links.
@@ -13,6 +13,9 @@ use std::time::Duration;
 
 /// Places at the beginning: enough that a short upload does not crawl, and no burden.
 const FIRST: f64 = 4.0;
+
+/// Places that are kept where requests wait for each other: one waits while another is received.
+const CROWDED: f64 = 2.0;
 
 /// What doubling, trying half as many again, and trying a third less must bring, as a factor of the rate.
 const DOUBLED: f64 = 1.15;
@@ -141,7 +144,7 @@ impl Concurrency {
 
     /// Most of a round waited for others.
     fn give_way(&mut self) {
-        self.limit = (self.limit / STEP).max(self.limit.min(FIRST));
+        self.limit = (self.limit / STEP).max(self.limit.min(CROWDED));
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
         self.phase = Phase::Steady { rate: None, rounds: self.pause, up: true };
     }
@@ -381,7 +384,7 @@ mod tests {
         for now in 0..1000 {
             concurrency.acknowledged(Duration::from_millis(10 * now), 1, 32, true);
         }
-        assert_eq!(concurrency.limit(), 4);
+        assert_eq!(concurrency.limit(), 2);
     }
 
     #[test]

@@ -1,0 +1,158 @@
+//! `sluice admin`: what only who runs a cluster does.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use serde_json::json;
+use sluice::datacenter::StartError;
+use sluice_engine::context::Scope;
+use sluice_engine::ids::{DcId, TenantId};
+use sluice_node::clock::{Clock, SystemClock};
+use sluice_node::material::ClusterMaterial;
+use sluice_node::token::TokenGrant;
+
+use crate::context::Context;
+use crate::failure::Failure;
+use crate::settings::duration;
+
+const KEY_EXAMPLES: &str = "\
+Makes a directory for each datacenter, with what that one needs and no secret of another's; and
+`authority`, with all of it: keep that one where no server is. Certificates are those of a CA of
+its own.
+
+Examples:
+  sluice admin key make keys --cluster prod --dc dc-a --dc dc-b
+  scp -r keys/dc-a dc-a.example:/etc/sluice/keys";
+
+const TOKEN_EXAMPLES: &str = "\
+Examples:
+  sluice admin token mint --keys keys/authority --tenant 7 --out alice.token
+  sluice admin token mint --keys keys/authority --tenant 7 --scope read --life 1d --out reader.token";
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Action {
+    /// Keys and certificates of a cluster.
+    #[command(subcommand)]
+    Key(KeyAction),
+    /// Tokens, by which clients are let in.
+    #[command(subcommand)]
+    Token(TokenAction),
+}
+
+/// What to do with keys.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum KeyAction {
+    /// Make those of a new cluster.
+    #[command(after_help = KEY_EXAMPLES)]
+    Make {
+        /// Where to; must not exist yet.
+        directory: PathBuf,
+
+        /// Name of the cluster.
+        #[arg(long, value_name = "NAME")]
+        cluster: String,
+
+        /// Name of a datacenter; once for each of them.
+        #[arg(long = "dc", value_name = "NAME", required = true)]
+        dcs: Vec<String>,
+    },
+}
+
+/// What to do with tokens.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum TokenAction {
+    /// Make a token.
+    #[command(after_help = TOKEN_EXAMPLES)]
+    Mint {
+        /// The directory `authority` of the cluster's keys.
+        #[arg(long, value_name = "DIR")]
+        keys: PathBuf,
+
+        /// Number of the tenant whose token it is.
+        #[arg(long, value_name = "NUMBER")]
+        tenant: u64,
+
+        /// Name of the tenant, for people.
+        #[arg(long, value_name = "NAME", default_value = "")]
+        name: String,
+
+        /// What it allows; several may be given, by default everything.
+        #[arg(long = "scope", value_name = "SCOPE", value_parser = scope)]
+        scopes: Vec<Scope>,
+
+        /// How long it lives.
+        #[arg(long, value_name = "TIME", default_value = "90d")]
+        life: String,
+
+        /// The file to write it to, for its owner only; must not exist yet.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+}
+
+fn scope(text: &str) -> Result<Scope, String> {
+    let names = Scope::ALL.map(Scope::name).join(", ");
+    Scope::from_name(text).ok_or_else(|| format!("expected one of {names}"))
+}
+
+/// Does it.
+pub(crate) fn run(action: Action, context: &Context) -> anyhow::Result<()> {
+    match action {
+        Action::Key(KeyAction::Make { directory, cluster, dcs }) => make(&directory, &cluster, &dcs, context),
+        Action::Token(TokenAction::Mint { keys, tenant, name, scopes, life, out }) => {
+            let mut grant = TokenGrant::everything(TenantId::new(tenant), name, duration("life", &life)?);
+            if !scopes.is_empty() {
+                grant.scopes = scopes;
+            }
+            mint(&keys, &grant, &out, context)
+        }
+    }
+}
+
+fn make(directory: &Path, cluster: &str, names: &[String], context: &Context) -> anyhow::Result<()> {
+    if directory.exists() {
+        let message = format!("{} exists already", directory.display());
+        return Err(Failure::usage("keys-exist", message, "keys are never written over: name another").into());
+    }
+    let dcs: Vec<(DcId, &str)> = (1..).map(DcId::new).zip(names.iter().map(String::as_str)).collect();
+    let material = ClusterMaterial::generate(cluster, &dcs)
+        .map_err(|error| Failure::usage("keys", error.to_string(), "see `sluice admin key make --help`"))?;
+    let authority = directory.join("authority");
+    material.save(&authority).map_err(StartError::from)?;
+    for (dc, name) in &dcs {
+        let part = material.only(*dc).map_err(StartError::from)?;
+        part.save(&directory.join(name)).map_err(StartError::from)?;
+    }
+    let ca = directory.join("ca.pem");
+    fs::write(&ca, material.ca_pem()).with_context(|| format!("cannot write {}", ca.display()))?;
+    let places: Vec<PathBuf> = names.iter().map(|name| directory.join(name)).collect();
+    let object = json!({ "cluster": cluster, "dcs": places, "authority": authority, "ca": ca });
+    context.answer(&object, || {
+        let mut text = String::new();
+        for (name, place) in names.iter().zip(&places) {
+            text.push_str(&format!("{name:<9} {}\n", place.display()));
+        }
+        text + &format!("{:<9} {}\n{:<9} {}\n", "authority", authority.display(), "ca", ca.display())
+    })
+}
+
+fn mint(keys: &Path, grant: &TokenGrant, out: &Path, context: &Context) -> anyhow::Result<()> {
+    let material = ClusterMaterial::load(keys).map_err(StartError::from)?;
+    let token = material.token_mint().map_err(|error| {
+        Failure::usage("keys", error.to_string(), "give the directory authority, where all of the keys are")
+    })?;
+    let token = token.mint(grant, SystemClock.now())?;
+    let write = || -> io::Result<()> {
+        let mut file = File::options().write(true).create_new(true).mode(0o600).open(out)?;
+        file.write_all(token.as_bytes())?;
+        file.sync_all()
+    };
+    write().with_context(|| format!("cannot write {}", out.display()))?;
+    context.answer(&json!({ "token_file": out, "tenant": grant.tenant.number() }), || {
+        format!("{}\n", out.display())
+    })
+}

@@ -1,0 +1,82 @@
+//! `sluice dc`: one whole datacenter in the foreground, from a file that says where everything is.
+
+pub(crate) mod file;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use serde_json::json;
+use sluice::datacenter::Datacenter;
+use sluice_node::descriptors::raise_descriptors;
+use sluice_node::shutdown::Stopped;
+use sluice_node::telemetry;
+
+use self::file::DcFile;
+use crate::context::Context;
+use crate::failure::{Failure, INTERRUPTED};
+use crate::signals::Signals;
+
+const EXAMPLES: &str = "\
+A file looks like this; what is left out of it has a default, paths are relative to the file:
+  dc = \"dc-a\"                       # its name, as the keys have it
+  keys = \"keys/dc-a\"                # made by `sluice admin key make`
+  data = \"/var/lib/sluice\"
+  url = \"https://dc-a.example:8443\" # where clients find it
+  listen = { edge = \"0.0.0.0:8443\", peer = \"0.0.0.0:8444\", admin = \"127.0.0.1:9090\" }
+  memory = \"256MiB\"                 # for bodies in flight and chunks read ahead
+  scrub_rate = \"8MiB\"               # bytes a second at which what is stored is read again; 0: never
+  takeover_after = \"10min\"          # unfinished files of a datacenter that is gone; or \"never\"
+  absent_after = \"1min\"           # until what only such a datacenter has counts as missing
+  log = \"warn\"
+  [peers.dc-b]
+  address = \"dc-b.example:8444\"
+  url = \"https://dc-b.example:8443\"
+
+Examples:
+  sluice config check /etc/sluice/dc-a.toml
+  sluice dc --config /etc/sluice/dc-a.toml";
+
+/// How long requests in flight may take to finish.
+const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Which datacenter.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct Args {
+    /// The file that describes it.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Runs the datacenter until it is told to stop.
+pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
+    let file = DcFile::read(&args.config)?;
+    telemetry::init(&file.log)
+        .map_err(|error| Failure::usage("configuration", error.to_string(), "such as warn or info"))?;
+    raise_descriptors();
+    let config = file.datacenter()?;
+    // Before anyone is told where to send signals.
+    let mut signals = Signals::listen().context("cannot listen for signals")?;
+    let datacenter = tokio::select! {
+        started = Datacenter::start(&config) => started?,
+        () = signals.next() => return Err(Failure::Interrupted.into()),
+    };
+    let object = json!({ "dc": config.name(), "url": config.url(), "admin": config.admin_url() });
+    context.answer(&object, || {
+        format!("{:<7} {}   admin {}\n", config.name(), config.url(), config.admin_url())
+    })?;
+    context.remark("serving; Ctrl-C stops");
+
+    signals.next().await;
+    context.remark("stopping; once more to quit at once");
+    tokio::select! {
+        stopped = datacenter.stop(DEADLINE) => {
+            if let Stopped::Killed { tasks } = stopped {
+                context.remark(&format!("{tasks} tasks did not finish in time; nothing acknowledged is lost"));
+            }
+            Ok(())
+        }
+        () = signals.next() => std::process::exit(INTERRUPTED.into()),
+    }
+}

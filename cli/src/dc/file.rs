@@ -1,0 +1,245 @@
+//! The file that describes a datacenter. Everything in it is checked before anything starts.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use sluice::cluster::Listen;
+use sluice::datacenter::{DatacenterConfig, DatacenterSettings, StartError};
+use sluice_aggregator::PeerAddress;
+use sluice_node::clock::SystemClock;
+use sluice_node::material::ClusterMaterial;
+
+use crate::failure::Failure;
+use crate::{settings, size};
+
+const KEYS: &str =
+    "dc, keys, data, url, listen, memory, scrub_rate, takeover_after, absent_after, log, peers";
+
+/// What a file says.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DcFile {
+    /// Name of the datacenter, as the keys have it.
+    dc: String,
+    /// The directory of its keys.
+    keys: PathBuf,
+    /// The directory of its volume.
+    data: PathBuf,
+    /// Where clients find it, if that is not where it listens.
+    url: Option<String>,
+    listen: ListenAt,
+    memory: Option<Bytes>,
+    scrub_rate: Option<Bytes>,
+    takeover_after: Option<Takeover>,
+    absent_after: Option<Length>,
+    /// What is logged.
+    #[serde(default = "warn")]
+    pub(super) log: String,
+    /// Every other datacenter, by name.
+    #[serde(default)]
+    peers: BTreeMap<String, Peer>,
+}
+
+fn warn() -> String {
+    "warn".to_owned()
+}
+
+/// Where it listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ListenAt {
+    edge: SocketAddr,
+    peer: SocketAddr,
+    admin: SocketAddr,
+}
+
+/// Another datacenter.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Peer {
+    /// `host:port` of its port for peers.
+    address: String,
+    /// Where clients find it.
+    url: Option<String>,
+}
+
+/// A size such as `256MiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct Bytes(u64);
+
+impl TryFrom<String> for Bytes {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        size::parse(&text).map(Self)
+    }
+}
+
+/// A length of time such as `10min`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct Length(Duration);
+
+impl TryFrom<String> for Length {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let length = humantime::parse_duration(&text);
+        length.map(Self).map_err(|error| format!("expected a length of time such as 90s or 15min: {error}"))
+    }
+}
+
+/// When files of a datacenter that is gone are taken over, if ever.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct Takeover(Option<Duration>);
+
+impl TryFrom<String> for Takeover {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        if text == "never" {
+            Ok(Self(None))
+        } else {
+            Length::try_from(text).map(|Length(length)| Self(Some(length)))
+        }
+    }
+}
+
+impl DcFile {
+    /// Reads a file; paths in it are relative to its directory.
+    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+        let Some(mut file) = settings::parse::<Self>(path, KEYS)? else {
+            let message = format!("{} does not exist", path.display());
+            return Err(Failure::usage("configuration", message, "give the path of a file").into());
+        };
+        let directory = path.parent().unwrap_or(Path::new(""));
+        (file.keys, file.data) = (directory.join(&file.keys), directory.join(&file.data));
+        Ok(file)
+    }
+
+    /// The datacenter that the file describes, with its keys read and its ports reserved.
+    pub(crate) fn datacenter(&self) -> anyhow::Result<DatacenterConfig> {
+        let material = ClusterMaterial::load(&self.keys).map_err(StartError::from)?;
+        let Some(dc) = material.dc_named(&self.dc) else {
+            return Err(self.unknown("dc", &self.dc, &material).into());
+        };
+        let peers = self.peers(&material)?;
+        let mut settings = DatacenterSettings::default();
+        if let Some(Bytes(memory)) = self.memory {
+            settings.memory = memory;
+        }
+        if let Some(Bytes(rate)) = self.scrub_rate {
+            settings.aggregator.scrub_rate = rate;
+        }
+        if let Some(Takeover(after)) = self.takeover_after {
+            settings.aggregator.takeover_after = after;
+        }
+        if let Some(Length(after)) = self.absent_after {
+            settings.aggregator.absent_after = after;
+        }
+        let ListenAt { edge, peer, admin } = self.listen;
+        let ports = Listen { edge, peer, admin }.reserve()?;
+        Ok(DatacenterConfig {
+            dc,
+            // What it has no need of is not kept in memory either.
+            material: Arc::new(material.only(dc).map_err(StartError::from)?),
+            directory: self.data.clone(),
+            ports: Arc::new(ports),
+            url: self.url.clone(),
+            peers,
+            clock: SystemClock::shared(),
+            settings,
+        })
+    }
+
+    fn peers(&self, material: &ClusterMaterial) -> anyhow::Result<Vec<PeerAddress>> {
+        for name in self.peers.keys() {
+            if *name == self.dc {
+                let message = format!("peers.{name} is the datacenter itself");
+                return Err(Failure::usage("configuration", message, "leave it out").into());
+            }
+            if material.dc_named(name).is_none() {
+                return Err(self.unknown("peers", name, material).into());
+            }
+        }
+        let others = material.dcs().filter(|(_, name)| *name != self.dc);
+        others
+            .map(|(dc, name)| match self.peers.get(name) {
+                Some(Peer { address, url }) => {
+                    Ok(PeerAddress { dc, address: address.clone(), edge_url: url.clone() })
+                }
+                None => {
+                    let message = format!("the cluster has {name}, and the file does not say where it is");
+                    let hint = format!("add [peers.{name}] with address = \"host:port\"");
+                    Err(Failure::usage("configuration", message, hint).into())
+                }
+            })
+            .collect()
+    }
+
+    fn unknown(&self, key: &str, name: &str, material: &ClusterMaterial) -> Failure {
+        let known: Vec<&str> = material.dcs().map(|(_, name)| name).collect();
+        let message = format!("{key}: {name} is not in {}", self.keys.display());
+        Failure::usage("configuration", message, format!("the keys are those of {}", known.join(", ")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_engine::ids::DcId;
+
+    const FILE: &str = r#"
+dc = "dc-a"
+keys = "keys"
+data = "/data"
+listen = { edge = "127.0.0.1:0", peer = "127.0.0.1:0", admin = "127.0.0.1:0" }
+memory = "64MiB"
+takeover_after = "never"
+[peers.dc-b]
+address = "dc-b.example:8444"
+"#;
+
+    fn read(text: &str) -> anyhow::Result<DatacenterConfig> {
+        let home = tempfile::tempdir()?;
+        let dcs = [(DcId::new(1), "dc-a"), (DcId::new(2), "dc-b")];
+        ClusterMaterial::generate("test", &dcs)?.save(&home.path().join("keys"))?;
+        let path = home.path().join("dc.toml");
+        std::fs::write(&path, text)?;
+        DcFile::read(&path)?.datacenter()
+    }
+
+    #[test]
+    fn a_file_describes_a_datacenter() {
+        let config = read(FILE).unwrap();
+        assert_eq!((config.name(), config.dc), ("dc-a", DcId::new(1)));
+        assert_eq!(config.directory, Path::new("/data"));
+        assert_eq!(config.settings.memory, 64 << 20);
+        assert_eq!(config.settings.aggregator.takeover_after, None);
+        assert_eq!((config.peers.len(), config.peers[0].dc), (1, DcId::new(2)));
+        assert!(config.material.token_mint().is_err(), "only what a datacenter needs");
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let wrong = |from: &str, to: &str| read(&FILE.replace(from, to)).unwrap_err().to_string();
+        assert!(wrong("memory", "memroy").contains("dc.toml:6: unknown field `memroy`"));
+        assert!(wrong("64MiB", "much").contains("dc.toml:6: expected a size"));
+        assert!(wrong("never", "soon").contains("dc.toml:7: expected a length of time"));
+        assert!(wrong("127.0.0.1:0", "here").contains("dc.toml:5: "));
+        assert!(wrong("dc = \"dc-a\"", "dc = \"dc-z\"").contains("dc: dc-z is not in"));
+        assert!(wrong("peers.dc-b", "peers.dc-a").contains("peers.dc-a is the datacenter itself"));
+        assert!(wrong("peers.dc-b", "peers.dc-c").contains("peers: dc-c is not in"));
+        let twice = format!("{FILE}[peers.dc-b]\naddress = \"x:1\"\n");
+        let error = read(&twice).unwrap_err().to_string();
+        assert!(error.contains("dc.toml:10: invalid table header: duplicate key"), "{error}");
+        let alone = FILE.replace("[peers.dc-b]\naddress = \"dc-b.example:8444\"\n", "");
+        assert!(read(&alone).unwrap_err().to_string().contains("the cluster has dc-b"));
+    }
+}

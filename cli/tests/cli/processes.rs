@@ -1,0 +1,200 @@
+//! Datacenters in processes of their own, with the keys that `sluice admin` makes.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::process::Child;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use sluice::ports::{ReservedPort, ReservedPorts};
+use sluice_client::{Client, ClientConfig, Event, Source, Token, UploadOptions, WaitFor};
+use sluice_engine::hash::Root;
+use uuid::Uuid;
+
+use crate::fake::noise;
+use crate::{Ended, Home};
+
+const MIB: usize = 1 << 20;
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A running `sluice dc`, killed when it is dropped.
+struct Dc(Child);
+
+impl Drop for Dc {
+    fn drop(&mut self) {
+        // One that has ended needs no end.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Keys, a token, and a file for each datacenter.
+struct Site {
+    home: Home,
+    urls: Vec<String>,
+    /// So that nobody else takes them, also while a datacenter is down.
+    #[allow(dead_code, reason = "held for its drop")]
+    ports: Vec<ReservedPorts>,
+}
+
+impl Site {
+    fn new(names: &[&str]) -> Self {
+        let mut home = Home::new(None);
+        let mut args = vec!["admin", "key", "make", "keys", "--cluster", "test"];
+        args.extend(names.iter().flat_map(|name| ["--dc", *name]));
+        done(home.command(&args).output().unwrap().into());
+        std::fs::remove_file(home.path("token")).unwrap();
+        let mint = ["admin", "token", "mint", "--keys", "keys/authority", "--tenant", "7", "--out", "token"];
+        done(home.command(&mint).output().unwrap().into());
+        std::fs::copy(home.path("keys/ca.pem"), home.path("ca.pem")).unwrap();
+
+        let any = || ReservedPort::reserve(([127, 0, 0, 1], 0).into()).unwrap();
+        let ports: Vec<_> =
+            names.iter().map(|_| ReservedPorts { edge: any(), peer: any(), admin: any() }).collect();
+        for (me, (name, at)) in names.iter().zip(&ports).enumerate() {
+            let (edge, peer, admin) = (at.edge.address(), at.peer.address(), at.admin.address());
+            let mut text = format!(
+                "dc = {name:?}\nkeys = \"keys/{name}\"\ndata = \"data/{name}\"\ntakeover_after = \"1s\"\n\
+                 absent_after = \"500ms\"\n\
+                 listen = {{ edge = \"{edge}\", peer = \"{peer}\", admin = \"{admin}\" }}\n"
+            );
+            for (_, (name, at)) in names.iter().zip(&ports).enumerate().filter(|(other, _)| *other != me) {
+                text.push_str(&format!("[peers.{name}]\naddress = \"{}\"\n", at.peer.address()));
+            }
+            home.write(&format!("{name}.toml"), text.as_bytes());
+        }
+        let urls: Vec<String> = ports.iter().map(|at| format!("https://{}", at.edge.address())).collect();
+        home.urls = urls.join(",");
+        Self { home, urls, ports }
+    }
+
+    /// Starts a datacenter, and waits until it serves.
+    fn start(&self, name: &str) -> Dc {
+        let mut child =
+            self.home.command(&["dc", "--config", &format!("{name}.toml"), "--json"]).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let dc = Dc(child);
+        let said: Value = serde_json::from_str(&line).unwrap_or_default();
+        assert_eq!(said["dc"], name, "{line:?}");
+        dc
+    }
+
+    fn run(&self, url: usize, args: &[&str]) -> Ended {
+        self.home.command(&[args, &["--url", &self.urls[url]]].concat()).output().unwrap().into()
+    }
+}
+
+fn done(ended: Ended) -> String {
+    assert_eq!(ended.code, Some(0), "{}", ended.stderr);
+    ended.stdout
+}
+
+/// Asks again until something is so.
+fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < until, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_process_of_the_home_dies_for_good_and_another_takes_over() {
+    let site = Site::new(&["dc-a", "dc-b", "dc-c"]);
+    let (a, b, c) = (site.start("dc-a"), site.start("dc-b"), site.start("dc-c"));
+    let bytes = noise(9, 96 * MIB);
+    let id = Uuid::now_v7();
+
+    // Its process is killed as soon as it has something that nobody else has.
+    let (victim, taken) = (Mutex::new(Some(a)), Arc::new(Mutex::new(Vec::new())));
+    let seen = taken.clone();
+    let observer = move |event: &Event| {
+        if let Event::Acknowledged { dc, start, count, .. } = event {
+            let mut seen = seen.lock().unwrap();
+            seen.push(((*dc).to_owned(), *start..*start + *count));
+            let dcs: BTreeSet<&String> = seen.iter().map(|(dc, _)| dc).collect();
+            if dcs.len() == 3 && seen.len() >= 8 {
+                drop(victim.lock().unwrap().take());
+            }
+        }
+    };
+    let ca = std::fs::read(site.home.path("ca.pem")).unwrap();
+    let token = Token::new(&std::fs::read_to_string(site.home.path("token")).unwrap());
+    let client = Client::new(ClientConfig::new(site.urls.clone(), token, ca)).unwrap();
+    let options = UploadOptions {
+        id: Some(id),
+        is_new: true,
+        home: Some("dc-a".into()),
+        wait: WaitFor::Assembled,
+        ..UploadOptions::default()
+    };
+    let sent = client.upload(&Source::memory(bytes.clone()), &options, Arc::new(observer)).await.unwrap();
+    assert_eq!((sent.root, sent.home.as_str()), (Root::of_bytes(&bytes), "dc-b"));
+    let of = |name: &str| -> BTreeSet<u64> {
+        let taken = taken.lock().unwrap();
+        taken.iter().filter(|(dc, _)| dc == name).flat_map(|(_, range)| range.clone()).collect()
+    };
+    let (lost, kept) = (of("dc-a"), &of("dc-b") | &of("dc-c"));
+    assert!(!lost.is_empty());
+    assert_eq!(kept, (0..96).collect::<BTreeSet<_>>());
+    assert_eq!(sent.chunks_sent, 96 + lost.len() as u64, "what others had was not sent again");
+
+    // It comes back, and agrees.
+    let a = site.start("dc-a");
+    let id = id.to_string();
+    for url in 0..3 {
+        eventually("one home", || {
+            let status = site.run(url, &["status", &id, "--json"]);
+            let status: Value = serde_json::from_str(&status.stdout).ok()?;
+            (status["state"] == "assembled" && status["home"] == "dc-b").then_some(())
+        });
+        let copy = format!("copy-{url}");
+        done(site.run(url, &["get", &id, "-o", &copy]));
+        assert!(std::fs::read(site.home.path(&copy)).unwrap() == bytes);
+    }
+    for mut dc in [a, b, c] {
+        kill_process(Pid::from_child(&dc.0), Signal::TERM).unwrap();
+        assert_eq!(dc.0.wait().unwrap().code(), Some(0));
+    }
+    for name in ["dc-a", "dc-b", "dc-c"] {
+        done(site.home.command(&["fsck", "--data", &format!("data/{name}")]).output().unwrap().into());
+    }
+}
+
+#[test]
+fn keys_and_files_that_are_wrong_are_named_and_nothing_is_written_over() {
+    let site = Site::new(&["dc-a", "dc-b"]);
+    let home = &site.home;
+    let run = |args: &[&str]| -> Ended { home.command(args).output().unwrap().into() };
+    for (args, code, said) in [
+        (&["admin", "key", "make", "keys", "--cluster", "x", "--dc", "dc-a"][..], 2, "keys-exist"),
+        (&["admin", "key", "make", "more", "--cluster", "x", "--dc", "dc-a", "--dc", "dc-a"], 2, "(keys)"),
+        (&["admin", "key", "make", "more", "--cluster", "a b", "--dc", "dc-a"], 2, "(keys)"),
+        (&["admin", "token", "mint", "--keys", "keys/dc-a", "--tenant", "7", "--out", "t"], 2, "authority"),
+        (
+            &["admin", "token", "mint", "--keys", "keys/authority", "--tenant", "7", "--out", "token"],
+            1,
+            "token",
+        ),
+        (&["dc", "--config", "none.toml"], 2, "none.toml does not exist"),
+    ] {
+        let ended = run(args);
+        assert_eq!(ended.code, Some(code), "{args:?}: {}", ended.stderr);
+        assert!(ended.stderr.contains(said), "{args:?}: {}", ended.stderr);
+    }
+    assert!(!home.path("more").exists());
+    done(run(&["config", "check", "dc-a.toml"]));
+    let text = std::fs::read_to_string(home.path("dc-a.toml")).unwrap();
+    home.write("bad.toml", text.replace("takeover_after", "takeover").as_bytes());
+    for args in [&["config", "check", "bad.toml"][..], &["dc", "--config", "bad.toml"]] {
+        let ended = run(args);
+        assert_eq!(ended.code, Some(2));
+        assert!(ended.stderr.contains("bad.toml:4: unknown field `takeover`"), "{}", ended.stderr);
+    }
+}
