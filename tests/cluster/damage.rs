@@ -142,7 +142,10 @@ async fn a_scrub_finds_what_nobody_reads_and_fetches_it_again() {
     })
     .await;
     assert!(bed.metric(B, "sluice_integrity_failures_total", "").await >= 1.0);
-    assert!(bed.metric(B, "sluice_scrub_bytes_total", "").await >= 3.0 * MIB as f64);
+    eventually("all of it to be read", async || {
+        (bed.metric(B, "sluice_scrub_bytes_total", "").await >= 3.0 * MIB as f64).then_some(())
+    })
+    .await;
     assert_eq!(there.summary(file).await.unwrap().unwrap().published, Some(Root::of_bytes(&bytes)));
     wire.mend();
     let here = bed.cluster.running(A).unwrap().store().clone();

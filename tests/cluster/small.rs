@@ -6,7 +6,7 @@ use http::StatusCode;
 use serde_json::json;
 use sluice_client::{Source, UploadOptions, WaitFor, unobserved};
 use sluice_engine::hash::Root;
-use sluice_proto::http::{FilePage, FileStatus, State};
+use sluice_proto::http::{FileEntry, FilePage, FileStatus, State};
 use uuid::Uuid;
 
 use crate::bed::{A, B, Bed, MIB, eventually, new_file, noise, value};
@@ -42,18 +42,18 @@ async fn one_request_makes_a_file_assembled_and_every_datacenter_learns_of_it() 
         ids.insert(id);
     }
     for round in 0..2 {
-        for dc in [A, B] {
-            eventually("all in the list", async || {
+        eventually("the same list at both", async || {
+            let mut pages = Vec::new();
+            for dc in [A, B] {
                 let answer = bed.get(dc, "/files", &[]).await;
                 let page: FilePage = (answer.status == 200).then(|| answer.json())?;
-                let assembled = page.files.iter().all(|file| {
-                    file.state == State::Assembled && file.home == "dc-a" && file.name == "wörld.txt"
-                });
-                let listed: BTreeSet<Uuid> = page.files.iter().map(|file| file.id).collect();
-                (listed == ids && assembled).then_some(())
-            })
-            .await;
-        }
+                pages.push(page.files);
+            }
+            let assembled = |file: &FileEntry| file.state == State::Assembled && file.name == "wörld.txt";
+            let listed: BTreeSet<Uuid> = pages[0].iter().map(|file| file.id).collect();
+            (listed == ids && pages[0].iter().all(assembled) && pages[0] == pages[1]).then_some(())
+        })
+        .await;
         if round == 0 {
             for dc in [A, B] {
                 bed.cluster.kill(dc).await;
