@@ -7,7 +7,7 @@
 //!   durable to the files in memory, and answers. Its queue is bounded, so callers wait before memory grows.
 //! - The *checkpointer* (one thread) moves what only the journal holds into the files it is about, so that the
 //!   journal can begin anew. Two journals take turns; changes go on meanwhile.
-//! - The *keeper* (one thread) writes down the index of the [log](log), where files are that came whole in one request,
+//! - The *keeper* (one thread) writes down the index of the log, where files are that came whole in one request,
 //!   and collects its garbage. What goes into the log is decided and committed like every change.
 //! - The *janitor* (one thread) removes what nobody refers to, reads again what a failed sync put in doubt, and takes
 //!   back marks of damage that was mended.
