@@ -22,6 +22,8 @@ pub(crate) const NAMES: [&str; DCS] = ["dc-a", "dc-b"];
 pub(crate) enum Action {
     /// Send the metadata.
     Create { dc: usize },
+    /// Send metadata and bytes of a small file in one request.
+    Whole { dc: usize },
     /// Send a run of chunks.
     Put { dc: usize, start: u64, count: u64 },
     /// Send other bytes than the value that is announced.
@@ -38,7 +40,7 @@ impl Action {
     /// Whether it makes sense only when all before it was answered.
     pub(crate) fn waits(self) -> bool {
         match self {
-            Self::Create { .. } | Self::Put { .. } | Self::PutWrong { .. } => false,
+            Self::Create { .. } | Self::Whole { .. } | Self::Put { .. } | Self::PutWrong { .. } => false,
             Self::Await { .. } | Self::Read { .. } => true,
             Self::Delete { early, .. } => !early,
         }
@@ -79,7 +81,7 @@ impl File {
         };
         let len = match dice.below(12) {
             0 => 0,
-            1 | 2 => last,
+            1..=4 => last,
             _ => (1 + dice.below(11) as usize) * MIB + last,
         };
         let mut bytes = vec![0; len];
@@ -124,6 +126,9 @@ impl File {
 /// Runs of 1, 2, 4 and 8 in any order, to either datacenter, some of them twice; the metadata first or in between;
 /// now and then bytes that are not what was announced, a hole, an end that comes early.
 fn script(dice: &mut Dice, chunks: u64) -> VecDeque<Action> {
+    if chunks <= 1 && !dice.one_in(3) {
+        return whole(dice);
+    }
     let mut script = Vec::new();
     let mut at = 0;
     while at < chunks {
@@ -163,6 +168,23 @@ fn script(dice: &mut Dice, chunks: u64) -> VecDeque<Action> {
         let at = created_at + 1 + dice.below((script.len() - created_at) as u64) as usize;
         script.insert(at, Action::Delete { dc, early: true });
     } else if !has_hole {
+        script.extend([Action::Await { dc }, Action::Read { dc }, Action::Read { dc: 1 - dc }]);
+    }
+    script.push(Action::Delete { dc: dice.below(2) as usize, early: false });
+    script.into()
+}
+
+/// A small file in one request; now and then the same again, to the same datacenter or the other, and an early end.
+fn whole(dice: &mut Dice) -> VecDeque<Action> {
+    let dc = dice.below(2) as usize;
+    let mut script = vec![Action::Whole { dc }];
+    if dice.one_in(4) {
+        script.push(Action::Whole { dc: dice.below(2) as usize });
+    }
+    let dc = dice.below(2) as usize;
+    if dice.one_in(6) {
+        script.push(Action::Delete { dc, early: true });
+    } else {
         script.extend([Action::Await { dc }, Action::Read { dc }, Action::Read { dc: 1 - dc }]);
     }
     script.push(Action::Delete { dc: dice.below(2) as usize, early: false });

@@ -73,6 +73,17 @@ impl Web {
         self.request(Method::POST, &format!("{}/v1/files", self.urls[dc]), &headers, body).await
     }
 
+    /// Creates a file with its bytes at one datacenter.
+    pub(crate) async fn create_whole(
+        &self,
+        dc: usize,
+        said: String,
+        bytes: Bytes,
+    ) -> Result<Answer, reqwest::Error> {
+        let headers = [("file-metadata", said), ("content-type", "application/octet-stream".to_owned())];
+        self.request(Method::POST, &format!("{}/v1/files", self.urls[dc]), &headers, bytes).await
+    }
+
     async fn request(
         &self,
         method: Method,

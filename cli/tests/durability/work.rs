@@ -31,6 +31,7 @@ pub(crate) struct Counts {
     pub(crate) answers: u64,
     pub(crate) acknowledged_chunks: u64,
     pub(crate) provisional_chunks: u64,
+    pub(crate) whole: u64,
     pub(crate) assembled: u64,
     pub(crate) read: u64,
     pub(crate) deleted: u64,
@@ -76,6 +77,7 @@ impl World {
         file.begun.push(action);
         match action {
             Action::Put { start, count, .. } => file.sent.extend(start..start + count),
+            Action::Whole { .. } => file.sent.extend(0..file.chunks()),
             Action::Delete { .. } => file.ending = true,
             Action::Create { .. } | Action::PutWrong { .. } | Action::Await { .. } | Action::Read { .. } => {}
         }
@@ -173,6 +175,7 @@ async fn send(world: &World, web: &Web, at: usize, action: Action) -> Result<Ans
         let (start, count) = match action {
             Action::Put { start, count, .. } => (start, count),
             Action::PutWrong { chunk, .. } => (chunk, 1),
+            Action::Whole { .. } => (0, file.chunks()),
             Action::Create { .. } | Action::Await { .. } | Action::Read { .. } | Action::Delete { .. } => {
                 (0, 0)
             }
@@ -183,6 +186,9 @@ async fn send(world: &World, web: &Web, at: usize, action: Action) -> Result<Ans
     match action {
         Action::Create { dc } => {
             web.create(dc, json!({ "id": id, "size": size, "name": "x" }).to_string()).await
+        }
+        Action::Whole { dc } => {
+            web.create_whole(dc, json!({ "id": id, "name": "x" }).to_string(), body).await
         }
         Action::Put { dc, start, .. } => {
             // Half of the clients announce what they send.
@@ -213,6 +219,13 @@ fn judge(file: &mut File, action: Action, answer: &Answer, counts: &mut Counts) 
         Action::Create { dc } if ok => {
             let status: FileStatus = answer.json()?;
             file.created.insert(dc);
+            if status.size == Some(file.bytes.len() as u64) { Ok(true) } else { Err("another size".into()) }
+        }
+        Action::Whole { dc } if ok => {
+            let status: FileStatus = answer.json()?;
+            file.created.insert(dc);
+            file.acknowledged.extend((0..file.chunks()).map(|chunk| (dc, chunk)));
+            counts.whole += 1;
             if status.size == Some(file.bytes.len() as u64) { Ok(true) } else { Err("another size".into()) }
         }
         Action::Put { dc, start, count } if ok => {
@@ -248,6 +261,7 @@ fn judge(file: &mut File, action: Action, answer: &Answer, counts: &mut Counts) 
             Ok(true)
         }
         Action::Create { .. }
+        | Action::Whole { .. }
         | Action::Put { .. }
         | Action::PutWrong { .. }
         | Action::Await { .. }

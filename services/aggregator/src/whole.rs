@@ -14,9 +14,9 @@ use sluice_proto::http::{FileStatus, Holder, State};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::{StoreError, WholeOutcome};
 
-use crate::AggregatorService;
 use crate::refusal::{dropped, of_store};
 use crate::slots::in_conflict;
+use crate::{AggregatorService, load};
 
 /// Bytes that are hashed where they are; more are hashed on the blocking pool.
 const HASH_HERE: usize = 32 << 10;
@@ -78,7 +78,11 @@ impl AggregatorService {
         });
         match outcome? {
             WholeOutcome::Stored => {}
-            WholeOutcome::Known => return Ok(Some((false, self.full_status(context, id).await?))),
+            WholeOutcome::Known => {
+                // The request that brought it may not have told the engine yet, or have ended before it could.
+                load::reload(self, file).await?;
+                return Ok(Some((false, self.full_status(context, id).await?)));
+            }
             WholeOutcome::Begun => return Ok(None),
         }
         let first = ChunkIndex::new(0).ok().zip(value);
