@@ -22,15 +22,13 @@ use hyper_util::server::graceful::GracefulConnection;
 use rustls::ServerConfig;
 use sluice_node::budget::Concurrency;
 use sluice_node::shutdown::Shutdown;
-use tokio::io::AsyncBufReadExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
 use tonic::service::Routes;
 
 use crate::App;
 use crate::body::RequestBody;
+use crate::secure::{Readers, Secure};
 use crate::{grpc, routes};
 
 /// The most an HTTP/1.1 connection buffers: what a request with a body pays for. Buffers grow only while a client
@@ -69,7 +67,7 @@ struct Doors {
 
 /// Accepts until the datacenter drains.
 pub(crate) async fn run(listener: TcpListener, tls: Arc<ServerConfig>, app: Arc<App>) {
-    let acceptor = TlsAcceptor::from(tls);
+    let readers = Readers::default();
     let doors = Doors { http: routes::router(app.clone()), grpc: grpc::routes(&app) };
     let connections = Concurrency::new("connections", app.settings.connections);
     let stopped = async {
@@ -96,11 +94,11 @@ pub(crate) async fn run(listener: TcpListener, tls: Arc<ServerConfig>, app: Arc<
             app.parts.metrics.count_shed("connections");
             continue;
         };
-        let (acceptor, app, doors) = (acceptor.clone(), app.clone(), doors.clone());
+        let (handshake, app, doors) = ((tls.clone(), readers.clone()), app.clone(), doors.clone());
         app.tasks.clone().spawn(async move {
             app.parts.metrics.connections.inc();
             let _counted = Counted(app.clone());
-            serve(stream, acceptor, app, doors).await;
+            serve(stream, handshake, app, doors).await;
             drop(permit);
         });
     }
@@ -117,10 +115,13 @@ impl Drop for Counted {
 
 /// A connection after its handshake. Boxed, like everything that is kept of it: a task is as large as the largest thing
 /// that it ever holds.
-type Encrypted = Box<TlsStream<TcpStream>>;
+type Encrypted = Box<Secure<TcpStream>>;
 
-async fn serve(stream: TcpStream, acceptor: TlsAcceptor, app: Arc<App>, doors: Doors) {
-    let Some(stream) = Box::pin(secure(stream, acceptor, &app)).await else { return };
+/// What it takes to shake hands.
+type Handshake = (Arc<ServerConfig>, Readers);
+
+async fn serve(stream: TcpStream, handshake: Handshake, app: Arc<App>, doors: Doors) {
+    let Some(stream) = Box::pin(secure(stream, handshake, &app)).await else { return };
     let activity = Arc::new(Activity::default());
     if is_h2(&stream) {
         drive(http2(stream, &app, doors, &activity).as_mut(), &app, &activity).await;
@@ -129,12 +130,12 @@ async fn serve(stream: TcpStream, acceptor: TlsAcceptor, app: Arc<App>, doors: D
     }
 }
 
-/// Shakes hands, and waits for the first byte: until then there are no buffers but those of TLS. `None` if it is too
+/// Shakes hands, and waits for the first byte: until then there are no buffers. `None` if it is too
 /// late for either.
-async fn secure(stream: TcpStream, acceptor: TlsAcceptor, app: &App) -> Option<Encrypted> {
+async fn secure(stream: TcpStream, (tls, readers): Handshake, app: &App) -> Option<Encrypted> {
     // An answer is one write, and waits for no other.
     let _ = stream.set_nodelay(true);
-    let mut stream = match timeout(app.settings.handshake, acceptor.accept(stream)).await {
+    let mut stream = match timeout(app.settings.handshake, Secure::accept(stream, tls, readers)).await {
         Ok(Ok(stream)) => Box::new(stream),
         Ok(Err(error)) => {
             tracing::debug!(%error, "a TLS handshake failed");
@@ -146,15 +147,15 @@ async fn secure(stream: TcpStream, acceptor: TlsAcceptor, app: &App) -> Option<E
         }
     };
     let first = tokio::select! {
-        first = timeout(app.settings.head, stream.fill_buf()) => first,
+        first = timeout(app.settings.head, stream.has_more()) => first,
         () = app.tasks.draining() => return None,
     };
     // Without one, or at its end, there is nobody to answer.
-    matches!(first, Ok(Ok([_, ..]))).then_some(stream)
+    matches!(first, Ok(Ok(true))).then_some(stream)
 }
 
 fn is_h2(stream: &Encrypted) -> bool {
-    stream.get_ref().1.alpn_protocol() == Some(b"h2")
+    stream.alpn_protocol() == Some(b"h2")
 }
 
 /// An answer on its way. Boxed, because a connection keeps room for one.

@@ -25,8 +25,9 @@ pub(crate) const PAUSE: Duration = Duration::from_millis(100);
 /// A client that takes longer than this for one buffer gives its turn back, too.
 const FILL: Duration = Duration::from_secs(1);
 
-/// Bytes that are gathered in a turn: few hops for each chunk, and still in a core's cache when they are hashed.
-const LARGE: usize = 512 << 10;
+/// Bytes that are gathered in a turn: about one hop for each chunk. With half of it an upload costs 3 % more processor
+/// time, with a quarter 15 %; with twice as much no less.
+const LARGE: usize = 1 << 20;
 
 /// Bytes that are gathered without one.
 const SMALL: usize = 16 << 10;

@@ -1,0 +1,591 @@
+//! A client's TLS connection: rustls does what is TLS, and this moves the bytes.
+//!
+//! rustls's own buffers, which tokio-rustls uses, take a record from the socket in pieces, and give one record at a
+//! time. Here one read of the socket brings several records, and one read by HTTP takes them all. A connection on
+//! which nothing is under way has no buffers; one that is fast reads [`AHEAD`] bytes at once, if it is one of the
+//! [`READERS`] that may: a courtesy and no lock, since without it one reads a record at a time.
+//!
+//! A [`Secure`] is owned by its connection's task, and ends with it. What it holds is bounded: [`AHEAD`] bytes of
+//! ciphertext or of what was decrypted and not taken, and one write of [`WRITE`] bytes that was taken and not sent.
+
+mod outgoing;
+
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
+use rustls::unbuffered::{
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedStatus,
+    WriteTraffic,
+};
+use rustls::{Error, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::io::poll_read_buf;
+
+use self::outgoing::Outgoing;
+
+/// The longest record there is on the wire (RFC 8446, section 5.2): five bytes, then what is sealed.
+const RECORD: usize = 5 + (16 << 10) + 256;
+
+/// What is read at first, and by whoever sends little.
+const FIRST: usize = 4 << 10;
+
+/// The most that is read ahead, and the longest message of a handshake.
+pub(crate) const AHEAD: usize = 4 * RECORD;
+
+/// Connections that may read ahead of a record at once.
+const READERS: usize = 64;
+
+/// The most that is sealed at once.
+const WRITE: usize = 64 << 10;
+
+/// What a record costs beside its bytes, with some to spare.
+const SEAL: usize = 64;
+
+/// Pieces of an answer that are no more together go into one record.
+const JOINED: usize = 4 << 10;
+
+/// Who may read ahead.
+#[derive(Clone, Debug)]
+pub(crate) struct Readers(Arc<Semaphore>);
+
+impl Default for Readers {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(READERS)))
+    }
+}
+
+/// A TLS connection to a client, after its handshake.
+pub(crate) struct Secure<IO> {
+    io: IO,
+    tls: UnbufferedServerConnection,
+    /// Ciphertext that was not decrypted yet.
+    incoming: BytesMut,
+    /// How much to read at once: rises with a client that fills it, and falls with one that does not.
+    want: usize,
+    /// Whether the last read took all it had room for, so that more is likely to be there.
+    more: bool,
+    readers: Readers,
+    may_read_ahead: Option<OwnedSemaphorePermit>,
+    /// What was decrypted and found no room.
+    plain: BytesMut,
+    /// What was sealed and is to be sent.
+    outgoing: Outgoing,
+    /// The client said that it sends no more.
+    ended: bool,
+    said_goodbye: bool,
+    /// Why there is nothing more to be done.
+    failed: Option<Error>,
+}
+
+/// What a step is taken for.
+enum For<'a, 'b> {
+    /// To have what comes.
+    Reading(&'a mut ReadBuf<'b>),
+    /// To send this.
+    Writing(&'a [u8]),
+    /// To say that nothing more is sent.
+    Closing,
+}
+
+/// What came of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Step {
+    /// Something; there may be more to do.
+    On,
+    /// What was to be sent is sealed.
+    Sealed,
+    /// Nothing, before more comes from the client.
+    Blocked,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> Secure<IO> {
+    /// Shakes hands.
+    pub(crate) async fn accept(io: IO, config: Arc<ServerConfig>, readers: Readers) -> io::Result<Self> {
+        let mut this = Self {
+            io,
+            tls: UnbufferedServerConnection::new(config).map_err(io::Error::other)?,
+            incoming: BytesMut::new(),
+            want: FIRST,
+            more: false,
+            readers,
+            may_read_ahead: None,
+            plain: BytesMut::new(),
+            outgoing: Outgoing::default(),
+            ended: false,
+            said_goodbye: false,
+            failed: None,
+        };
+        poll_fn(|cx| this.poll_handshake(cx)).await?;
+        Ok(this)
+    }
+
+    /// What was agreed to be spoken.
+    pub(crate) fn alpn_protocol(&self) -> Option<&[u8]> {
+        self.tls.alpn_protocol()
+    }
+
+    /// Waits for a first byte; false if none will come.
+    pub(crate) async fn has_more(&mut self) -> io::Result<bool> {
+        poll_fn(|cx| {
+            while self.plain.is_empty() {
+                if self.ended {
+                    return Poll::Ready(Ok(false));
+                }
+                let step =
+                    self.step(For::Reading(&mut ReadBuf::new(&mut []))).map_err(|e| self.fail(cx, e))?;
+                if step == Step::Blocked && ready!(self.poll_receive(cx))? == 0 {
+                    return Poll::Ready(Ok(false));
+                }
+            }
+            Poll::Ready(Ok(true))
+        })
+        .await
+    }
+
+    fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            let out = &mut ReadBuf::new(&mut []);
+            while self.step(For::Reading(out)).map_err(|error| self.fail(cx, error))? != Step::Blocked {}
+            // What does not go now goes with what comes next.
+            let _ = self.poll_send(cx)?;
+            if !self.tls.is_handshaking() {
+                return Poll::Ready(Ok(()));
+            }
+            if self.ended || ready!(self.poll_receive(cx))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+        }
+    }
+
+    /// One step of the protocol: with what came, or to what is sent.
+    fn step(&mut self, goal: For<'_, '_>) -> Result<Step, Error> {
+        if let Some(error) = &self.failed {
+            return Err(error.clone());
+        }
+        let UnbufferedStatus { mut discard, state } = self.tls.process_tls_records(&mut self.incoming);
+        let step = match state {
+            Ok(ConnectionState::ReadTraffic(mut traffic)) => {
+                let mut none = ReadBuf::new(&mut []);
+                let out = if let For::Reading(out) = goal { out } else { &mut none };
+                loop {
+                    match traffic.next_record() {
+                        Some(Ok(record)) => {
+                            discard += record.discard;
+                            let (fits, rest) =
+                                record.payload.split_at(out.remaining().min(record.payload.len()));
+                            out.put_slice(fits);
+                            self.plain.extend_from_slice(rest);
+                        }
+                        Some(Err(error)) => break Err(error),
+                        None => break Ok(Step::On),
+                    }
+                }
+            }
+            Ok(ConnectionState::EncodeTlsData(mut data)) => {
+                encode(&mut data, &mut self.outgoing);
+                Ok(Step::On)
+            }
+            Ok(ConnectionState::TransmitTlsData(data)) => {
+                // It is in line, before anything that is sealed from now on.
+                data.done();
+                Ok(Step::On)
+            }
+            Ok(ConnectionState::WriteTraffic(mut traffic)) => match goal {
+                For::Reading(_) => Ok(Step::Blocked),
+                For::Writing(bytes) => seal(&mut traffic, bytes, &mut self.outgoing).map(|()| Step::Sealed),
+                For::Closing => {
+                    // What has no room is encoded by the next step.
+                    let len = traffic.queue_close_notify(self.outgoing.room(SEAL)).unwrap_or_default();
+                    self.outgoing.add(len);
+                    self.said_goodbye = true;
+                    Ok(Step::Sealed)
+                }
+            },
+            Ok(ConnectionState::PeerClosed | ConnectionState::Closed) => {
+                let known = std::mem::replace(&mut self.ended, true);
+                Ok(if known { Step::Blocked } else { Step::On })
+            }
+            Ok(ConnectionState::BlockedHandshake) => Ok(Step::Blocked),
+            // Early data is never offered.
+            Ok(other) => Err(Error::General(format!("{other:?} was not expected"))),
+            Err(error) => Err(error),
+        };
+        self.incoming.advance(discard);
+        step
+    }
+
+    /// Notes why there is nothing more to be done, and tries to tell the client.
+    fn fail(&mut self, cx: &mut Context<'_>, error: Error) -> io::Error {
+        if self.failed.is_none() {
+            self.failed = Some(error.clone());
+            // What is to be said comes before what came, which must not be looked at again.
+            while self.tls.wants_write()
+                && let Ok(ConnectionState::EncodeTlsData(mut alert)) =
+                    self.tls.process_tls_records(&mut self.incoming).state
+            {
+                encode(&mut alert, &mut self.outgoing);
+            }
+            let _ = self.poll_send(cx);
+        }
+        io::Error::new(io::ErrorKind::InvalidData, error)
+    }
+
+    /// Hands out what found no room before, then what can be decrypted, as long as there is room.
+    fn hand_out(&mut self, out: &mut ReadBuf<'_>) -> Result<(), Error> {
+        if !self.plain.is_empty() {
+            let len = self.plain.len().min(out.remaining());
+            out.put_slice(&self.plain[..len]);
+            self.plain.advance(len);
+            if self.plain.is_empty() {
+                self.plain = BytesMut::new();
+            }
+        }
+        while out.remaining() > 0 && !self.ended && self.step(For::Reading(out))? != Step::Blocked {}
+        Ok(())
+    }
+
+    /// Reads from the socket; 0 at its end.
+    fn poll_receive(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let held = self.incoming.len();
+        if held >= AHEAD {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a TLS message is too long")));
+        }
+        if self.want > RECORD && self.may_read_ahead.is_none() {
+            self.may_read_ahead = self.readers.0.clone().try_acquire_owned().ok();
+            if self.may_read_ahead.is_none() {
+                self.want = RECORD;
+            }
+        }
+        self.incoming.reserve(self.want.saturating_sub(held).max(FIRST));
+        let room = self.incoming.capacity() - held;
+        let read = poll_read_buf(Pin::new(&mut self.io), cx, &mut self.incoming);
+        self.more = matches!(read, Poll::Ready(Ok(len)) if len == room);
+        match read {
+            Poll::Ready(Ok(_)) if self.more => self.want = (4 * self.want).min(AHEAD),
+            Poll::Ready(Ok(len)) if len < self.want / 4 => self.want = (self.want / 2).max(FIRST),
+            Poll::Ready(_) => {}
+            Poll::Pending if self.incoming.is_empty() => {
+                self.incoming = BytesMut::new();
+                self.may_read_ahead = None;
+            }
+            Poll::Pending => {}
+        }
+        read
+    }
+
+    /// Seals `bytes` behind what waits to be sent.
+    fn seal(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> io::Result<()> {
+        loop {
+            match self.step(For::Writing(bytes)).map_err(|error| self.fail(cx, error))? {
+                Step::Sealed => return Ok(()),
+                Step::Blocked => return Err(io::ErrorKind::BrokenPipe.into()),
+                Step::On => {}
+            }
+        }
+    }
+
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.outgoing.poll_send(cx, Pin::new(&mut self.io))
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Secure<IO> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = out.filled().len();
+        loop {
+            let handed = this.hand_out(out).map_err(|error| this.fail(cx, error));
+            let some = out.filled().len() > before;
+            // Whoever got something hears of the failure the next time.
+            if !some {
+                handed?;
+            }
+            if !this.outgoing.is_empty() {
+                // What rustls answers by itself. If it does not go now, it goes with the next.
+                let _ = this.poll_send(cx)?;
+            }
+            if out.remaining() == 0 || this.ended || this.failed.is_some() || (some && !this.more) {
+                return Poll::Ready(Ok(()));
+            }
+            match this.poll_receive(cx) {
+                Poll::Ready(Ok(0)) if !some => {
+                    // An end that the client did not announce may have been made by somebody else.
+                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+                }
+                Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Err(error)) if !some => return Poll::Ready(Err(error)),
+                Poll::Pending if !some => return Poll::Pending,
+                Poll::Ready(Err(_)) | Poll::Pending => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Secure<IO> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_send(cx))?;
+        let total: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let mut taken = 0;
+        if pieces.len() > 1 && total <= JOINED {
+            this.seal(cx, &pieces.iter().flat_map(|piece| &piece[..]).copied().collect::<Vec<u8>>())?;
+            taken = total;
+        } else {
+            for piece in pieces.iter().filter(|piece| !piece.is_empty()) {
+                let len = piece.len().min(WRITE - taken);
+                this.seal(cx, &piece[..len])?;
+                taken += len;
+                if taken == WRITE {
+                    break;
+                }
+            }
+        }
+        // What does not go now goes before the next.
+        let _ = this.poll_send(cx)?;
+        Poll::Ready(Ok(taken))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_send(cx))?;
+        Pin::new(&mut this.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        while !this.said_goodbye && this.failed.is_none() {
+            match this.step(For::Closing).map_err(|error| this.fail(cx, error)) {
+                Ok(Step::On | Step::Sealed) => {}
+                // To whom nothing can be said nothing needs to be.
+                Ok(Step::Blocked) | Err(_) => break,
+            }
+        }
+        ready!(this.poll_send(cx))?;
+        Pin::new(&mut this.io).poll_shutdown(cx)
+    }
+}
+
+/// Encodes what rustls has to say behind what waits to be sent.
+fn encode(data: &mut EncodeTlsData<'_, ServerConnectionData>, outgoing: &mut Outgoing) {
+    // Without room it says how much it needs.
+    if let Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) = data.encode(&mut [])
+    {
+        let len = data.encode(outgoing.room(required_size)).unwrap_or_default();
+        outgoing.add(len);
+    }
+}
+
+/// Seals `bytes` behind what waits to be sent.
+fn seal(
+    traffic: &mut WriteTraffic<'_, ServerConnectionData>,
+    bytes: &[u8],
+    outgoing: &mut Outgoing,
+) -> Result<(), Error> {
+    let mut room = bytes.len() + (bytes.len() / (16 << 10) + 1) * SEAL;
+    loop {
+        match traffic.encrypt(bytes, outgoing.room(room)) {
+            Ok(len) => {
+                outgoing.add(len);
+                return Ok(());
+            }
+            Err(EncryptError::InsufficientSize(InsufficientSizeError { required_size }))
+                if required_size > room =>
+            {
+                room = required_size;
+            }
+            Err(error) => return Err(Error::General(error.to_string())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::FutureExt;
+    use sluice_engine::ids::DcId;
+    use sluice_node::clock::SystemClock;
+    use sluice_node::material::ClusterMaterial;
+    use sluice_node::tls;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::client::TlsStream;
+
+    const HERE: DcId = DcId::new(1);
+
+    /// A client and a server that have shaken hands over a pipe that holds so many bytes.
+    async fn pair(pipe: usize) -> (TlsStream<DuplexStream>, Secure<DuplexStream>) {
+        tls::install_provider();
+        let material = ClusterMaterial::generate("test", &[(HERE, "dc-a")]).unwrap();
+        let server = tls::edge_server(&material, SystemClock::shared()).unwrap();
+        let client = TlsConnector::from(Arc::new(tls::edge_client(material.ca(), &[b"h2"]).unwrap()));
+        let (here, there) = duplex(pipe);
+        let (client, server) = tokio::join!(
+            client.connect(tls::edge_name(&material).unwrap(), there),
+            Secure::accept(here, server, Readers::default())
+        );
+        (client.unwrap(), server.unwrap())
+    }
+
+    fn noise(len: usize) -> Vec<u8> {
+        (0..len).map(|i| (i * 31 % 251) as u8).collect()
+    }
+
+    fn holds_nothing(server: &Secure<DuplexStream>) -> bool {
+        server.incoming.capacity() + server.plain.capacity() + server.outgoing.held() == 0
+            && server.may_read_ahead.is_none()
+    }
+
+    #[tokio::test]
+    async fn bytes_go_both_ways_whole_whatever_the_pipe_holds() {
+        for pipe in [7, 1000, 64 << 10, 1 << 20] {
+            let (mut client, mut server) = pair(pipe).await;
+            assert_eq!(server.alpn_protocol(), Some(&b"h2"[..]));
+            let sent = noise(300_001);
+            let talk = async {
+                client.write_all(&sent).await.unwrap();
+                client.flush().await.unwrap();
+                let mut back = vec![0; sent.len()];
+                client.read_exact(&mut back).await.unwrap();
+                assert!(back == sent);
+                client.shutdown().await.unwrap();
+                assert_eq!(client.read(&mut back).await.unwrap(), 0, "it says goodbye, too");
+            };
+            let echo = async {
+                assert!(server.has_more().await.unwrap());
+                let mut got = vec![0; sent.len()];
+                // First with less room than a record has, then with more.
+                let (small, large) = got.split_at_mut(1000);
+                server.read_exact(small).await.unwrap();
+                server.read_exact(large).await.unwrap();
+                assert!(got == sent);
+                let (head, rest) = got.split_at(100);
+                let pieces = [io::IoSlice::new(head), io::IoSlice::new(&[]), io::IoSlice::new(&rest[..500])];
+                assert_eq!(server.write_vectored(&pieces).await.unwrap(), 600);
+                server.write_all(&got[600..]).await.unwrap();
+                server.flush().await.unwrap();
+                assert_eq!(server.read(&mut got).await.unwrap(), 0);
+                assert!(!server.has_more().await.unwrap());
+                server.shutdown().await.unwrap();
+            };
+            tokio::join!(talk, echo);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_says_nothing_costs_no_buffer_and_who_is_fast_reads_ahead() {
+        let (mut client, mut server) = pair(1 << 20).await;
+        let mut room = vec![0; 64 << 10];
+        for round in 0..2 {
+            let idle = server.has_more().now_or_never();
+            assert!(idle.is_none() && holds_nothing(&server), "{round}");
+            client.write_all(&noise(256 << 10)).await.unwrap();
+            let mut sizes = Vec::new();
+            while sizes.iter().sum::<usize>() < 256 << 10 {
+                sizes.push(server.read(&mut room).await.unwrap());
+                // Whatever it holds is bounded.
+                assert!(server.incoming.capacity() <= 2 * AHEAD && server.plain.len() <= AHEAD);
+            }
+            assert!(sizes.contains(&room.len()), "one read takes several records: {sizes:?}");
+        }
+        let readers = server.readers.clone();
+        assert_eq!(readers.0.available_permits(), READERS - 1);
+        drop(server);
+        assert_eq!(readers.0.available_permits(), READERS);
+    }
+
+    #[tokio::test]
+    async fn without_a_permit_a_record_is_read_at_once() {
+        let (mut client, mut server) = pair(1 << 20).await;
+        server.readers.0.close();
+        client.write_all(&noise(100_000)).await.unwrap();
+        let mut got = vec![0; 100_000];
+        server.read_exact(&mut got).await.unwrap();
+        assert!(got == noise(100_000));
+        assert!(server.incoming.capacity() <= 2 * RECORD && server.may_read_ahead.is_none());
+    }
+
+    #[tokio::test]
+    async fn an_end_that_was_not_announced_is_an_error() {
+        let (mut client, mut server) = pair(1 << 20).await;
+        client.write_all(b"half").await.unwrap();
+        client.flush().await.unwrap();
+        drop(client);
+        let mut got = Vec::new();
+        let error = server.read_to_end(&mut got).await.unwrap_err();
+        assert_eq!((got.as_slice(), error.kind()), (&b"half"[..], io::ErrorKind::UnexpectedEof));
+    }
+
+    #[tokio::test]
+    async fn a_changed_byte_ends_the_connection_and_the_client_is_told_why() {
+        let (client, mut server) = pair(1 << 20).await;
+        let (mut pipe, mut session) = client.into_inner();
+        let mut record = Vec::new();
+        io::Write::write_all(&mut session.writer(), b"sealed").unwrap();
+        session.write_tls(&mut record).unwrap();
+        *record.last_mut().unwrap() ^= 1;
+        pipe.write_all(&record).await.unwrap();
+        for _ in 0..2 {
+            let error = server.read(&mut [0; 64]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+        }
+        assert!(server.write_all(b"more").await.is_err());
+        drop(server);
+        let mut answer = Vec::new();
+        pipe.read_to_end(&mut answer).await.unwrap();
+        session.read_tls(&mut &answer[..]).unwrap();
+        let told = session.process_new_packets().unwrap_err();
+        assert_eq!(told, Error::AlertReceived(rustls::AlertDescription::BadRecordMac));
+    }
+
+    #[tokio::test]
+    async fn keys_are_changed_when_the_client_asks() {
+        let (mut client, mut server) = pair(1 << 20).await;
+        for round in 0..3 {
+            client.get_mut().1.refresh_traffic_keys().unwrap();
+            let (sent, mut got) = (noise(50_000 + round), vec![0; 50_000 + round]);
+            client.write_all(&sent).await.unwrap();
+            server.read_exact(&mut got).await.unwrap();
+            server.write_all(&got).await.unwrap();
+            server.flush().await.unwrap();
+            client.read_exact(&mut got).await.unwrap();
+            assert!(got == sent);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_hello_without_end_is_refused() {
+        tls::install_provider();
+        let material = ClusterMaterial::generate("test", &[(HERE, "dc-a")]).unwrap();
+        let config = tls::edge_server(&material, SystemClock::shared()).unwrap();
+        let (here, mut there) = duplex(1 << 20);
+        // A handshake message of 16 MiB, in records of 16 KiB.
+        let mut record = vec![0; RECORD - 256];
+        record[..9].copy_from_slice(&[22, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff]);
+        there.write_all(&record).await.unwrap();
+        record[5..9].fill(0);
+        for _ in 0..8 {
+            there.write_all(&record).await.unwrap();
+        }
+        let error = Secure::accept(here, config, Readers::default()).await.err().unwrap();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+    }
+}
