@@ -39,7 +39,7 @@ pub(crate) fn run(action: Action, context: &Context) -> anyhow::Result<()> {
             let is_dc =
                 settings::parse::<toml::Table>(&file, "")?.is_some_and(|table| table.contains_key("dc"));
             if is_dc {
-                DcFile::read(&file)?.datacenter()?;
+                DcFile::read(&file)?.check()?;
             } else if !settings::check(&file)? {
                 let message = format!("{} does not exist", file.display());
                 return Err(Failure::usage("configuration", message, "give the path of a file").into());

@@ -3,18 +3,16 @@
 pub(crate) mod file;
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::json;
 use sluice::datacenter::Datacenter;
 use sluice_node::descriptors::raise_descriptors;
-use sluice_node::shutdown::Stopped;
 use sluice_node::telemetry;
 
 use self::file::DcFile;
 use crate::context::Context;
-use crate::failure::{Failure, INTERRUPTED};
+use crate::failure::Failure;
 use crate::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -37,9 +35,6 @@ Examples:
   sluice config check /etc/sluice/dc-a.toml
   sluice dc --config /etc/sluice/dc-a.toml";
 
-/// How long requests in flight may take to finish.
-const DEADLINE: Duration = Duration::from_secs(10);
-
 /// Which datacenter.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -55,7 +50,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     telemetry::init(&file.log)
         .map_err(|error| Failure::usage("configuration", error.to_string(), "such as warn or info"))?;
     raise_descriptors();
-    let config = file.datacenter()?;
+    let config = file.reserve()?;
     // Before anyone is told where to send signals.
     let mut signals = Signals::listen().context("cannot listen for signals")?;
     let datacenter = tokio::select! {
@@ -66,17 +61,6 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     context.answer(&object, || {
         format!("{:<7} {}   admin {}\n", config.name(), config.url(), config.admin_url())
     })?;
-    context.remark("serving; Ctrl-C stops");
-
-    signals.next().await;
-    context.remark("stopping; once more to quit at once");
-    tokio::select! {
-        stopped = datacenter.stop(DEADLINE) => {
-            if let Stopped::Killed { tasks } = stopped {
-                context.remark(&format!("{tasks} tasks did not finish in time; nothing acknowledged is lost"));
-            }
-            Ok(())
-        }
-        () = signals.next() => std::process::exit(INTERRUPTED.into()),
-    }
+    signals.serve_until(context, |deadline| datacenter.stop(deadline)).await;
+    Ok(())
 }

@@ -17,13 +17,12 @@ use sluice_engine::ids::{DcId, TenantId};
 use sluice_node::clock::{Clock, SystemClock};
 use sluice_node::descriptors::raise_descriptors;
 use sluice_node::material::ClusterMaterial;
-use sluice_node::shutdown::Stopped;
 use sluice_node::telemetry;
 use sluice_node::token::TokenGrant;
 
 use self::directory::Directory;
 use crate::context::{Context, quoted};
-use crate::failure::{Failure, INTERRUPTED};
+use crate::failure::Failure;
 use crate::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -35,9 +34,6 @@ Examples:
   . ~/.local/share/sluice/dev/env             sets the command line up for them
   sluice put disk.img
   sluice dev --data /tmp/three --dcs 3 --listen 127.0.0.1:8443";
-
-/// How long requests in flight may take to finish.
-const DEADLINE: Duration = Duration::from_secs(10);
 
 /// How long the token lives; each start makes a new one.
 const TOKEN_LIFE: Duration = Duration::from_secs(365 * 86_400);
@@ -117,18 +113,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     directory.equip_clients(&ca, &token, &cluster.urls())?;
     announce(&cluster, &directory, context)?;
 
-    signals.next().await;
-    context.remark("stopping; once more to quit at once");
-    tokio::select! {
-        stopped = cluster.stop_all(DEADLINE) => match stopped {
-            Stopped::Clean => Ok(()),
-            Stopped::Killed { tasks } => {
-                context.remark(&format!("{tasks} tasks did not finish in time; nothing acknowledged is lost"));
-                Ok(())
-            }
-        },
-        () = signals.next() => std::process::exit(INTERRUPTED.into()),
-    }
+    signals.serve_until(context, |deadline| cluster.stop_all(deadline)).await;
+    Ok(())
 }
 
 /// The directory that was named, or the usual one.
@@ -207,7 +193,6 @@ fn announce(cluster: &Cluster, directory: &Directory, context: &Context) -> anyh
         text.push_str(&format!("{:<7} . {}\n", "shell", quoted(&env.to_string_lossy())));
         text
     })?;
-    context.remark("serving; Ctrl-C stops");
     Ok(())
 }
 

@@ -1,8 +1,16 @@
 //! Ctrl-C and SIGTERM, for commands that have something to end in order.
 
 use std::io;
+use std::time::Duration;
 
+use sluice_node::shutdown::Stopped;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::context::Context;
+use crate::failure::INTERRUPTED;
+
+/// How long requests in flight may take to finish.
+const DEADLINE: Duration = Duration::from_secs(10);
 
 /// Listens from when it is made, so that no signal falls between two waits. The signals no longer end the process.
 #[derive(Debug)]
@@ -22,6 +30,23 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// Serves until a signal comes, then stops in order: `stop` is given how long that may take. A second signal ends the
+    /// process at once.
+    pub(crate) async fn serve_until<F>(mut self, context: &Context, stop: impl FnOnce(Duration) -> F)
+    where
+        F: Future<Output = Stopped>,
+    {
+        context.remark("serving; Ctrl-C stops");
+        self.next().await;
+        context.remark("stopping; once more to quit at once");
+        tokio::select! {
+            stopped = stop(DEADLINE) => if let Stopped::Killed { tasks } = stopped {
+                context.remark(&format!("{tasks} tasks did not finish in time; nothing acknowledged is lost"));
+            },
+            () = self.next() => std::process::exit(INTERRUPTED.into()),
         }
     }
 }

@@ -14,7 +14,7 @@ use sluice_engine::hash::Root;
 use sluice_engine::ids::ClientFileId;
 use sluice_engine::metadata::{MetadataFields, MetadataRecord};
 use sluice_proto::http::{FilePage, FileStatus, State};
-use sluice_store::{ChunkStore, WholeOutcome};
+use sluice_store::{ChunkStore, Whole, WholeOutcome};
 use uuid::Uuid;
 
 use crate::bed::{A, Bed, MIB, TENANT, eventually, new_file, noise};
@@ -53,7 +53,7 @@ async fn a_datacenter_of_very_many_files_serves_soon_after_its_start() {
             let record = MetadataRecord::new(TENANT, ClientFileId::new(id(2, n)), fields).unwrap();
             let shape = record.geometry().unwrap();
             let memory = FileMemory::of_whole(A, Root::of_bytes(&bytes), shape, None);
-            let outcome = store.put_whole(&record, &memory.to_bytes(), bytes).await.unwrap();
+            let outcome = store.put_whole(&record, &memory.to_bytes(), Whole::of(bytes)).await.unwrap();
             assert_eq!(outcome, WholeOutcome::Stored);
         })
         .await;

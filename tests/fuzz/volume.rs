@@ -13,7 +13,7 @@ use sluice_engine::hash::Root;
 use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::{MetadataFields, MetadataRecord};
-use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError};
+use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError, Whole};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use uuid::Uuid;
@@ -96,7 +96,7 @@ static TEMPLATES: LazyLock<Templates> = LazyLock::new(|| {
             if n == 6 {
                 store.put_known(&record, b"elsewhere").await.unwrap();
             } else {
-                store.put_whole(&record, b"here", bytes).await.unwrap();
+                store.put_whole(&record, b"here", Whole::of(bytes)).await.unwrap();
             }
             if n == 7 {
                 store.drop_file(record.file_id(), TENANT, b"gone").await.unwrap();

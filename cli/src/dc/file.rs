@@ -10,6 +10,7 @@ use serde::Deserialize;
 use sluice::cluster::Listen;
 use sluice::datacenter::{DatacenterConfig, DatacenterSettings, StartError};
 use sluice_aggregator::PeerAddress;
+use sluice_engine::ids::DcId;
 use sluice_node::clock::SystemClock;
 use sluice_node::material::ClusterMaterial;
 
@@ -123,13 +124,26 @@ impl DcFile {
         Ok(file)
     }
 
-    /// The datacenter that the file describes, with its keys read and its ports reserved.
-    pub(crate) fn datacenter(&self) -> anyhow::Result<DatacenterConfig> {
+    /// Whether there is such a datacenter, and its keys and peers are all there. Takes nothing that a datacenter which
+    /// runs from this file has.
+    pub(crate) fn check(&self) -> anyhow::Result<()> {
+        self.keys().map(|_| ())
+    }
+
+    /// The keys, which datacenter this is, and where the others are.
+    fn keys(&self) -> anyhow::Result<(ClusterMaterial, DcId, Vec<PeerAddress>)> {
         let material = ClusterMaterial::load(&self.keys).map_err(StartError::from)?;
         let Some(dc) = material.dc_named(&self.dc) else {
             return Err(self.unknown("dc", &self.dc, &material).into());
         };
         let peers = self.peers(&material)?;
+        // What it has no need of is not kept in memory either.
+        Ok((material.only(dc).map_err(StartError::from)?, dc, peers))
+    }
+
+    /// The datacenter that the file describes, with its keys read and its ports reserved.
+    pub(crate) fn reserve(&self) -> anyhow::Result<DatacenterConfig> {
+        let (material, dc, peers) = self.keys()?;
         let mut settings = DatacenterSettings::default();
         if let Some(Bytes(memory)) = self.memory {
             settings.memory = memory;
@@ -147,8 +161,7 @@ impl DcFile {
         let ports = Listen { edge, peer, admin }.reserve()?;
         Ok(DatacenterConfig {
             dc,
-            // What it has no need of is not kept in memory either.
-            material: Arc::new(material.only(dc).map_err(StartError::from)?),
+            material: Arc::new(material),
             directory: self.data.clone(),
             ports: Arc::new(ports),
             url: self.url.clone(),
@@ -193,7 +206,6 @@ impl DcFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sluice_engine::ids::DcId;
 
     const FILE: &str = r#"
 dc = "dc-a"
@@ -212,7 +224,7 @@ address = "dc-b.example:8444"
         ClusterMaterial::generate("test", &dcs)?.save(&home.path().join("keys"))?;
         let path = home.path().join("dc.toml");
         std::fs::write(&path, text)?;
-        DcFile::read(&path)?.datacenter()
+        DcFile::read(&path)?.reserve()
     }
 
     #[test]

@@ -23,6 +23,7 @@
 //! # }
 //! ```
 
+mod advice;
 mod chunk_set;
 mod client;
 mod concurrency;
@@ -44,11 +45,12 @@ mod upload;
 mod whole;
 mod wire;
 
+pub use advice::{Advice, ExitClass};
 pub use client::Client;
 pub use config::{ClientConfig, ConfigError, MAX_JOBS, RetryPolicy, Timeouts, Token};
 pub use door::ListFilter;
 pub use download::{ByteRange, DownloadOptions, Downloaded, Target};
-pub use error::{Advice, ClientError, ExitClass};
+pub use error::ClientError;
 pub use event::{Event, Observer, SharedObserver, unobserved};
 pub use plan::Order;
 pub use refused::{Operation, Refused};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sluice_engine::aggregator::{Event, FileMemory, NodeEvent, RecordSummary};
+use sluice_engine::aggregator::{Event, FileMemory, MeetsWhole, NodeEvent, RecordSummary};
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{DcId, FileId};
@@ -162,15 +162,19 @@ impl World {
         self.awake(dc, id);
         let now = self.clock(dc);
         let Some(agg) = self.dcs[&dc].agg.as_ref() else { return false };
-        let known = agg.file(id);
-        if known.is_some_and(|file| file.ledger().root().is_some() || file.state() == FileState::Conflict) {
-            // The same, or 409.
-            return true;
-        }
-        let begun = known.is_some_and(|file| file.state() != FileState::Unheard || file.is_orphan());
         let chunks: BTreeMap<u64, u32> = (0..shape.chunks()).map(|index| (index, content)).collect();
         let Some(root) = root_of(id, shape, &chunks).or((shape.chunks() == 0).then(Root::empty)) else {
             return false;
+        };
+        let meets = agg.meets_whole(id, record.digest, root);
+        let begun = match meets {
+            MeetsWhole::Nothing(_) => false,
+            MeetsWhole::Parts => true,
+            MeetsWhole::Itself
+            | MeetsWhole::Dropped
+            | MeetsWhole::Conflict(_)
+            | MeetsWhole::OtherMetadata
+            | MeetsWhole::OtherBytes(_) => return true,
         };
         let stored = self.dcs.get_mut(&dc).expect("alive").disk.file(id);
         if stored.dropped || stored.published.is_some() {

@@ -6,7 +6,8 @@
 //! message or an effect's result therefore costs time and nothing else.
 //!
 //! The driver applies effects strictly in the order given; [`Effect::Persist`] and [`Effect::Drop`] are durable
-//! before a later [`Effect::Send`] leaves. Files: `peer.rs` (links, flights, acknowledgements), `tell.rs` (what
+//! before a later [`Effect::Send`] leaves. Files: `receive.rs` (what peers say), `whole.rs` (files that come in one
+//! request), `peer.rs` (links, flights, acknowledgements), `tell.rs` (what
 //! another datacenter is told), `compare.rs` (WANT_FILES), `orphan.rs`, `complete.rs` (home duties), `assemble.rs`,
 //! `release.rs` (CONFIRM before anything is freed), `pages.rs`, `memory.rs` (what outlives the process).
 
@@ -14,86 +15,32 @@ mod assemble;
 mod brief;
 mod compare;
 mod complete;
+mod config;
 mod effect;
 mod event;
 mod memory;
 mod orphan;
 mod pages;
 mod peer;
+mod receive;
 mod release;
 mod rest;
 mod tell;
+mod whole;
 
 pub use brief::Brief;
+pub use config::Config;
 pub use effect::Effect;
 pub use event::{Event, NodeEvent, PullOutcome, RecordSummary, StoredFile};
 pub use memory::{FileMemory, MemoryError, NodeMemory};
+pub use whole::MeetsWhole;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::command::{Kind, Statement, Verified};
 use crate::ids::{DcId, FileId, Generation, HomeEpoch, Incarnation, TenantId, Timestamp};
 use crate::ledger::{Claim, Fact, FileState, Ledger, Taken};
 use crate::rules::Rules;
 use crate::span::Place;
-
-/// Times and limits of an aggregator, all in milliseconds or counts.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// This datacenter.
-    pub me: DcId,
-    /// Every other datacenter of the cluster.
-    pub peers: BTreeSet<DcId>,
-    /// Spans are said once no chunk of the file came for this long.
-    pub quiet_ms: u64,
-    /// While chunks keep coming, whole stripes are said this often.
-    pub stripe_ms: u64,
-    /// What was not acknowledged is said again after this long.
-    pub resend_ms: u64,
-    /// How often all that is known is compared with each peer.
-    pub compare_ms: u64,
-    /// How often the others are asked about an unknown file.
-    pub ask_ms: u64,
-    /// How long every datacenter must say UNKNOWN before an orphan goes.
-    pub orphan_grace_ms: u64,
-    /// After how long what only a silent holder has counts as missing.
-    pub absent_ms: u64,
-    /// After how long a silent home is taken over; `None`: only when told to.
-    pub takeover_ms: Option<u64>,
-    /// How long a file that was asked for stays in memory, though nothing is left to be done.
-    pub awake_ms: u64,
-    /// How long after an attempt (a pull, a fetch, a confirmation) failed it is tried again.
-    pub retry_ms: u64,
-    /// Pulls of one file under way at once.
-    pub max_pulls: usize,
-    /// Commands to one peer that may wait for their acknowledgement.
-    pub max_flights: usize,
-    /// The safety rules.
-    pub rules: Rules,
-}
-
-impl Config {
-    /// The defaults of a datacenter among these peers.
-    pub fn new(me: DcId, peers: impl IntoIterator<Item = DcId>) -> Self {
-        Self {
-            me,
-            peers: peers.into_iter().filter(|dc| *dc != me).collect(),
-            quiet_ms: 30,
-            stripe_ms: 1_000,
-            resend_ms: 1_000,
-            compare_ms: 30_000,
-            ask_ms: 2_000,
-            orphan_grace_ms: 3_600_000,
-            absent_ms: 60_000,
-            takeover_ms: None,
-            awake_ms: 2_000,
-            retry_ms: 500,
-            max_pulls: 4,
-            max_flights: 256,
-            rules: Rules::all(),
-        }
-    }
-}
 
 /// What the aggregator keeps of one file.
 #[derive(Clone, Debug)]
@@ -478,127 +425,6 @@ impl Aggregator {
         self.effects.push(Effect::Changed(id));
     }
 
-    /// Takes what a peer said.
-    fn received(&mut self, verified: &Verified, now: Timestamp) {
-        let command = verified.command();
-        let (from, id) = (command.from, command.file);
-        if !self.heard(from, command.sequence.incarnation()) {
-            return;
-        }
-        match command.statement {
-            Statement::MetaRequest => self.asked(id, from, now),
-            Statement::Unknown => {
-                if let Some(file) = self.files.get_mut(&id) {
-                    file.said_unknown(from, now);
-                }
-                self.advance(id, now);
-            }
-            Statement::WantSpans { place } => {
-                let holds = |file: &&File| file.ledger.chunks_held_by(self.config.me) > 0;
-                let holding = self.files.get(&id).filter(holds);
-                if let Some(shape) = holding.and_then(|file| file.ledger.file()) {
-                    match place.check(shape) {
-                        Ok(()) => self.effects.push(Effect::Restate { file: id, to: from, place }),
-                        Err(error) => self.refuse(from, Kind::WantSpans, error.to_string()),
-                    }
-                } else {
-                    let held = self.files.get(&id).and_then(|file| file.ledger.held_by(self.config.me));
-                    let generation = held.map_or(self.generation_floor, |(generation, _)| {
-                        generation.max(self.generation_floor)
-                    });
-                    self.say(from, id, Statement::HaveNothing { generation }, now);
-                }
-            }
-            Statement::WantFiles { bits, digest } => self.compare(from, id, bits, digest, now),
-            Statement::Confirm { nonce } => self.asked_to_confirm(id, from, nonce, now),
-            Statement::Ack { sequence, .. } => self.acknowledged(from, sequence, now),
-            Statement::Assembled { nonce, .. } if nonce.number() != 0 => {
-                self.take_fact(from, id, &command.statement, now);
-                self.confirmed(id, from, &command.statement, now);
-                self.advance(id, now);
-            }
-            Statement::Meta { .. }
-            | Statement::Have { .. }
-            | Statement::HaveNothing { .. }
-            | Statement::Root { .. }
-            | Statement::Assembled { .. }
-            | Statement::Conflict { .. }
-            | Statement::Drop { .. } => {
-                if self.take_fact(from, id, &command.statement, now) {
-                    self.acknowledge(verified);
-                }
-                self.advance(id, now);
-            }
-            Statement::Revoke { .. }
-            | Statement::Load { .. }
-            | Statement::Drain { .. }
-            | Statement::SessionMove { .. } => {
-                // About no file: the driver hands these to the services that they concern.
-            }
-        }
-    }
-
-    /// Takes the fact that a peer stated; whether it may be acknowledged.
-    fn take_fact(&mut self, from: DcId, id: FileId, statement: &Statement, now: Timestamp) -> bool {
-        let me = self.me();
-        let fact = match Fact::of(from, statement) {
-            Ok(Some(fact)) => fact,
-            Ok(None) => return false,
-            Err(error) => {
-                self.refuse(from, statement.kind(), error.to_string());
-                return true;
-            }
-        };
-        let known = self.files.contains_key(&id);
-        let file = self.file_mut(id, now);
-        let before = (file.ledger.state(), file.ledger.claim(), file.ledger.file());
-        let taken = file.ledger.take(fact);
-        if let Statement::Have { span, .. } = statement {
-            file.home.answered(from, span.place);
-            file.touch(span.place);
-        }
-        let after = (file.ledger.state(), file.ledger.claim(), file.ledger.file());
-        match taken {
-            Ok(Taken::New) => {
-                file.last_progress = now;
-                if let Fact::Have { holder, .. } = fact {
-                    file.disputes.remove(&holder);
-                }
-                if let Fact::Meta { claim, .. } = fact {
-                    file.heard_of(claim, me);
-                }
-                if before.1 != after.1 {
-                    file.home_changed(me, before.1, now);
-                }
-                if let Fact::Drop { tenant, .. } = fact {
-                    self.drop_file(id, tenant);
-                } else if before != after && self.files.get(&id).is_some_and(File::is_worth_remembering) {
-                    self.persist(id);
-                }
-                if before.2 != after.2 {
-                    // What is here has places only now.
-                    self.restate_own(id);
-                }
-                self.effects.push(Effect::Changed(id));
-                true
-            }
-            Ok(Taken::Known) => true,
-            Ok(Taken::NotYet) => {
-                if !known {
-                    self.forget(id);
-                }
-                false
-            }
-            Err(error) => {
-                if !known {
-                    self.files.remove(&id);
-                }
-                self.refuse(from, statement.kind(), error.to_string());
-                true
-            }
-        }
-    }
-
     /// Asks the own store what it holds of a file, to be taken as facts.
     fn restate_own(&mut self, id: FileId) {
         let me = self.me();
@@ -621,10 +447,6 @@ impl Aggregator {
             file.recount_at = None;
             self.restate_own(id);
         }
-    }
-
-    fn refuse(&mut self, peer: DcId, kind: Kind, reason: String) {
-        self.effects.push(Effect::Refused { peer, kind, reason });
     }
 
     /// Derives from what is known of a file what must be done next.

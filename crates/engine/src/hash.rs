@@ -100,6 +100,15 @@ impl Root {
         Self(*blake3::hash(bytes).as_bytes())
     }
 
+    /// The root of a file of at most one chunk, and the value of its chunk if it has one, in one pass: the two differ
+    /// in how they are finalised.
+    pub fn of_only_chunk(bytes: &[u8]) -> (Self, Option<ChainingValue>) {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(bytes);
+        let value = (!bytes.is_empty()).then(|| ChainingValue(hasher.finalize_non_root()));
+        (hasher.finalize().into(), value)
+    }
+
     /// The root above the two children of the top node.
     pub fn merge(left: &ChainingValue, right: &ChainingValue) -> Self {
         Self(*hazmat::merge_subtrees_root(&left.0, &right.0, Mode::Hash).as_bytes())
@@ -172,6 +181,16 @@ mod tests {
     fn no_bytes_are_no_chunk_and_an_empty_file_has_the_known_root() {
         assert_eq!(ChainingValue::of_chunk(ChunkIndex::new(3).unwrap(), b""), None);
         assert!(Root::empty().to_string().starts_with("af1349b9"));
+    }
+
+    #[test]
+    fn the_only_chunk_of_a_file_has_a_root_and_a_value() {
+        let first = ChunkIndex::new(0).unwrap();
+        for len in [0, 1, 1024, 1025, 70_000, CHUNK_LEN as usize] {
+            let bytes = vec![7; len];
+            let both = (Root::of_bytes(&bytes), ChainingValue::of_chunk(first, &bytes));
+            assert_eq!(Root::of_only_chunk(&bytes), both, "{len}");
+        }
     }
 
     #[test]

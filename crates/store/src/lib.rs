@@ -13,9 +13,11 @@
 
 mod error;
 pub mod fs;
+mod whole;
 
 pub use error::{Advice, StoreError};
 pub use fs::{FsMetrics, FsOptions, FsStore};
+pub use whole::Whole;
 
 use std::ops::Range;
 
@@ -151,7 +153,7 @@ pub trait ChunkStore: Send + Sync + 'static {
         &self,
         record: &MetadataRecord,
         facts: &[u8],
-        bytes: Bytes,
+        whole: Whole,
     ) -> Result<WholeOutcome, StoreError>;
 
     /// Remembers a file of at most one chunk that is whole elsewhere: its record and facts, in one. A record that is

@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sluice_engine::aggregator::{Event, FileMemory, RecordSummary, StoredFile};
+use sluice_engine::aggregator::{Event, FileMemory, MeetsWhole, RecordSummary, StoredFile};
 use sluice_engine::context::SignedContext;
 use sluice_engine::geometry::ChunkIndex;
-use sluice_engine::hash::{ChainingValue, Root};
-use sluice_engine::ledger::FileState;
+use sluice_engine::hash::Root;
+use sluice_engine::ids::Generation;
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::span::{Place, Span};
 use sluice_proto::http::{FileStatus, Holder, State};
 use sluice_proto::problem::{Problem, Refusal};
-use sluice_store::{StoreError, WholeOutcome};
+use sluice_store::{StoreError, Whole, WholeOutcome};
+use tokio::sync::oneshot;
 
-use crate::refusal::{dropped, of_store};
+use crate::refusal::{dropped, of_store, stopping};
 use crate::slots::in_conflict;
 use crate::{AggregatorService, load};
 
@@ -33,45 +34,51 @@ impl AggregatorService {
         bytes: Bytes,
     ) -> Result<Option<(bool, FileStatus)>, Refusal> {
         let (file, id, digest) = (record.file_id(), record.client_id(), record.digest());
-        let (root, value) = hashes(bytes.clone()).await?;
+        let whole = hashed(bytes).await?;
+        let root = whole.root();
         if let Some(expected) = record.expected_root().filter(|expected| *expected != root) {
             let detail = format!("the bytes hash to {root}, expected_root is {expected}");
             return Err(
                 Refusal::new(Problem::ChunkValue, detail).hint("nothing was stored; send the file again")
             );
         }
-        let asked = self.look(file, move |aggregator| {
-            let known = aggregator.file(file).map(|file| {
-                let ledger = file.ledger();
-                (
-                    file.state(),
-                    ledger.record_digest(),
-                    ledger.root(),
-                    ledger.conflict_reason(),
-                    file.is_orphan(),
-                )
-            });
-            (known, aggregator.generation(file))
-        });
-        let (known, generation) = asked.await?;
-        match known {
-            Some((FileState::Dropped, ..)) => return Err(dropped()),
-            Some((FileState::Conflict, _, _, reason, _)) => return Err(in_conflict(reason)),
-            Some((_, Some(other), ..)) if other != digest => {
+        let generation = match self.look(file, move |engine| engine.meets_whole(file, digest, root)).await? {
+            MeetsWhole::Nothing(generation) => generation,
+            MeetsWhole::Itself => return Ok(Some((false, self.full_status(context, id).await?))),
+            MeetsWhole::Parts => return Ok(None),
+            MeetsWhole::Dropped => return Err(dropped()),
+            MeetsWhole::Conflict(reason) => return Err(in_conflict(reason)),
+            MeetsWhole::OtherMetadata => {
                 return Err(Refusal::new(Problem::MetadataConflict, "the file has other metadata")
                     .hint("the first metadata stands; use another id for another file"));
             }
-            Some((_, _, Some(held), ..)) if held != root => return Err(other_bytes(held, root)),
-            Some((FileState::Assembled, ..)) => {
-                return Ok(Some((false, self.full_status(context, id).await?)));
-            }
-            Some((FileState::Unheard, _, _, _, false)) | None => {}
-            Some(_) => return Ok(None),
+            MeetsWhole::OtherBytes(held) => return Err(other_bytes(held, root)),
+        };
+        // Whoever asked may go away: what is durable then is still told to the engine.
+        let (answer, answered) = oneshot::channel();
+        let service = self.clone();
+        self.parts.tasks.spawn(async move {
+            let _ = answer.send(service.keep_whole(record, whole, generation).await);
+        });
+        match answered.await.map_err(|_| stopping())?? {
+            Kept::Stored(status) => Ok(Some((true, *status))),
+            Kept::Known => Ok(Some((false, self.full_status(context, id).await?))),
+            Kept::Begun => Ok(None),
         }
-        let Some(shape) = record.geometry() else { return Ok(None) };
+    }
+
+    /// Stores a whole file, and has the engine know of it.
+    async fn keep_whole(
+        self: &Arc<Self>,
+        record: MetadataRecord,
+        whole: Whole,
+        generation: Generation,
+    ) -> Result<Kept, Refusal> {
+        let (file, root, value) = (record.file_id(), whole.root(), whole.value());
+        let Some(shape) = record.geometry() else { return Ok(Kept::Begun) };
         let progress = record.expiry_secs().map(|_| self.parts.clock.now());
         let memory = FileMemory::of_whole(self.parts.dc, root, shape, progress);
-        let outcome = self.parts.store.put_whole(&record, &memory.to_bytes(), bytes).await;
+        let outcome = self.parts.store.put_whole(&record, &memory.to_bytes(), whole).await;
         let outcome = outcome.map_err(|error| match error {
             StoreError::WrongRoot { expected, .. } => other_bytes(expected, root),
             error => of_store(&error),
@@ -79,11 +86,11 @@ impl AggregatorService {
         match outcome? {
             WholeOutcome::Stored => {}
             WholeOutcome::Known => {
-                // The request that brought it may not have told the engine yet, or have ended before it could.
+                // The request that brought it may not have told the engine yet.
                 load::reload(self, file).await?;
-                return Ok(Some((false, self.full_status(context, id).await?)));
+                return Ok(Kept::Known);
             }
-            WholeOutcome::Begun => return Ok(None),
+            WholeOutcome::Begun => return Ok(Kept::Begun),
         }
         let first = ChunkIndex::new(0).ok().zip(value);
         let spans =
@@ -99,7 +106,7 @@ impl AggregatorService {
             published: Some(root),
         };
         self.ledgers.settle(file, Event::Whole(stored)).await?;
-        Ok(Some((true, self.describe_whole(&record, root))))
+        Ok(Kept::Stored(Box::new(self.describe_whole(&record, root))))
     }
 
     /// Where a file stands that was just taken whole.
@@ -133,16 +140,21 @@ impl AggregatorService {
     }
 }
 
-/// The root of a file of at most one chunk, and the value of its chunk if it has one.
-async fn hashes(bytes: Bytes) -> Result<(Root, Option<ChainingValue>), Refusal> {
-    let hash = |bytes: &[u8]| {
-        let first = ChunkIndex::new(0).ok().filter(|_| !bytes.is_empty());
-        (Root::of_bytes(bytes), first.and_then(|first| ChainingValue::of_chunk(first, bytes)))
-    };
+/// What became of a file that was to be stored.
+enum Kept {
+    /// It is durable and known now.
+    Stored(Box<FileStatus>),
+    /// It was before.
+    Known,
+    /// Something of it was here before.
+    Begun,
+}
+
+async fn hashed(bytes: Bytes) -> Result<Whole, Refusal> {
     if bytes.len() <= HASH_HERE {
-        return Ok(hash(&bytes));
+        return Ok(Whole::of(bytes));
     }
-    tokio::task::spawn_blocking(move || hash(&bytes)).await.map_err(|_| crate::refusal::stopping())
+    tokio::task::spawn_blocking(move || Whole::of(bytes)).await.map_err(|_| stopping())
 }
 
 fn other_bytes(held: Root, got: Root) -> Refusal {

@@ -10,13 +10,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
-use sluice_engine::geometry::{ChunkIndex, Geometry};
-use sluice_engine::ids::{FileId, Generation, TenantId};
-use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::ids::{FileId, Generation};
 use tokio::sync::{mpsc, oneshot};
 
-use super::change::{Change, Chunk, Published, Record, VolumeChange};
+use super::change::{Change, Record, VolumeChange};
 use super::checkpointer::Checkpointer;
 use super::claims::ClaimId;
 use super::disk::DiskFile;
@@ -25,11 +22,12 @@ use super::janitor::Chore;
 use super::journal::Journal;
 use super::lock;
 use super::log::keeper::{Job, Move};
-use super::log::record::{Body, Front, LogRecord, Seal};
+use super::log::record::{Body, Front, LogRecord};
 use super::log::{self, AppendError, MAX_FRAME, Tail};
 use super::plan::{Plan, plan};
+use super::request::{Answer, Request};
 use super::shared::{Counters, Shared};
-use crate::{RecordOutcome, StoreError, WholeOutcome};
+use crate::{StoreError, Whole};
 
 /// The most bytes of records in one batch, so that a batch fits what is reserved behind the checkpoint's mark.
 pub(crate) const MAX_BATCH: usize = 1 << 20;
@@ -43,32 +41,6 @@ const FEW: usize = 4 << 10;
 
 /// The most data files that are synced at a time.
 const SYNC_THREADS: usize = 4;
-
-/// What is asked of a file.
-#[derive(Debug)]
-pub(crate) enum Request {
-    Metadata(Box<MetadataRecord>),
-    Size(Geometry),
-    Whole { record: Box<MetadataRecord>, facts: Vec<u8>, seal: Seal, bytes: Bytes },
-    Known { record: Box<MetadataRecord>, facts: Vec<u8> },
-    Run { claim: ClaimId, tenant: TenantId, chunks: Vec<Chunk>, data: Arc<dyn DiskFile>, segment: u64 },
-    Facts(Vec<u8>),
-    Lose(Vec<ChunkIndex>),
-    Publish { published: Published, losses: u64 },
-    Free,
-    Drop { tenant: TenantId, facts: Vec<u8> },
-    Discard,
-}
-
-/// What is answered.
-#[derive(Clone, Debug)]
-pub(crate) enum Answer {
-    Done,
-    Record(RecordOutcome),
-    Whole(WholeOutcome),
-    Generation(Generation),
-    Discarded(bool),
-}
 
 /// What waits for the committer.
 #[derive(Debug)]
@@ -281,7 +253,7 @@ impl Committer {
         let missing = StoreError::NoFile(record.file);
         let bytes = self.shared.log.bytes(&self.shared, record.file)?;
         let body = match (record.body, bytes) {
-            (Body::Known { record }, Some(bytes)) => Body::Whole { record, seal: Seal::of(&bytes), bytes },
+            (Body::Known { record }, Some(bytes)) => Body::Whole { record, whole: Whole::of(bytes) },
             (Body::Known { .. } | Body::Whole { .. } | Body::Dropped { .. }, _) => return Err(missing),
         };
         Ok(LogRecord { body, ..record })
@@ -298,7 +270,7 @@ impl Committer {
         let mut bytes = Vec::new();
         record.encode(self.shared.log.volume(), &mut bytes);
         let held = match &record.body {
-            Body::Whole { seal, .. } => seal.len as usize,
+            Body::Whole { whole, .. } => whole.bytes().len(),
             Body::Known { .. } | Body::Dropped { .. } => 0,
         };
         let front = log::front_of(record, (bytes.len() - held) as u32);
@@ -586,73 +558,6 @@ impl Committer {
             self.checkpointer.wait()?;
         }
         Ok(())
-    }
-}
-
-impl Request {
-    /// Whether the request may share a batch with others of the same file that may.
-    fn commutes(&self) -> bool {
-        match self {
-            // Claims keep runs apart.
-            Self::Run { .. } | Self::Facts(_) => true,
-            Self::Metadata(_)
-            | Self::Size(_)
-            | Self::Whole { .. }
-            | Self::Known { .. }
-            | Self::Lose(_)
-            | Self::Publish { .. }
-            | Self::Free
-            | Self::Drop { .. }
-            | Self::Discard => false,
-        }
-    }
-
-    fn claim(&self) -> Option<ClaimId> {
-        match self {
-            Self::Run { claim, .. } => Some(*claim),
-            Self::Metadata(_)
-            | Self::Size(_)
-            | Self::Whole { .. }
-            | Self::Known { .. }
-            | Self::Facts(_)
-            | Self::Lose(_)
-            | Self::Publish { .. }
-            | Self::Free
-            | Self::Drop { .. }
-            | Self::Discard => None,
-        }
-    }
-
-    fn name(&self) -> Option<Name> {
-        match self {
-            Self::Run { segment, .. } => Some(Name::Data(*segment)),
-            Self::Metadata(_)
-            | Self::Size(_)
-            | Self::Whole { .. }
-            | Self::Known { .. }
-            | Self::Facts(_)
-            | Self::Lose(_)
-            | Self::Publish { .. }
-            | Self::Free
-            | Self::Drop { .. }
-            | Self::Discard => None,
-        }
-    }
-
-    fn into_data(self) -> Option<Arc<dyn DiskFile>> {
-        match self {
-            Self::Run { data, .. } => Some(data),
-            Self::Metadata(_)
-            | Self::Size(_)
-            | Self::Whole { .. }
-            | Self::Known { .. }
-            | Self::Facts(_)
-            | Self::Lose(_)
-            | Self::Publish { .. }
-            | Self::Free
-            | Self::Drop { .. }
-            | Self::Discard => None,
-        }
     }
 }
 

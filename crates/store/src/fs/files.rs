@@ -7,9 +7,9 @@ use std::ops::Bound;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{ClientFileId, FileId, TenantId};
 
-use super::committer::Request;
 use super::entry::Entry;
 use super::layout::shard;
+use super::request::Request;
 use super::shared::{Counters, Shared};
 use super::{lock, log, page};
 use crate::{Found, Listed, StoreError};

@@ -17,6 +17,9 @@ use super::volume::VolumeId;
 /// Where frames may start.
 pub(crate) const BLOCK: usize = 4096;
 
+/// What a sound frame of another file is: left from before a file was begun anew.
+pub(crate) const ELSEWHERE: FormatError = FormatError::Misplaced("file of frames");
+
 /// Bytes in front of the records of a frame.
 pub(crate) const HEADER_LEN: usize = 28 + CHECK_LEN;
 
@@ -47,25 +50,34 @@ pub(crate) fn encode(
     out
 }
 
-/// What the front of a frame says, and its records' bytes.
+/// What a frame says, and its records' bytes.
 pub(crate) struct Framed<'a> {
     pub(crate) seq: u64,
     pub(crate) records: u32,
     pub(crate) payload: &'a [u8],
 }
 
-/// The length of the records of what may be a frame, from its first [`HEADER_LEN`] bytes; nothing is checked but that
-/// it is of this kind, and of this file.
-pub(crate) fn payload_len(magic: [u8; 4], number: u64, header: &[u8]) -> Result<usize, FormatError> {
-    let mut reader = Reader(header);
+/// The front of a frame, as far as it can be read before the records: sequence number, number and length of them.
+struct Front {
+    seq: u64,
+    records: u32,
+    len: usize,
+}
+
+fn front(magic: [u8; 4], number: u64, reader: &mut Reader<'_>) -> Result<Front, FormatError> {
     if reader.array::<4>()? != magic {
         return Err(FormatError::Magic);
     }
     if reader.u64()? != number {
-        return Err(FormatError::Misplaced("file"));
+        return Err(ELSEWHERE);
     }
-    let (_seq, _records, len) = (reader.u64()?, reader.u32()?, reader.u32()?);
-    Ok(len as usize)
+    Ok(Front { seq: reader.u64()?, records: reader.u32()?, len: reader.u32()? as usize })
+}
+
+/// The length of the records of what may be a frame, from its first [`HEADER_LEN`] bytes; nothing is checked but that
+/// it is of this kind, and of this file.
+pub(crate) fn payload_len(magic: [u8; 4], number: u64, header: &[u8]) -> Result<usize, FormatError> {
+    front(magic, number, &mut Reader(header)).map(|front| front.len)
 }
 
 /// Reads a frame of file `number`.
@@ -76,13 +88,7 @@ pub(crate) fn decode(
     bytes: &[u8],
 ) -> Result<Framed<'_>, FormatError> {
     let mut reader = Reader(bytes);
-    if reader.array::<4>()? != magic {
-        return Err(FormatError::Magic);
-    }
-    if reader.u64()? != number {
-        return Err(FormatError::Misplaced("journal"));
-    }
-    let (seq, records, len) = (reader.u64()?, reader.u32()?, reader.u32()? as usize);
+    let Front { seq, records, len } = front(magic, number, &mut reader)?;
     let expected = reader.array::<CHECK_LEN>()?;
     let payload = reader.bytes(len)?;
     if check(&[&volume.0, &bytes[..HEADER_LEN - CHECK_LEN], payload]) != expected {

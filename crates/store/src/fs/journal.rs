@@ -97,7 +97,7 @@ pub(crate) fn replay(
             }
             later += BLOCK;
         }
-        let torn = rest.starts_with(&MAGIC) && reason != FormatError::Misplaced("journal");
+        let torn = rest.starts_with(&MAGIC) && reason != frame::ELSEWHERE;
         return Ok(Replay { batches, end: at as u64, torn });
     }
 }

@@ -51,6 +51,7 @@ mod page;
 mod plan;
 mod read;
 mod recovery;
+mod request;
 mod scrub_mark;
 mod sealed;
 mod shared;
@@ -84,16 +85,16 @@ pub use disk::{Disk, DiskFile, Open, RealDisk, VolumeLock};
 
 use self::change::VolumeChange;
 use self::checkpointer::Checkpointer;
-use self::committer::{Answer, Committer, Request, Task};
+use self::committer::{Committer, Task};
 use self::damage::Damage;
 use self::entry::Table;
 use self::log::keeper;
-use self::log::record::Seal;
 use self::recovery::Recovered;
+use self::request::{Answer, Request};
 use self::shared::{Counters, Shared, Space, Writers};
 use crate::{
     ChunkStore, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
-    RecordOutcome, RunWriter, StoreError, Usage, WholeOutcome,
+    RecordOutcome, RunWriter, StoreError, Usage, Whole, WholeOutcome,
 };
 
 /// Changes that may wait for the committer; more of them wait in their callers.
@@ -104,9 +105,6 @@ const CHORES: usize = 1024;
 
 /// Jobs that may wait for the keeper: each of them stands for all of its kind.
 const JOBS: usize = 4;
-
-/// Bytes that are hashed where they are asked for; more are hashed on the blocking pool.
-const HASH_HERE: usize = 32 << 10;
 
 /// Files of segments that are kept open.
 const OPEN_SEGMENTS: usize = 256;
@@ -359,27 +357,21 @@ impl ChunkStore for FsStore {
         &self,
         record: &MetadataRecord,
         facts: &[u8],
-        bytes: Bytes,
+        whole: Whole,
     ) -> Result<WholeOutcome, StoreError> {
         limit("facts of a file", facts.len(), MAX_FACTS_LEN)?;
-        limit("file in one request", bytes.len(), CHUNK_LEN as usize)?;
-        let (expected, got) = (record.geometry().map(|shape| shape.size()), bytes.len() as u64);
+        limit("file in one request", whole.bytes().len(), CHUNK_LEN as usize)?;
+        let (expected, got) = (record.geometry().map(|shape| shape.size()), whole.bytes().len() as u64);
         if expected != Some(got) {
             return Err(StoreError::Length { expected: expected.unwrap_or(0), got });
         }
-        let seal = if bytes.len() <= HASH_HERE {
-            Seal::of(&bytes)
-        } else {
-            let hashed = bytes.clone();
-            self.shared.blocking(move |_| Ok(Seal::of(&hashed))).await?
-        };
-        if let Some(expected) = record.expected_root().filter(|expected| *expected != seal.root) {
-            return Err(StoreError::WrongRoot { expected, got: Some(seal.root) });
+        if let Some(expected) = record.expected_root().filter(|expected| *expected != whole.root()) {
+            return Err(StoreError::WrongRoot { expected, got: Some(whole.root()) });
         }
         let entry = self.shared.entry(record.file_id()).await?;
         self.shared.writable()?;
-        self.shared.room(bytes.len() as u64)?;
-        let request = Request::Whole { record: Box::new(record.clone()), facts: facts.to_vec(), seal, bytes };
+        self.shared.room(whole.bytes().len() as u64)?;
+        let request = Request::Whole { record: Box::new(record.clone()), facts: facts.to_vec(), whole };
         match self.shared.change(entry, request).await? {
             Answer::Whole(outcome) => Ok(outcome),
             Answer::Done | Answer::Record(_) | Answer::Generation(_) | Answer::Discarded(_) => {

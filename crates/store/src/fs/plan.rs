@@ -4,9 +4,9 @@ use sluice_engine::ids::{FileId, Generation, TenantId};
 use sluice_engine::metadata::MetadataRecord;
 
 use super::change::{Change, Published};
-use super::committer::{Answer, Request};
 use super::entry::Live;
 use super::log::record::{Body, LogRecord};
+use super::request::{Answer, Request};
 use super::state::{FileState, Origin};
 use crate::{RecordOutcome, StoreError, WholeOutcome};
 
@@ -72,17 +72,17 @@ pub(crate) fn plan(
                 }
             }
         }
-        Request::Whole { record, facts, seal, bytes } => {
+        Request::Whole { record, facts, whole } => {
             alive()?;
             if let Some(held) = state.record.as_ref().filter(|held| *held != &**record) {
                 return Err(crate::conflict(held, record));
             }
             match state.published {
-                Some(held) if held.root == seal.root => {
+                Some(held) if held.root == whole.root() => {
                     return Ok(Plan::Known(Answer::Whole(WholeOutcome::Known)));
                 }
                 Some(held) => {
-                    return Err(StoreError::WrongRoot { expected: held.root, got: Some(seal.root) });
+                    return Err(StoreError::WrongRoot { expected: held.root, got: Some(whole.root()) });
                 }
                 None => {}
             }
@@ -91,7 +91,7 @@ pub(crate) fn plan(
             if begun || state.is_known() {
                 return Ok(Plan::Known(Answer::Whole(WholeOutcome::Begun)));
             }
-            let body = Body::Whole { record: (**record).clone(), seal: *seal, bytes: bytes.clone() };
+            let body = Body::Whole { record: (**record).clone(), whole: whole.clone() };
             let (tenant, generation) = (record.tenant(), state.generation);
             let record = LogRecord { file, tenant, generation, facts: facts.clone(), body };
             Ok(Plan::Log(record, Answer::Whole(WholeOutcome::Stored)))

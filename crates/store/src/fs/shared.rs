@@ -12,7 +12,7 @@ use quick_cache::sync::Cache;
 use sluice_engine::ids::{FileId, Generation};
 use tokio::sync::{Notify, mpsc, oneshot};
 
-use super::committer::{Answer, Request, Task};
+use super::committer::Task;
 use super::damage::Damage;
 use super::disk::{DiskFile, Open};
 use super::entry::{Entry, Name, Table};
@@ -22,6 +22,7 @@ use super::janitor::Chore;
 use super::layout::Layout;
 use super::log::Log;
 use super::log::keeper::Job;
+use super::request::{Answer, Request};
 use super::state::{FileState, Origin};
 use super::{FsOptions, lock};
 use crate::StoreError;

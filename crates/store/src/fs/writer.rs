@@ -16,11 +16,12 @@ use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
 
 use super::change::Chunk;
 use super::claims::{ClaimId, Turn};
-use super::committer::{Request, Task};
+use super::committer::Task;
 use super::disk::{DiskFile, Open};
 use super::entry::{Entry, Name};
 use super::janitor::Chore;
 use super::lock;
+use super::request::Request;
 use super::shared::Shared;
 use crate::{RunReceipt, RunWriter, StoreError};
 

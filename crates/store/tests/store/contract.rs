@@ -11,7 +11,8 @@ use sluice_engine::ids::{FileId, Generation, TenantId};
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::{MetadataFields, MetadataRecord};
 use sluice_store::{
-    Advice, ChunkStore, MAX_FACTS_LEN, MAX_PAGE_LEN, MAX_STATE_LEN, RecordOutcome, StoreError, WholeOutcome,
+    Advice, ChunkStore, MAX_FACTS_LEN, MAX_PAGE_LEN, MAX_STATE_LEN, RecordOutcome, StoreError, Whole,
+    WholeOutcome,
 };
 use tokio::time::timeout;
 
@@ -691,7 +692,7 @@ pub(crate) async fn a_whole_file_is_durable_and_published_at_once(backend: &impl
     let store = backend.open().await;
     let bytes = content(1, 1000);
     let record = record(1, Some(1000));
-    let outcome = store.put_whole(&record, b"facts", bytes.clone()).await.unwrap();
+    let outcome = store.put_whole(&record, b"facts", Whole::of(bytes.clone())).await.unwrap();
     assert_eq!(outcome, WholeOutcome::Stored);
     for _ in 0..2 {
         let summary = store.summary(file(1)).await.unwrap().unwrap();
@@ -704,7 +705,7 @@ pub(crate) async fn a_whole_file_is_durable_and_published_at_once(backend: &impl
         assert_eq!(store.recheck(file(1)).await.unwrap(), root(&bytes));
         assert!(matches!(store.read_chunk(file(1), index(1)).await, Err(StoreError::Missing { .. })));
         // Whatever is said of it again changes nothing.
-        let again = store.put_whole(&record, b"other facts", bytes.clone()).await.unwrap();
+        let again = store.put_whole(&record, b"other facts", Whole::of(bytes.clone())).await.unwrap();
         assert_eq!(again, WholeOutcome::Known);
         assert_eq!(store.put_record(&record).await.unwrap(), RecordOutcome::Known);
         assert_eq!(store.put_known(&record, b"").await.unwrap(), WholeOutcome::Known);
@@ -723,8 +724,9 @@ pub(crate) async fn a_whole_file_is_durable_and_published_at_once(backend: &impl
 
 pub(crate) async fn a_whole_file_is_refused_when_it_is_not_what_it_says(backend: &impl Backend) {
     let store = backend.open().await;
-    let refused =
-        async |record: &MetadataRecord, bytes: Bytes| store.put_whole(record, b"", bytes).await.unwrap_err();
+    let refused = async |record: &MetadataRecord, bytes: Bytes| {
+        store.put_whole(record, b"", Whole::of(bytes)).await.unwrap_err()
+    };
     let error = refused(&record(1, Some(9)), content(1, 10)).await;
     assert!(matches!(error, StoreError::Length { expected: 9, got: 10 }), "{error}");
     assert!(matches!(refused(&record(1, None), content(1, 10)).await, StoreError::Length { .. }));
@@ -736,7 +738,7 @@ pub(crate) async fn a_whole_file_is_refused_when_it_is_not_what_it_says(backend:
     let expecting = MetadataRecord::new(TENANT, client(1), fields).unwrap();
     assert!(matches!(refused(&expecting, content(1, 10)).await, StoreError::WrongRoot { .. }));
     let facts = vec![0; MAX_FACTS_LEN + 1];
-    let error = store.put_whole(&record(1, Some(1)), &facts, content(1, 1)).await.unwrap_err();
+    let error = store.put_whole(&record(1, Some(1)), &facts, Whole::of(content(1, 1))).await.unwrap_err();
     assert!(matches!(error, StoreError::TooLarge { .. }));
     assert_eq!(store.summary(file(1)).await.unwrap(), None, "nothing of all that is remembered");
 }
@@ -746,7 +748,7 @@ pub(crate) async fn whole_files_of_all_lengths_are_there_after_opening(backend: 
     let lens = [0, 1, 1023, 1024, 1025, 4096, 65_536, FULL - 1, FULL];
     for (n, len) in lens.into_iter().enumerate() {
         let record = record(n as u128, Some(len as u64));
-        store.put_whole(&record, b"f", content(n as u64, len)).await.unwrap();
+        store.put_whole(&record, b"f", Whole::of(content(n as u64, len))).await.unwrap();
     }
     store.close().await.unwrap();
     drop(store);
@@ -769,21 +771,26 @@ pub(crate) async fn two_whole_files_of_one_id_are_one_or_a_conflict(backend: &im
     let store = backend.open().await;
     let (one, two) = (content(1, 50), content(2, 50));
     let first = record(1, Some(50));
-    let both =
-        tokio::join!(store.put_whole(&first, b"", one.clone()), store.put_whole(&first, b"", one.clone()));
+    let both = tokio::join!(
+        store.put_whole(&first, b"", Whole::of(one.clone())),
+        store.put_whole(&first, b"", Whole::of(one.clone()))
+    );
     let mut both = [both.0.unwrap(), both.1.unwrap()];
     both.sort_by_key(|outcome| *outcome as u8);
     assert_eq!(both, [WholeOutcome::Stored, WholeOutcome::Known]);
-    let error = store.put_whole(&first, b"", two.clone()).await.unwrap_err();
+    let error = store.put_whole(&first, b"", Whole::of(two.clone())).await.unwrap_err();
     assert!(
         matches!(error, StoreError::WrongRoot { expected, got } if expected == root(&one) && got == Some(root(&two)))
     );
     assert_eq!(error.advice(), Advice::Fix);
-    let error = store.put_whole(&record(1, Some(51)), b"", content(1, 51)).await.unwrap_err();
+    let error = store.put_whole(&record(1, Some(51)), b"", Whole::of(content(1, 51))).await.unwrap_err();
     assert!(matches!(error, StoreError::RecordConflict { .. }), "{error}");
     assert_eq!(store.read_chunk(file(1), index(0)).await.unwrap(), one);
     let second = record(2, Some(50));
-    let both = tokio::join!(store.put_whole(&second, b"", one), store.put_whole(&second, b"", two));
+    let both = tokio::join!(
+        store.put_whole(&second, b"", Whole::of(one)),
+        store.put_whole(&second, b"", Whole::of(two))
+    );
     assert!(both.0.is_ok() != both.1.is_ok(), "one of two wins: {both:?}");
 }
 
@@ -795,24 +802,24 @@ pub(crate) async fn what_has_begun_is_not_taken_whole(backend: &impl Backend) {
     let run = Run::from_len(index(0), 700).unwrap();
     let writer = store.begin_run(file(3), TENANT, run, 700).await.unwrap();
     for n in 1..4 {
-        let outcome = store.put_whole(&record(n, Some(700)), b"", bytes.clone()).await.unwrap();
+        let outcome = store.put_whole(&record(n, Some(700)), b"", Whole::of(bytes.clone())).await.unwrap();
         assert_eq!(outcome, WholeOutcome::Begun, "file {n}");
     }
     drop(writer);
-    let error = store.put_whole(&record(2, Some(701)), b"", content(1, 701)).await.unwrap_err();
+    let error = store.put_whole(&record(2, Some(701)), b"", Whole::of(content(1, 701))).await.unwrap_err();
     assert!(matches!(error, StoreError::RecordConflict { .. }), "{error}");
     put(&*store, file(2), 0, &bytes).await.unwrap();
     store.publish(file(2), root(&bytes)).await.unwrap();
-    let known = store.put_whole(&record(2, Some(700)), b"", bytes.clone()).await.unwrap();
+    let known = store.put_whole(&record(2, Some(700)), b"", Whole::of(bytes.clone())).await.unwrap();
     assert_eq!(known, WholeOutcome::Known);
-    assert!(store.put_whole(&record(2, Some(700)), b"", content(9, 700)).await.is_err());
+    assert!(store.put_whole(&record(2, Some(700)), b"", Whole::of(content(9, 700))).await.is_err());
 }
 
 pub(crate) async fn a_whole_file_can_be_freed_lost_and_filled_again(backend: &impl Backend) {
     let mut store = backend.open().await;
     let bytes = content(1, 3000);
     for n in 0..2 {
-        store.put_whole(&record(n, Some(3000)), b"facts", bytes.clone()).await.unwrap();
+        store.put_whole(&record(n, Some(3000)), b"facts", Whole::of(bytes.clone())).await.unwrap();
     }
     let generation = store.free(file(0)).await.unwrap();
     assert_eq!(generation, Generation::new(2));
@@ -824,7 +831,7 @@ pub(crate) async fn a_whole_file_can_be_freed_lost_and_filled_again(backend: &im
             assert_eq!((summary.generation, &summary.facts[..]), (generation, &b"facts"[..]));
             assert_eq!(summary.record, Some(record(n, Some(3000))));
             assert!(matches!(store.read_chunk(file(n), index(0)).await, Err(StoreError::Missing { .. })));
-            let again = store.put_whole(&record(n, Some(3000)), b"", bytes.clone()).await.unwrap();
+            let again = store.put_whole(&record(n, Some(3000)), b"", Whole::of(bytes.clone())).await.unwrap();
             assert_eq!(again, WholeOutcome::Begun, "it comes back as a chunk");
         }
         if life == 0 {
@@ -855,7 +862,7 @@ pub(crate) async fn a_whole_file_can_be_freed_lost_and_filled_again(backend: &im
 pub(crate) async fn a_dropped_id_never_comes_back_whole(backend: &impl Backend) {
     let mut store = backend.open().await;
     let bytes = content(1, 100);
-    store.put_whole(&record(1, Some(100)), b"", bytes.clone()).await.unwrap();
+    store.put_whole(&record(1, Some(100)), b"", Whole::of(bytes.clone())).await.unwrap();
     for n in 1..3 {
         store.drop_file(file(n), TENANT, b"gone").await.unwrap();
     }
@@ -864,7 +871,7 @@ pub(crate) async fn a_dropped_id_never_comes_back_whole(backend: &impl Backend) 
             let summary = store.summary(file(n)).await.unwrap().unwrap();
             assert_eq!((&summary.facts[..], summary.published), (&b"gone"[..], None));
             assert!(matches!(store.read_chunk(file(n), index(0)).await, Err(StoreError::Dropped(_))));
-            let whole = store.put_whole(&record(n, Some(100)), b"", bytes.clone()).await;
+            let whole = store.put_whole(&record(n, Some(100)), b"", Whole::of(bytes.clone())).await;
             assert!(matches!(whole, Err(StoreError::Dropped(_))), "{whole:?}");
             let known = store.put_known(&record(n, Some(100)), b"").await;
             assert!(matches!(known, Err(StoreError::Dropped(_))), "{known:?}");
@@ -913,7 +920,10 @@ pub(crate) async fn many_whole_files_are_listed_read_and_dropped(backend: &impl 
             let store = store.clone();
             tokio::spawn(async move {
                 let bytes = content(n as u64, 200 + n as usize);
-                store.put_whole(&record(n, Some(bytes.len() as u64)), b"facts", bytes).await.unwrap()
+                store
+                    .put_whole(&record(n, Some(bytes.len() as u64)), b"facts", Whole::of(bytes))
+                    .await
+                    .unwrap()
             })
         });
         for put in puts.collect::<Vec<_>>() {

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{FileId, Generation};
-use sluice_store::{ChunkStore, FileSummary, FsOptions, FsStore, StoreError, WholeOutcome};
+use sluice_store::{ChunkStore, FileSummary, FsOptions, FsStore, StoreError, Whole, WholeOutcome};
 
 use crate::material::{FULL, TENANT, content, file, index, put, record, root, values};
 use sluice_fault_disk::{Dice, FaultDisk, Faults};
@@ -273,7 +273,7 @@ async fn take(store: &FsStore, n: u128, step: &Step) -> Result<(), StoreError> {
         Step::Size(size) => store.put_size(id, Geometry::new(*size).unwrap()).await,
         Step::Whole(bytes, facts) => {
             let record = record(n, Some(bytes.len() as u64));
-            match store.put_whole(&record, facts, bytes.clone()).await? {
+            match store.put_whole(&record, facts, Whole::of(bytes.clone())).await? {
                 WholeOutcome::Stored => Ok(()),
                 // Nothing changed.
                 WholeOutcome::Known | WholeOutcome::Begun => Err(StoreError::NoFile(id)),

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use sluice_engine::ids::Generation;
 use sluice_store::fs::{CheckOptions, FindingKind, check};
-use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError};
+use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError, Whole};
 
 use crate::material::{FULL, TENANT, client, file, index, listed, put, record, root};
 
@@ -82,7 +82,7 @@ async fn fill(path: &Path) -> FsStore {
     // In the log: two files that are whole, of which one is empty; one that was dropped; one that is elsewhere.
     for (n, bytes) in [(9, "a small file"), (10, ""), (11, "dropped")] {
         let record = record(n, Some(bytes.len() as u64));
-        store.put_whole(&record, b"facts of a small file", Bytes::from(bytes)).await.unwrap();
+        store.put_whole(&record, b"facts of a small file", Whole::of(Bytes::from(bytes))).await.unwrap();
     }
     store.drop_file(file(11), TENANT, b"facts of eleven").await.unwrap();
     store.put_known(&record(12, Some(12)), b"facts of twelve").await.unwrap();

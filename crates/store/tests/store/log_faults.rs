@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sluice_fault_disk::{Dice, FaultDisk};
 use sluice_store::fs::{CheckOptions, Disk, FindingKind, Open, check_on};
-use sluice_store::{Advice, ChunkStore, FsOptions, FsStore, StoreError, WholeOutcome};
+use sluice_store::{Advice, ChunkStore, FsOptions, FsStore, StoreError, Whole, WholeOutcome};
 
 use crate::faults::soon;
 use crate::fs::options;
@@ -20,7 +20,10 @@ fn open(disk: &FaultDisk, options: FsOptions) -> FsStore {
 /// Puts whole files, one frame each.
 async fn put_wholes(store: &FsStore, range: std::ops::Range<u128>, len: usize) {
     for n in range {
-        store.put_whole(&record(n, Some(len as u64)), b"facts", content(n as u64, len)).await.unwrap();
+        store
+            .put_whole(&record(n, Some(len as u64)), b"facts", Whole::of(content(n as u64, len)))
+            .await
+            .unwrap();
     }
 }
 
@@ -85,7 +88,7 @@ async fn a_whole_file_is_not_undone_by_the_journal_of_what_came_before_it() {
         assert_eq!(store.summary(file(n)).await.unwrap(), None, "it takes the place of others in memory");
     }
     let bytes = content(1, 500);
-    let put = store.put_whole(&record(1, Some(500)), b"facts", bytes.clone()).await.unwrap();
+    let put = store.put_whole(&record(1, Some(500)), b"facts", Whole::of(bytes.clone())).await.unwrap();
     store.kill();
     let store = open(&next.after_power_cut(&mut Dice(1)), options);
     assert_eq!(is_there(&store, 1, 500).await, put == WholeOutcome::Stored, "{put:?}");
@@ -240,7 +243,7 @@ async fn a_sync_that_fails_under_the_log_ends_all_writing() {
     let store = open(&disk, options());
     put_wholes(&store, 0..1, 100).await;
     disk.faults(|faults| faults.failing_sync = Some("log-"));
-    let error = store.put_whole(&record(1, Some(5)), b"", content(1, 5)).await.unwrap_err();
+    let error = store.put_whole(&record(1, Some(5)), b"", Whole::of(content(1, 5))).await.unwrap_err();
     assert!(matches!(error, StoreError::ReadOnly { .. }), "{error}");
     assert_eq!(error.advice(), Advice::Retry);
     assert!(store.usage().read_only);
@@ -261,7 +264,10 @@ async fn a_full_disk_refuses_whole_files_and_takes_what_makes_room() {
     disk.faults(|faults| faults.capacity = Some(capacity));
     let (mut stored, len) = (0, 60_000);
     let error = loop {
-        match store.put_whole(&record(stored, Some(len)), b"", content(stored as u64, len as usize)).await {
+        match store
+            .put_whole(&record(stored, Some(len)), b"", Whole::of(content(stored as u64, len as usize)))
+            .await
+        {
             Ok(_) => stored += 1,
             Err(error) => break error,
         }
@@ -329,7 +335,7 @@ async fn a_volume_of_the_first_version_is_opened_and_keeps_what_it_has() {
     for _ in 0..2 {
         let store = FsStore::open(dir.path(), options()).unwrap();
         assert_eq!(store.read_chunk(file(1), index(0)).await.unwrap(), content(1, 10));
-        store.put_whole(&record(2, Some(3)), b"", content(2, 3)).await.unwrap();
+        store.put_whole(&record(2, Some(3)), b"", Whole::of(content(2, 3))).await.unwrap();
         store.close().await.unwrap();
     }
     assert_eq!(std::fs::read(dir.path().join("volume")).unwrap(), header, "older processes keep away");

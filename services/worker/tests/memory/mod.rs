@@ -20,7 +20,7 @@ use sluice_proto::calls::{Admission, ChunkSource, ListQuery, Opened, Slots, Wait
 use sluice_proto::http::{About, FileEntry, FilePage, FileStatus, Holder, State, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::{
-    ChunkStore, FileSummary, Found, Listed, RecordOutcome, RunReceipt, RunWriter, StoreError, Usage,
+    ChunkStore, FileSummary, Found, Listed, RecordOutcome, RunReceipt, RunWriter, StoreError, Usage, Whole,
     WholeOutcome,
 };
 use tokio::sync::{Semaphore, watch};
@@ -205,7 +205,7 @@ impl ChunkStore for MemoryStore {
     ) -> Result<Vec<Listed>, StoreError> {
         unreachable!("workers do not ask")
     }
-    async fn put_whole(&self, _: &MetadataRecord, _: &[u8], _: Bytes) -> Result<WholeOutcome, StoreError> {
+    async fn put_whole(&self, _: &MetadataRecord, _: &[u8], _: Whole) -> Result<WholeOutcome, StoreError> {
         unreachable!("workers do not ask")
     }
     async fn put_known(&self, _: &MetadataRecord, _: &[u8]) -> Result<WholeOutcome, StoreError> {

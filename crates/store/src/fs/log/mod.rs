@@ -349,8 +349,8 @@ pub(crate) fn placed(front: &Front, segment: u64, offset: u32) -> Place {
 /// The record's front, as reading it would give it.
 pub(crate) fn front_of(record: &LogRecord, front_len: u32) -> Front {
     let (metadata, client, seal) = match &record.body {
-        record::Body::Whole { record, seal, .. } => {
-            (Some(record.clone()), Some(record.client_id()), Some(*seal))
+        record::Body::Whole { record, whole } => {
+            (Some(record.clone()), Some(record.client_id()), Some(whole.seal()))
         }
         record::Body::Known { record } => (Some(record.clone()), Some(record.client_id()), None),
         record::Body::Dropped { client } => (None, *client, None),

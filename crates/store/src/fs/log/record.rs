@@ -19,7 +19,6 @@
 
 use bytes::Bytes;
 use sluice_engine::aggregator::Brief;
-use sluice_engine::geometry::ChunkIndex;
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
 use sluice_engine::limits::{CHUNK_LEN, MAX_RECORD_LEN};
@@ -29,6 +28,7 @@ use uuid::Uuid;
 use crate::MAX_FACTS_LEN;
 use crate::fs::sealed::{CHECK_LEN, FormatError, Reader, check};
 use crate::fs::volume::VolumeId;
+use crate::whole::{Seal, Whole};
 
 const MAGIC: [u8; 4] = *b"SLW\x01";
 
@@ -55,30 +55,11 @@ pub(crate) struct LogRecord {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Body {
     /// All of it is here.
-    Whole { record: MetadataRecord, seal: Seal, bytes: Bytes },
+    Whole { record: MetadataRecord, whole: Whole },
     /// Its bytes are elsewhere.
     Known { record: MetadataRecord },
     /// It ended for good; what its client called it, where that is known.
     Dropped { client: Option<ClientFileId> },
-}
-
-/// What bytes of at most one chunk hash to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Seal {
-    pub(crate) root: Root,
-    /// The value of the only chunk; `None` for no bytes.
-    pub(crate) value: Option<ChainingValue>,
-    pub(crate) len: u32,
-}
-
-impl Seal {
-    /// Of these bytes; at most a chunk.
-    pub(crate) fn of(bytes: &[u8]) -> Self {
-        let first = ChunkIndex::new(0).ok();
-        let value =
-            first.and_then(|first| ChainingValue::of_chunk(first, bytes)).filter(|_| !bytes.is_empty());
-        Self { root: Root::of_bytes(bytes), value, len: bytes.len() as u32 }
-    }
 }
 
 /// A record without its bytes.
@@ -118,8 +99,8 @@ impl Front {
 impl LogRecord {
     /// Appends the record's bytes.
     pub(crate) fn encode(&self, volume: VolumeId, out: &mut Vec<u8>) {
-        let (kind, name, seal, bytes): (u8, Vec<u8>, Option<&Seal>, &[u8]) = match &self.body {
-            Body::Whole { record, seal, bytes } => (1, record.to_bytes(), Some(seal), bytes),
+        let (kind, name, seal, bytes): (u8, Vec<u8>, Option<Seal>, &[u8]) = match &self.body {
+            Body::Whole { record, whole } => (1, record.to_bytes(), Some(whole.seal()), whole.bytes()),
             Body::Known { record } => (2, record.to_bytes(), None, &[]),
             Body::Dropped { client } => {
                 (3, client.map_or_else(Vec::new, |client| client.uuid().as_bytes().to_vec()), None, &[])
@@ -226,7 +207,7 @@ pub(crate) mod tests {
             tenant: record.tenant(),
             generation: Generation::new(2),
             facts: b"facts".to_vec(),
-            body: Body::Whole { record, seal: Seal::of(bytes), bytes: Bytes::copy_from_slice(bytes) },
+            body: Body::Whole { record, whole: Whole::of(Bytes::copy_from_slice(bytes)) },
         }
     }
 
@@ -253,7 +234,7 @@ pub(crate) mod tests {
             let mut record = whole(n, &bytes);
             record.facts = facts;
             record.generation = Generation::new(generation);
-            let Body::Whole { record: metadata, seal, .. } = record.body.clone() else { unreachable!() };
+            let Body::Whole { record: metadata, whole } = record.body.clone() else { unreachable!() };
             record.body = match kind {
                 0 => record.body,
                 1 => Body::Known { record: metadata.clone() },
@@ -268,7 +249,7 @@ pub(crate) mod tests {
             prop_assert_eq!(&front.facts, &record.facts);
             prop_assert_eq!(front.len() as usize, all.len());
             prop_assert_eq!(&front.record, &(kind < 2).then_some(metadata));
-            prop_assert_eq!(front.seal, (kind == 0).then_some(seal));
+            prop_assert_eq!(front.seal, (kind == 0).then_some(whole.seal()));
             prop_assert_eq!(front.client.is_some(), kind != 2);
             let read = front.bytes(&all).unwrap();
             prop_assert_eq!(read.as_deref(), (kind == 0).then_some(&bytes[..]));

@@ -1,0 +1,139 @@
+//! What other datacenters say: facts are taken and acknowledged, questions answered.
+
+use super::{Aggregator, Effect, File};
+use crate::command::{Kind, Statement, Verified};
+use crate::ids::{DcId, FileId, Timestamp};
+use crate::ledger::{Fact, Taken};
+
+impl Aggregator {
+    /// Takes what a peer said.
+    pub(super) fn received(&mut self, verified: &Verified, now: Timestamp) {
+        let command = verified.command();
+        let (from, id) = (command.from, command.file);
+        if !self.heard(from, command.sequence.incarnation()) {
+            return;
+        }
+        match command.statement {
+            Statement::MetaRequest => self.asked(id, from, now),
+            Statement::Unknown => {
+                if let Some(file) = self.files.get_mut(&id) {
+                    file.said_unknown(from, now);
+                }
+                self.advance(id, now);
+            }
+            Statement::WantSpans { place } => {
+                let holds = |file: &&File| file.ledger.chunks_held_by(self.config.me) > 0;
+                let holding = self.files.get(&id).filter(holds);
+                if let Some(shape) = holding.and_then(|file| file.ledger.file()) {
+                    match place.check(shape) {
+                        Ok(()) => self.effects.push(Effect::Restate { file: id, to: from, place }),
+                        Err(error) => self.refuse(from, Kind::WantSpans, error.to_string()),
+                    }
+                } else {
+                    let held = self.files.get(&id).and_then(|file| file.ledger.held_by(self.config.me));
+                    let generation = held.map_or(self.generation_floor, |(generation, _)| {
+                        generation.max(self.generation_floor)
+                    });
+                    self.say(from, id, Statement::HaveNothing { generation }, now);
+                }
+            }
+            Statement::WantFiles { bits, digest } => self.compare(from, id, bits, digest, now),
+            Statement::Confirm { nonce } => self.asked_to_confirm(id, from, nonce, now),
+            Statement::Ack { sequence, .. } => self.acknowledged(from, sequence, now),
+            Statement::Assembled { nonce, .. } if nonce.number() != 0 => {
+                self.take_fact(from, id, &command.statement, now);
+                self.confirmed(id, from, &command.statement, now);
+                self.advance(id, now);
+            }
+            Statement::Meta { .. }
+            | Statement::Have { .. }
+            | Statement::HaveNothing { .. }
+            | Statement::Root { .. }
+            | Statement::Assembled { .. }
+            | Statement::Conflict { .. }
+            | Statement::Drop { .. } => {
+                if self.take_fact(from, id, &command.statement, now) {
+                    self.acknowledge(verified);
+                }
+                self.advance(id, now);
+            }
+            Statement::Revoke { .. }
+            | Statement::Load { .. }
+            | Statement::Drain { .. }
+            | Statement::SessionMove { .. } => {
+                // About no file: the driver hands these to the services that they concern.
+            }
+        }
+    }
+
+    /// Takes the fact that a peer stated; whether it may be acknowledged.
+    pub(super) fn take_fact(
+        &mut self,
+        from: DcId,
+        id: FileId,
+        statement: &Statement,
+        now: Timestamp,
+    ) -> bool {
+        let me = self.me();
+        let fact = match Fact::of(from, statement) {
+            Ok(Some(fact)) => fact,
+            Ok(None) => return false,
+            Err(error) => {
+                self.refuse(from, statement.kind(), error.to_string());
+                return true;
+            }
+        };
+        let known = self.files.contains_key(&id);
+        let file = self.file_mut(id, now);
+        let before = (file.ledger.state(), file.ledger.claim(), file.ledger.file());
+        let taken = file.ledger.take(fact);
+        if let Statement::Have { span, .. } = statement {
+            file.home.answered(from, span.place);
+            file.touch(span.place);
+        }
+        let after = (file.ledger.state(), file.ledger.claim(), file.ledger.file());
+        match taken {
+            Ok(Taken::New) => {
+                file.last_progress = now;
+                if let Fact::Have { holder, .. } = fact {
+                    file.disputes.remove(&holder);
+                }
+                if let Fact::Meta { claim, .. } = fact {
+                    file.heard_of(claim, me);
+                }
+                if before.1 != after.1 {
+                    file.home_changed(me, before.1, now);
+                }
+                if let Fact::Drop { tenant, .. } = fact {
+                    self.drop_file(id, tenant);
+                } else if before != after && self.files.get(&id).is_some_and(File::is_worth_remembering) {
+                    self.persist(id);
+                }
+                if before.2 != after.2 {
+                    // What is here has places only now.
+                    self.restate_own(id);
+                }
+                self.effects.push(Effect::Changed(id));
+                true
+            }
+            Ok(Taken::Known) => true,
+            Ok(Taken::NotYet) => {
+                if !known {
+                    self.forget(id);
+                }
+                false
+            }
+            Err(error) => {
+                if !known {
+                    self.files.remove(&id);
+                }
+                self.refuse(from, statement.kind(), error.to_string());
+                true
+            }
+        }
+    }
+
+    pub(super) fn refuse(&mut self, peer: DcId, kind: Kind, reason: String) {
+        self.effects.push(Effect::Refused { peer, kind, reason });
+    }
+}
