@@ -112,6 +112,25 @@ async fn ranges_and_conditions_are_the_same_at_either() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_do_not_notice_that_chunks_move_while_they_read() {
+    let bed = Bed::start(2).await;
+    for n in 0..8 {
+        let bytes = noise(40 + n, 6 * MIB + 5);
+        let sent = bed.upload(&[A, B], bytes.clone(), WaitFor::Complete).await;
+        let path = format!("/files/{}/content", sent.id);
+        let read = |dc| {
+            let (bed, path, bytes) = (&bed, &path, &bytes);
+            async move {
+                bed.readable(dc, sent.id).await;
+                let answer = bed.get(dc, path, &[]).await;
+                assert!(answer.status == StatusCode::OK && answer.body == bytes, "file {n} at {dc}");
+            }
+        };
+        join_all([A, B, A, B].map(read)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn three_datacenters_and_a_home_that_was_chosen() {
     let bed = Bed::start(3).await;
     let client = bed.client(&[A, B, C]);

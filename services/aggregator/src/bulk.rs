@@ -190,7 +190,8 @@ pub(crate) async fn chunk(
     }
 }
 
-/// Fetches a chunk from whoever the ledger says has it, checked against the holder's own value.
+/// Fetches a chunk from whoever the ledger says has it, checked against the holder's own value; at last from the own
+/// store.
 pub(crate) async fn fetch_from_holders(
     service: &Arc<AggregatorService>,
     file: FileId,
@@ -216,7 +217,8 @@ pub(crate) async fn fetch_from_holders(
             Err(refusal) => last = Refusal::new(Problem::Unavailable, refusal.detail),
         }
     }
-    Err(last)
+    // While it was looked for elsewhere it may have been pulled here, and freed there.
+    service.parts.store.read_chunk(file, index).await.map_err(|_| last)
 }
 
 /// One whole chunk from a peer.
