@@ -5,11 +5,14 @@
 //! stand, which is as near to a power cut as one process can come.
 
 use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
 /// How a stop ended.
@@ -35,6 +38,29 @@ struct Inner {
     killed: CancellationToken,
 }
 
+pin_project! {
+    /// A task that a kill drops. By hand, because a block that awaits its task keeps it twice: where it was given, and
+    /// where it is polled.
+    struct UntilKilled<F> {
+        #[pin]
+        killed: WaitForCancellationFutureOwned,
+        #[pin]
+        task: F,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for UntilKilled<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.project();
+        match this.killed.poll(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => this.task.poll(cx),
+        }
+    }
+}
+
 impl Shutdown {
     /// No tasks yet.
     pub fn new() -> Self {
@@ -46,14 +72,7 @@ impl Shutdown {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let killed = self.0.killed.clone();
-        self.0.tasks.spawn(async move {
-            tokio::select! {
-                biased;
-                () = killed.cancelled() => {}
-                () = task => {}
-            }
-        })
+        self.0.tasks.spawn(UntilKilled { killed: self.0.killed.clone().cancelled_owned(), task })
     }
 
     /// Asks every task to finish what it has begun and to take no more.

@@ -20,7 +20,7 @@ use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use rustls::ServerConfig;
-use sluice_node::budget::Concurrency;
+use sluice_node::budget::{Concurrency, ConcurrencyPermit};
 use sluice_node::shutdown::Shutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
@@ -94,22 +94,27 @@ pub(crate) async fn run(listener: TcpListener, tls: Arc<ServerConfig>, app: Arc<
             app.parts.metrics.count_shed("connections");
             continue;
         };
-        let (handshake, app, doors) = ((tls.clone(), readers.clone()), app.clone(), doors.clone());
-        app.tasks.clone().spawn(async move {
-            app.parts.metrics.connections.inc();
-            let _counted = Counted(app.clone());
-            serve(stream, handshake, app, doors).await;
-            drop(permit);
-        });
+        let handshake = (tls.clone(), readers.clone());
+        app.tasks.spawn(serve(stream, handshake, Counted::new(&app, permit), doors.clone()));
     }
 }
 
-/// Counts a connection down however its task ends.
-struct Counted(Arc<App>);
+/// One of the connections, counted down however its task ends.
+struct Counted {
+    app: Arc<App>,
+    _permit: ConcurrencyPermit,
+}
+
+impl Counted {
+    fn new(app: &Arc<App>, permit: ConcurrencyPermit) -> Self {
+        app.parts.metrics.connections.inc();
+        Self { app: app.clone(), _permit: permit }
+    }
+}
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        self.0.parts.metrics.connections.dec();
+        self.app.parts.metrics.connections.dec();
     }
 }
 
@@ -120,13 +125,14 @@ type Encrypted = Box<Secure<TcpStream>>;
 /// What it takes to shake hands.
 type Handshake = (Arc<ServerConfig>, Readers);
 
-async fn serve(stream: TcpStream, handshake: Handshake, app: Arc<App>, doors: Doors) {
-    let Some(stream) = Box::pin(secure(stream, handshake, &app)).await else { return };
+async fn serve(stream: TcpStream, handshake: Handshake, counted: Counted, doors: Doors) {
+    let app = &counted.app;
+    let Some(stream) = Box::pin(secure(stream, handshake, app)).await else { return };
     let activity = Arc::new(Activity::default());
     if is_h2(&stream) {
-        drive(http2(stream, &app, doors, &activity).as_mut(), &app, &activity).await;
+        drive(http2(stream, app, doors, &activity).as_mut(), app, &activity).await;
     } else {
-        drive(http1(stream, &app, doors, &activity).as_mut(), &app, &activity).await;
+        drive(http1(stream, app, doors, &activity).as_mut(), app, &activity).await;
     }
 }
 

@@ -80,7 +80,7 @@ pub(crate) struct Secure<IO> {
     ended: bool,
     said_goodbye: bool,
     /// Why there is nothing more to be done.
-    failed: Option<Error>,
+    failed: Option<Box<Error>>,
 }
 
 /// What a step is taken for.
@@ -166,7 +166,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Secure<IO> {
     /// One step of the protocol: with what came, or to what is sent.
     fn step(&mut self, goal: For<'_, '_>) -> Result<Step, Error> {
         if let Some(error) = &self.failed {
-            return Err(error.clone());
+            return Err(Error::clone(error));
         }
         let UnbufferedStatus { mut discard, state } = self.tls.process_tls_records(&mut self.incoming);
         let step = match state {
@@ -223,7 +223,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Secure<IO> {
     /// Notes why there is nothing more to be done, and tries to tell the client.
     fn fail(&mut self, cx: &mut Context<'_>, error: Error) -> io::Error {
         if self.failed.is_none() {
-            self.failed = Some(error.clone());
+            self.failed = Some(Box::new(error.clone()));
             // What is to be said comes before what came, which must not be looked at again.
             while self.tls.wants_write()
                 && let Ok(ConnectionState::EncodeTlsData(mut alert)) =
@@ -447,6 +447,12 @@ mod tests {
 
     fn noise(len: usize) -> Vec<u8> {
         (0..len).map(|i| (i * 31 % 251) as u8).collect()
+    }
+
+    #[test]
+    fn what_every_connection_keeps_is_small() {
+        // A size class of the allocator.
+        assert!(size_of::<Secure<tokio::net::TcpStream>>() <= 1280);
     }
 
     fn holds_nothing(server: &Secure<DuplexStream>) -> bool {
