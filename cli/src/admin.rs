@@ -12,6 +12,7 @@ use sluice_engine::context::Scope;
 use sluice_engine::ids::{DcId, TenantId};
 use sluice_node::clock::{Clock, SystemClock};
 use sluice_node::material::ClusterMaterial;
+use sluice_node::role::Role;
 use sluice_node::token::TokenGrant;
 
 use crate::context::Context;
@@ -19,7 +20,8 @@ use crate::failure::Failure;
 use crate::settings::duration;
 
 const KEY_EXAMPLES: &str = "\
-Makes a directory for each datacenter, with what that one needs and no secret of another's; and
+Makes a directory for each datacenter, with what that one needs and no secret of another's; in
+`roles` one for each process of it that runs by itself, with what that role needs; and
 `authority`, with all of it: keep that one where no server is. Certificates are those of a CA of
 its own.
 
@@ -126,6 +128,10 @@ fn make(directory: &Path, cluster: &str, names: &[String], context: &Context) ->
     for (dc, name) in &dcs {
         let part = material.only(*dc).map_err(StartError::from)?;
         part.save(&directory.join(name)).map_err(StartError::from)?;
+        for role in Role::ALL {
+            let part = material.only_role(*dc, role).map_err(StartError::from)?;
+            part.save(&directory.join("roles").join(name).join(role.name())).map_err(StartError::from)?;
+        }
     }
     let ca = directory.join("ca.pem");
     fs::write(&ca, material.ca_pem()).with_context(|| format!("cannot write {}", ca.display()))?;

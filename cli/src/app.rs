@@ -10,7 +10,9 @@ use clap::{Parser, Subcommand};
 use crate::context::Context;
 use crate::failure::{Failure, report};
 use crate::settings::Flags;
-use crate::{admin, command, config, dc, demo, dev, fsck, get, ls, put, rm, status};
+use sluice_node::role::Role;
+
+use crate::{admin, command, config, dc, demo, dev, fsck, get, ls, put, rm, role, status};
 
 /// How long tasks may take to end after the result is known.
 const SHUTDOWN: Duration = Duration::from_secs(2);
@@ -54,6 +56,12 @@ pub(crate) enum Verb {
     Dev(dev::Args),
     /// Run one datacenter here, in the foreground, as a file describes it.
     Dc(dc::Args),
+    /// Run one edge of a datacenter here, in the foreground, as a file describes it.
+    #[command(after_help = role::EDGE_EXAMPLES)]
+    Edge(role::Args),
+    /// Run one session service of a datacenter here, in the foreground, as a file describes it.
+    #[command(after_help = role::SESSION_EXAMPLES)]
+    Session(role::Args),
     /// Send a file; running it again carries on.
     Put(put::Args),
     /// Read a file back, verified; running it again carries on.
@@ -81,7 +89,7 @@ impl Verb {
     /// Whether it deals with signals itself, because there is something to end in order.
     fn minds_signals(&self) -> bool {
         match self {
-            Self::Demo(_) | Self::Dev(_) | Self::Dc(_) => true,
+            Self::Demo(_) | Self::Dev(_) | Self::Dc(_) | Self::Edge(_) | Self::Session(_) => true,
             Self::Put(_)
             | Self::Get(_)
             | Self::Status(_)
@@ -100,6 +108,8 @@ async fn dispatch(verb: Verb, context: &Context) -> anyhow::Result<()> {
         Verb::Demo(args) => demo::run(args, context).await,
         Verb::Dev(args) => dev::run(args, context).await,
         Verb::Dc(args) => dc::run(args, context).await,
+        Verb::Edge(args) => role::run(Role::Edge, args, context).await,
+        Verb::Session(args) => role::run(Role::Session, args, context).await,
         Verb::Put(args) => put::run(args, context).await,
         Verb::Get(args) => get::run(args, context).await,
         Verb::Status(args) => status::run(args, context).await,

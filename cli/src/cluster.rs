@@ -111,6 +111,7 @@ impl Cluster {
                 material: Arc::new(material.only(dc)?),
                 directory: directory.join(name),
                 ports: reserved[&dc].clone(),
+                inside: None,
                 url: None,
                 peers: Vec::new(),
                 clock: clock.clone(),

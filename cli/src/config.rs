@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::dc::file::DcFile;
 use crate::failure::Failure;
+use crate::role::file::RoleFile;
 use crate::settings;
 
 const EXAMPLES: &str = "\
@@ -21,7 +22,7 @@ Settings are taken from flags, then SLUICE_*, then $XDG_CONFIG_HOME/sluice/confi
 /// What to do with settings.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Action {
-    /// Check a file of settings, or of a datacenter; names file and line of what is wrong.
+    /// Check a file of settings, of a datacenter, or of one of its processes; names file and line of what is wrong.
     #[command(after_help = EXAMPLES)]
     Check {
         /// The file.
@@ -36,9 +37,11 @@ pub(crate) enum Action {
 pub(crate) fn run(action: Action, context: &Context) -> anyhow::Result<()> {
     match action {
         Action::Check { file } => {
-            let is_dc =
-                settings::parse::<toml::Table>(&file, "")?.is_some_and(|table| table.contains_key("dc"));
-            if is_dc {
+            let table = settings::parse::<toml::Table>(&file, "")?;
+            let has = |key| table.as_ref().is_some_and(|table| table.contains_key(key));
+            if has("role") {
+                RoleFile::read(&file)?.check()?;
+            } else if has("dc") {
                 DcFile::read(&file)?.check()?;
             } else if !settings::check(&file)? {
                 let message = format!("{} does not exist", file.display());

@@ -27,8 +27,11 @@ use sluice_node::budget::MemoryBudget;
 use sluice_node::clock::SharedClock;
 use sluice_node::material::{ClusterMaterial, MaterialError};
 use sluice_node::metrics::Metrics;
+use sluice_node::role::Role;
 use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_node::tls::{self, TlsError};
+use sluice_proto::calls::Workers;
+use sluice_remote::{Door, DoorError, serve_workers};
 use sluice_session::MemorySessions;
 use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError};
 use sluice_worker::{Worker, WorkerParts, WorkerSettings};
@@ -77,6 +80,8 @@ pub struct DatacenterConfig {
     pub directory: PathBuf,
     /// Where it listens.
     pub ports: Arc<ReservedPorts>,
+    /// Where edges of other processes find its workers; `None`: it has no others.
+    pub inside: Option<SocketAddr>,
     /// Where clients find it, unless that is where it listens.
     pub url: Option<String>,
     /// The other datacenters.
@@ -288,6 +293,15 @@ impl From<EdgeError> for StartError {
     }
 }
 
+impl From<DoorError> for StartError {
+    fn from(error: DoorError) -> Self {
+        match error {
+            DoorError::Listen { address, source } => Self::of_port(address, source),
+            DoorError::Tls(error) => error.into(),
+        }
+    }
+}
+
 impl From<AdminError> for StartError {
     fn from(AdminError { address, source }: AdminError) -> Self {
         Self::of_port(address, source)
@@ -394,6 +408,9 @@ impl Datacenter {
             },
             settings.worker.clone(),
         );
+        let worker: Arc<dyn Workers> = Arc::new(worker);
+        let inside =
+            config.inside.map(|address| Door::bind(address, material, dc, Role::Worker)).transpose()?;
         let edge = Edge::bind(
             EdgeConfig {
                 listen: ports.edge.address(),
@@ -403,13 +420,16 @@ impl Datacenter {
             },
             EdgeParts {
                 sessions: Arc::new(sessions),
-                workers: Arc::new(worker),
+                workers: worker.clone(),
                 memory,
                 metrics,
                 health: self.health.clone(),
             },
         )?;
         self.health.set_started();
+        if let Some(door) = inside {
+            door.serve(serve_workers(worker), &self.tasks.requests);
+        }
         edge.serve(&self.tasks.requests);
         Ok(())
     }

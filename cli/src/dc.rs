@@ -22,6 +22,7 @@ A file looks like this; what is left out of it has a default, paths are relative
   data = \"/var/lib/sluice\"
   url = \"https://dc-a.example:8443\" # where clients find it
   listen = { edge = \"0.0.0.0:8443\", peer = \"0.0.0.0:8444\", admin = \"127.0.0.1:9090\" }
+                                    # and inside = \"0.0.0.0:8445\", for edges of other processes
   memory = \"256MiB\"                 # for bodies in flight and chunks read ahead
   scrub_rate = \"8MiB\"               # bytes a second at which what is stored is read again; 0: never
   takeover_after = \"10min\"          # unfinished files of a datacenter that is gone; or \"never\"

@@ -8,8 +8,10 @@
 //!    They share nothing but the process: between them are the same sockets, TLS and signatures as between machines.
 //! 3. Ports are [reserved](ports::ReservedPort) before anything starts, so that everyone can be told where everyone
 //!    is, and nobody takes a port while its datacenter is down.
-//! 4. Whatever keeps a datacenter from starting is a [`datacenter::StartError`], which says what to do.
+//! 4. [`process::Process`] is an edge or a session service by itself, for datacenters of several processes.
+//! 5. Whatever keeps a datacenter from starting is a [`datacenter::StartError`], which says what to do.
 
 pub mod cluster;
 pub mod datacenter;
 pub mod ports;
+pub mod process;

@@ -18,6 +18,7 @@ mod ls;
 mod progress;
 mod put;
 mod rm;
+mod role;
 mod settings;
 mod signals;
 mod size;

@@ -1,5 +1,7 @@
 //! Sizes and counts, as people write them.
 
+use serde::Deserialize;
+
 /// Reads a size such as `256MiB`, `2GB` or `1048576`.
 pub(crate) fn parse(text: &str) -> Result<u64, String> {
     let bad = || "expected a size such as 1048576, 256MiB or 2GB".to_owned();
@@ -35,6 +37,19 @@ pub(crate) fn words(bytes: u64) -> String {
 pub(crate) fn count(number: u64, thing: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
     format!("{} {thing}{plural}", indicatif::HumanCount(number))
+}
+
+/// A size such as `256MiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Bytes(pub(crate) u64);
+
+impl TryFrom<String> for Bytes {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        parse(&text).map(Self)
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,8 @@ use sluice_node::clock::SystemClock;
 use sluice_node::material::ClusterMaterial;
 
 use crate::failure::Failure;
-use crate::{settings, size};
+use crate::settings;
+use crate::size::Bytes;
 
 const KEYS: &str =
     "dc, keys, data, url, listen, memory, scrub_rate, takeover_after, absent_after, log, peers";
@@ -56,6 +57,8 @@ struct ListenAt {
     edge: SocketAddr,
     peer: SocketAddr,
     admin: SocketAddr,
+    /// For edges that are processes of their own.
+    inside: Option<SocketAddr>,
 }
 
 /// Another datacenter.
@@ -66,19 +69,6 @@ struct Peer {
     address: String,
     /// Where clients find it.
     url: Option<String>,
-}
-
-/// A size such as `256MiB`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-struct Bytes(u64);
-
-impl TryFrom<String> for Bytes {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        size::parse(&text).map(Self)
-    }
 }
 
 /// A length of time such as `10min`.
@@ -157,13 +147,14 @@ impl DcFile {
         if let Some(Length(after)) = self.absent_after {
             settings.aggregator.absent_after = after;
         }
-        let ListenAt { edge, peer, admin } = self.listen;
+        let ListenAt { edge, peer, admin, inside } = self.listen;
         let ports = Listen { edge, peer, admin }.reserve()?;
         Ok(DatacenterConfig {
             dc,
             material: Arc::new(material),
             directory: self.data.clone(),
             ports: Arc::new(ports),
+            inside,
             url: self.url.clone(),
             peers,
             clock: SystemClock::shared(),

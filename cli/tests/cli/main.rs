@@ -11,6 +11,7 @@ mod connections;
 mod local;
 mod pipe;
 mod processes;
+mod roles;
 mod transfer;
 
 use std::path::{Path, PathBuf};

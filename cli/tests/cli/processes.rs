@@ -19,10 +19,18 @@ use crate::{Ended, Home};
 const MIB: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A running `sluice dc`, killed when it is dropped.
-struct Dc(Child);
+/// A running process, killed when it is dropped.
+pub(crate) struct Running(pub(crate) Child);
 
-impl Drop for Dc {
+impl Running {
+    /// Stops it in order.
+    pub(crate) fn stop(mut self) {
+        kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
+        assert_eq!(self.0.wait().unwrap().code(), Some(0));
+    }
+}
+
+impl Drop for Running {
     fn drop(&mut self) {
         // One that has ended needs no end.
         let _ = self.0.kill();
@@ -31,16 +39,18 @@ impl Drop for Dc {
 }
 
 /// Keys, a token, and a file for each datacenter.
-struct Site {
-    home: Home,
-    urls: Vec<String>,
+pub(crate) struct Site {
+    pub(crate) home: Home,
+    pub(crate) urls: Vec<String>,
     /// So that nobody else takes them, also while a datacenter is down.
     #[allow(dead_code, reason = "held for its drop")]
     ports: Vec<ReservedPorts>,
+    /// Where each datacenter answers its own processes.
+    pub(crate) inside: Vec<ReservedPort>,
 }
 
 impl Site {
-    fn new(names: &[&str]) -> Self {
+    pub(crate) fn new(names: &[&str]) -> Self {
         let mut home = Home::new(None);
         let mut args = vec!["admin", "key", "make", "keys", "--cluster", "test"];
         args.extend(names.iter().flat_map(|name| ["--dc", *name]));
@@ -50,15 +60,16 @@ impl Site {
         done(home.command(&mint).output().unwrap().into());
         std::fs::copy(home.path("keys/ca.pem"), home.path("ca.pem")).unwrap();
 
-        let any = || ReservedPort::reserve(([127, 0, 0, 1], 0).into()).unwrap();
         let ports: Vec<_> =
             names.iter().map(|_| ReservedPorts { edge: any(), peer: any(), admin: any() }).collect();
+        let inside: Vec<_> = names.iter().map(|_| any()).collect();
         for (me, (name, at)) in names.iter().zip(&ports).enumerate() {
             let (edge, peer, admin) = (at.edge.address(), at.peer.address(), at.admin.address());
             let mut text = format!(
                 "dc = {name:?}\nkeys = \"keys/{name}\"\ndata = \"data/{name}\"\ntakeover_after = \"1s\"\n\
                  absent_after = \"500ms\"\n\
-                 listen = {{ edge = \"{edge}\", peer = \"{peer}\", admin = \"{admin}\" }}\n"
+                 listen = {{ edge = \"{edge}\", peer = \"{peer}\", admin = \"{admin}\", inside = \"{}\" }}\n",
+                inside[me].address()
             );
             for (_, (name, at)) in names.iter().zip(&ports).enumerate().filter(|(other, _)| *other != me) {
                 text.push_str(&format!("[peers.{name}]\naddress = \"{}\"\n", at.peer.address()));
@@ -67,27 +78,36 @@ impl Site {
         }
         let urls: Vec<String> = ports.iter().map(|at| format!("https://{}", at.edge.address())).collect();
         home.urls = urls.join(",");
-        Self { home, urls, ports }
+        Self { home, urls, ports, inside }
     }
 
     /// Starts a datacenter, and waits until it serves.
-    fn start(&self, name: &str) -> Dc {
-        let mut child =
-            self.home.command(&["dc", "--config", &format!("{name}.toml"), "--json"]).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        let dc = Dc(child);
-        let said: Value = serde_json::from_str(&line).unwrap_or_default();
-        assert_eq!(said["dc"], name, "{line:?}");
+    fn start(&self, name: &str) -> Running {
+        let (dc, said) = self.begin("dc", name);
+        assert_eq!(said["dc"], name, "{said}");
         dc
     }
 
-    fn run(&self, url: usize, args: &[&str]) -> Ended {
+    /// Starts a process from its file, and waits for what it says when it serves.
+    pub(crate) fn begin(&self, verb: &str, file: &str) -> (Running, Value) {
+        let mut child =
+            self.home.command(&[verb, "--config", &format!("{file}.toml"), "--json"]).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        (Running(child), serde_json::from_str(&line).unwrap_or_default())
+    }
+
+    pub(crate) fn run(&self, url: usize, args: &[&str]) -> Ended {
         self.home.command(&[args, &["--url", &self.urls[url]]].concat()).output().unwrap().into()
     }
 }
 
-fn done(ended: Ended) -> String {
+/// A port of this machine.
+pub(crate) fn any() -> ReservedPort {
+    ReservedPort::reserve(([127, 0, 0, 1], 0).into()).unwrap()
+}
+
+pub(crate) fn done(ended: Ended) -> String {
     assert_eq!(ended.code, Some(0), "{}", ended.stderr);
     ended.stdout
 }
@@ -159,9 +179,8 @@ async fn the_process_of_the_home_dies_for_good_and_another_takes_over() {
         done(site.run(url, &["get", &id, "-o", &copy]));
         assert!(std::fs::read(site.home.path(&copy)).unwrap() == bytes);
     }
-    for mut dc in [a, b, c] {
-        kill_process(Pid::from_child(&dc.0), Signal::TERM).unwrap();
-        assert_eq!(dc.0.wait().unwrap().code(), Some(0));
+    for dc in [a, b, c] {
+        dc.stop();
     }
     for name in ["dc-a", "dc-b", "dc-c"] {
         done(site.home.command(&["fsck", "--data", &format!("data/{name}")]).output().unwrap().into());

@@ -17,6 +17,8 @@ pub mod clock;
 pub mod descriptors;
 pub mod material;
 pub mod metrics;
+pub mod role;
+pub mod secure;
 pub mod shutdown;
 pub mod telemetry;
 pub mod tls;

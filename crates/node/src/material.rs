@@ -9,6 +9,7 @@
 //! | --- | --- | --- |
 //! | clients → edges | one certificate for `edge.<cluster>.sluice`, localhost and loopback | shared by all edges |
 //! | datacenter ↔ datacenter | a certificate for `dc-<number>.peer.<cluster>.sluice`, client and server | one each |
+//! | process ↔ process of a datacenter | a certificate for `<role>.dc-<number>.<cluster>.sluice`, client and server | one for each role and datacenter |
 //! | commands, contexts | Ed25519 keys, used for nothing else | one each |
 //! | tokens | one Ed25519 key; only who mints tokens has the secret half | the cluster's |
 //! | TLS tickets | one secret, from which keys are derived by time | shared by all edges |
@@ -25,6 +26,7 @@ use sluice_engine::ids::{DcId, KeyId};
 use sluice_engine::keys::{ClusterTag, KeyRing, PublicKey, Purpose, SigningKey};
 use sluice_engine::limits::MAX_DCS;
 
+use crate::role::Role;
 use crate::token::{TokenMint, TokenVerifier};
 
 /// The longest name of a cluster or datacenter: it becomes part of a DNS name.
@@ -111,6 +113,7 @@ struct DcMaterial {
     command: SigningMaterial,
     context: SigningMaterial,
     peer: Option<Identity>,
+    roles: BTreeMap<Role, Identity>,
 }
 
 /// The cryptographic material of a cluster, or the part of it that one datacenter needs.
@@ -162,6 +165,29 @@ impl ClusterMaterial {
             other.command.seed = None;
             other.context.seed = None;
             other.peer = None;
+            other.roles.clear();
+        }
+        Ok(part)
+    }
+
+    /// The part that a process of one role in one datacenter needs: its own certificate; for an edge that towards clients,
+    /// and the secret of tickets; for a session service the key of contexts; for an aggregator what it needs among
+    /// datacenters.
+    pub fn only_role(&self, me: DcId, role: Role) -> Result<Self, MaterialError> {
+        let mut part = self.only(me)?;
+        if role != Role::Edge {
+            part.edge = None;
+            part.ticket_secret = None;
+        }
+        if let Some(own) = part.dcs.get_mut(&me) {
+            own.roles.retain(|held, _| *held == role);
+            if role != Role::Session {
+                own.context.seed = None;
+            }
+            if role != Role::Aggregator {
+                own.command.seed = None;
+                own.peer = None;
+            }
         }
         Ok(part)
     }
@@ -209,6 +235,22 @@ impl ClusterMaterial {
     /// The name under which a datacenter is known to its peers.
     pub fn peer_tls_name(&self, dc: DcId) -> String {
         peer_tls_name(&self.name, dc)
+    }
+
+    /// The name under which processes of a role are known inside a datacenter.
+    pub fn role_tls_name(&self, dc: DcId, role: Role) -> String {
+        role_tls_name(&self.name, dc, role)
+    }
+
+    /// The certificate of a role in a datacenter, and its key.
+    pub fn role_identity(&self, dc: DcId, role: Role) -> Result<&Identity, MaterialError> {
+        let held = self.dc(dc)?.roles.get(&role);
+        held.ok_or_else(|| MaterialError::Absent(self.role_tls_name(dc, role)))
+    }
+
+    /// The role in a datacenter that a TLS name belongs to.
+    pub(crate) fn role_of_name(&self, dc: DcId, name: &str) -> Option<Role> {
+        Role::ALL.into_iter().find(|role| self.role_tls_name(dc, *role) == name)
     }
 
     /// The datacenter that a peer's TLS name belongs to.
@@ -294,6 +336,10 @@ impl DcMaterial {
 
 fn peer_tls_name(cluster: &str, dc: DcId) -> String {
     format!("dc-{}.peer.{cluster}.sluice", dc.number())
+}
+
+fn role_tls_name(cluster: &str, dc: DcId, role: Role) -> String {
+    format!("{role}.dc-{}.{cluster}.sluice", dc.number())
 }
 
 fn check_name(what: &'static str, name: &str) -> Result<(), MaterialError> {

@@ -21,6 +21,7 @@ use webpki::EndEntityCert;
 
 use crate::clock::{SharedClock, random_bytes};
 use crate::material::{ClusterMaterial, Identity, MaterialError};
+use crate::role::Role;
 
 /// How long one ticket key is used, in seconds. A ticket is good for one to two such periods.
 const TICKET_PERIOD_SECS: u64 = 6 * 3600;
@@ -131,7 +132,64 @@ fn server_name(name: String) -> Result<ServerName<'static>, TlsError> {
 
 /// What a datacenter listens with for its peers: a certificate is demanded, and no ticket is issued (fault 47).
 pub fn peer_server(material: &ClusterMaterial, me: DcId) -> Result<Arc<ServerConfig>, TlsError> {
-    let Identity { chain, key } = material.peer_identity(me)?;
+    mutual_server(material, material.peer_identity(me)?, b"h2")
+}
+
+/// What a datacenter connects to its peers with; the name to verify is [`peer_name`].
+pub fn peer_client(material: &ClusterMaterial, me: DcId) -> Result<Arc<ClientConfig>, TlsError> {
+    mutual_client(material, material.peer_identity(me)?, b"h2")
+}
+
+/// Which datacenter a certificate that TLS has verified belongs to: the first of `certificates` names exactly one.
+pub fn peer_dc(
+    material: &ClusterMaterial,
+    certificates: Option<&[CertificateDer<'_>]>,
+) -> Result<DcId, PeerError> {
+    only_name(certificates, |name| material.dc_of_peer_name(name))
+}
+
+/// What a process of a role listens with for others of its datacenter, as [`peer_server`].
+pub fn role_server(material: &ClusterMaterial, me: DcId, role: Role) -> Result<Arc<ServerConfig>, TlsError> {
+    mutual_server(material, material.role_identity(me, role)?, b"http/1.1")
+}
+
+/// What a process of a role connects to others of its datacenter with; the name to verify is [`role_name`].
+pub fn role_client(material: &ClusterMaterial, me: DcId, role: Role) -> Result<Arc<ClientConfig>, TlsError> {
+    mutual_client(material, material.role_identity(me, role)?, b"http/1.1")
+}
+
+/// The server name by which a role is known inside its datacenter.
+pub fn role_name(material: &ClusterMaterial, me: DcId, role: Role) -> Result<ServerName<'static>, TlsError> {
+    server_name(material.role_tls_name(me, role))
+}
+
+/// Which role of datacenter `me` a certificate that TLS has verified belongs to.
+pub fn peer_role(
+    material: &ClusterMaterial,
+    me: DcId,
+    certificates: Option<&[CertificateDer<'_>]>,
+) -> Result<Role, PeerError> {
+    only_name(certificates, |name| material.role_of_name(me, name))
+}
+
+fn only_name<T>(
+    certificates: Option<&[CertificateDer<'_>]>,
+    whose: impl FnOnce(&str) -> Option<T>,
+) -> Result<T, PeerError> {
+    let leaf = certificates.and_then(<[_]>::first).ok_or(PeerError::Missing)?;
+    let certificate = EndEntityCert::try_from(leaf).map_err(|_| PeerError::Name)?;
+    let mut names = certificate.valid_dns_names();
+    match (names.next(), names.next()) {
+        (Some(name), None) => whose(name).ok_or(PeerError::Name),
+        (None, _) | (Some(_), Some(_)) => Err(PeerError::Name),
+    }
+}
+
+fn mutual_server(
+    material: &ClusterMaterial,
+    Identity { chain, key }: &Identity,
+    alpn: &[u8],
+) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(material.ca())?, provider.clone())
         .build()
@@ -142,39 +200,27 @@ pub fn peer_server(material: &ClusterMaterial, me: DcId) -> Result<Arc<ServerCon
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain.clone(), key.clone_key())
         .map_err(refused("peers"))?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.max_early_data_size = 0;
     Ok(Arc::new(config))
 }
 
-/// What a datacenter connects to its peers with; the name to verify is [`peer_name`].
-pub fn peer_client(material: &ClusterMaterial, me: DcId) -> Result<Arc<ClientConfig>, TlsError> {
-    let Identity { chain, key } = material.peer_identity(me)?;
+fn mutual_client(
+    material: &ClusterMaterial,
+    Identity { chain, key }: &Identity,
+    alpn: &[u8],
+) -> Result<Arc<ClientConfig>, TlsError> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[&TLS13])
         .map_err(refused("peers"))?
         .with_root_certificates(roots(material.ca())?)
         .with_client_auth_cert(chain.clone(), key.clone_key())
         .map_err(refused("peers"))?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
+    config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
-}
-
-/// Which datacenter a certificate that TLS has verified belongs to: the first of `certificates` names exactly one.
-pub fn peer_dc(
-    material: &ClusterMaterial,
-    certificates: Option<&[CertificateDer<'_>]>,
-) -> Result<DcId, PeerError> {
-    let leaf = certificates.and_then(<[_]>::first).ok_or(PeerError::Missing)?;
-    let certificate = EndEntityCert::try_from(leaf).map_err(|_| PeerError::Name)?;
-    let mut names = certificate.valid_dns_names();
-    match (names.next(), names.next()) {
-        (Some(name), None) => material.dc_of_peer_name(name).ok_or(PeerError::Name),
-        (None, _) | (Some(_), Some(_)) => Err(PeerError::Name),
-    }
 }
 
 /// Ticket keys that every datacenter derives from the cluster's secret, so that a client resumes at any of them.

@@ -21,6 +21,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use rustls::ServerConfig;
 use sluice_node::budget::{Concurrency, ConcurrencyPermit};
+use sluice_node::secure::{Readers, Secure};
 use sluice_node::shutdown::Shutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
@@ -28,7 +29,6 @@ use tonic::service::Routes;
 
 use crate::App;
 use crate::body::RequestBody;
-use crate::secure::{Readers, Secure};
 use crate::{grpc, routes};
 
 /// The most an HTTP/1.1 connection buffers: what a request with a body pays for. Buffers grow only while a client

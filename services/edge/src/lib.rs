@@ -23,7 +23,6 @@ mod content;
 mod files;
 mod grpc;
 mod routes;
-mod secure;
 
 use std::io;
 use std::net::SocketAddr;

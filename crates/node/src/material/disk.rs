@@ -9,6 +9,7 @@
 //! | `token-key.pem` | secret: the token key (PKCS#8, Ed25519) |
 //! | `tickets.key` | secret: 64 hexadecimal digits |
 //! | `dc-<number>/peer.pem` · `peer-key.pem` | chain towards peers · secret: its key |
+//! | `dc-<number>/<role>.pem` · `<role>-key.pem` | chain of a role inside · secret: its key |
 //! | `dc-<number>/command.key` · `context.key` | secret: Ed25519 seed, 64 hexadecimal digits |
 
 use std::collections::BTreeMap;
@@ -24,6 +25,7 @@ use sluice_engine::ids::{DcId, KeyId};
 use super::{
     ClusterMaterial, DcMaterial, Identity, MaterialError, PrivateKey, SigningMaterial, check_dcs, check_name,
 };
+use crate::role::Role;
 use crate::token::TokenMint;
 
 const VERSION: u32 = 1;
@@ -74,11 +76,15 @@ pub(super) fn save(material: &ClusterMaterial, directory: &Path) -> Result<(), M
     make_directory(directory)?;
     for (dc, part) in &material.dcs {
         let directory = directory.join(dc_directory(*dc));
-        if part.peer.is_some() || part.command.seed.is_some() || part.context.seed.is_some() {
+        let secrets = [part.command.seed.is_some(), part.context.seed.is_some()];
+        if part.peer.is_some() || !part.roles.is_empty() || secrets.contains(&true) {
             make_directory(&directory)?;
         }
         if let Some(identity) = &part.peer {
             write_identity(&directory, "peer", identity)?;
+        }
+        for (role, identity) in &part.roles {
+            write_identity(&directory, role.name(), identity)?;
         }
         for (name, key) in [("command.key", &part.command), ("context.key", &part.context)] {
             if let Some(seed) = &key.seed {
@@ -132,6 +138,7 @@ pub(super) fn load(directory: &Path) -> Result<ClusterMaterial, MaterialError> {
             command: key(&dc.command, "command.key")?,
             context: key(&dc.context, "context.key")?,
             peer: read_identity(&place, "peer")?,
+            roles: read_roles(&place)?,
         };
         dcs.insert(number, material);
     }
@@ -266,6 +273,11 @@ fn read_identity(directory: &Path, name: &str) -> Result<Option<Identity>, Mater
     }
 }
 
+fn read_roles(directory: &Path) -> Result<BTreeMap<Role, Identity>, MaterialError> {
+    let read = |role: Role| Ok(read_identity(directory, role.name())?.map(|identity| (role, identity)));
+    Role::ALL.into_iter().filter_map(|role| read(role).transpose()).collect()
+}
+
 fn read_secret(path: &Path) -> Result<Option<[u8; 32]>, MaterialError> {
     let Some(text) = read(path)? else { return Ok(None) };
     let garbled = MaterialError::Garbled { path: path.to_owned(), expected: "64 hexadecimal digits" };
@@ -331,6 +343,24 @@ mod tests {
         assert_eq!(mine.dcs.len(), 2);
         assert!(!directory.path().join("ca-key.pem").exists());
         assert_eq!(mine.dcs[&B].signing(Purpose::Context).seed, None);
+    }
+
+    #[test]
+    fn a_process_can_do_without_the_secrets_of_other_roles() {
+        for role in Role::ALL {
+            let directory = tempfile::tempdir().unwrap();
+            material().only_role(A, role).unwrap().save(directory.path()).unwrap();
+            let mine = ClusterMaterial::load(directory.path()).unwrap();
+            for other in Role::ALL {
+                assert_eq!(mine.role_identity(A, other).is_ok(), other == role, "{other} in {role}");
+                assert!(mine.role_identity(B, other).is_err());
+            }
+            assert_eq!(mine.edge_identity().is_ok(), role == Role::Edge);
+            assert_eq!(mine.ticket_secret().is_ok(), role == Role::Edge);
+            assert_eq!(mine.context_key(A).is_ok(), role == Role::Session);
+            assert_eq!(mine.command_key(A).is_ok(), role == Role::Aggregator);
+            assert_eq!(mine.peer_identity(A).is_ok(), role == Role::Aggregator);
+        }
     }
 
     #[test]

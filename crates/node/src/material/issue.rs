@@ -14,8 +14,10 @@ use sluice_engine::ids::{DcId, KeyId};
 
 use super::{
     ClusterMaterial, DcMaterial, Identity, MaterialError, PrivateKey, SigningMaterial, peer_tls_name,
+    role_tls_name,
 };
 use crate::clock::random_bytes;
+use crate::role::Role;
 use crate::token::TokenMint;
 
 /// Certificates are good from an hour ago, for clocks that are behind …
@@ -44,9 +46,11 @@ pub(super) fn generate(name: &str, dcs: &[(DcId, &str)]) -> Result<ClusterMateri
     for (dc, dc_name) in dcs {
         let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let peer = issue(&issuer, &[peer_tls_name(name, *dc)], &usages)?;
+        let role = |role| Ok((role, issue(&issuer, &[role_tls_name(name, *dc, role)], &usages)?));
+        let roles = Role::ALL.into_iter().map(role).collect::<Result<_, MaterialError>>()?;
         let command = signing(&mut ids)?;
         let context = signing(&mut ids)?;
-        let material = DcMaterial { name: (*dc_name).to_owned(), command, context, peer: Some(peer) };
+        let material = DcMaterial { name: (*dc_name).to_owned(), command, context, peer: Some(peer), roles };
         materials.insert(*dc, material);
     }
 

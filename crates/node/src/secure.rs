@@ -1,4 +1,4 @@
-//! A client's TLS connection: rustls does what is TLS, and this moves the bytes.
+//! The server's side of a TLS connection: rustls does what is TLS, and this moves the bytes.
 //!
 //! rustls's own buffers, which tokio-rustls uses, take a record from the socket in pieces, and give one record at a
 //! time. Here one read of the socket brings several records, and one read by HTTP takes them all. A connection on
@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
+use rustls::pki_types::CertificateDer;
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
     ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedStatus,
@@ -36,7 +37,7 @@ const RECORD: usize = 5 + (16 << 10) + 256;
 const FIRST: usize = 4 << 10;
 
 /// The most that is read ahead, and the longest message of a handshake.
-pub(crate) const AHEAD: usize = 4 * RECORD;
+const AHEAD: usize = 4 * RECORD;
 
 /// Connections that may read ahead of a record at once.
 const READERS: usize = 64;
@@ -52,7 +53,7 @@ const JOINED: usize = 4 << 10;
 
 /// Who may read ahead.
 #[derive(Clone, Debug)]
-pub(crate) struct Readers(Arc<Semaphore>);
+pub struct Readers(Arc<Semaphore>);
 
 impl Default for Readers {
     fn default() -> Self {
@@ -61,7 +62,7 @@ impl Default for Readers {
 }
 
 /// A TLS connection to a client, after its handshake.
-pub(crate) struct Secure<IO> {
+pub struct Secure<IO> {
     io: IO,
     tls: UnbufferedServerConnection,
     /// Ciphertext that was not decrypted yet.
@@ -106,7 +107,7 @@ enum Step {
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Secure<IO> {
     /// Shakes hands.
-    pub(crate) async fn accept(io: IO, config: Arc<ServerConfig>, readers: Readers) -> io::Result<Self> {
+    pub async fn accept(io: IO, config: Arc<ServerConfig>, readers: Readers) -> io::Result<Self> {
         let mut this = Self {
             io,
             tls: UnbufferedServerConnection::new(config).map_err(io::Error::other)?,
@@ -126,12 +127,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Secure<IO> {
     }
 
     /// What was agreed to be spoken.
-    pub(crate) fn alpn_protocol(&self) -> Option<&[u8]> {
+    pub fn alpn_protocol(&self) -> Option<&[u8]> {
         self.tls.alpn_protocol()
     }
 
+    /// The certificates that the client showed, if any, and TLS has verified.
+    pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
+        self.tls.peer_certificates()
+    }
+
     /// Waits for a first byte; false if none will come.
-    pub(crate) async fn has_more(&mut self) -> io::Result<bool> {
+    pub async fn has_more(&mut self) -> io::Result<bool> {
         poll_fn(|cx| {
             while self.plain.is_empty() {
                 if self.ended {
@@ -420,11 +426,11 @@ fn seal(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::SystemClock;
+    use crate::material::ClusterMaterial;
+    use crate::tls;
     use futures_util::FutureExt;
     use sluice_engine::ids::DcId;
-    use sluice_node::clock::SystemClock;
-    use sluice_node::material::ClusterMaterial;
-    use sluice_node::tls;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
     use tokio_rustls::TlsConnector;
     use tokio_rustls::client::TlsStream;

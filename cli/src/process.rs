@@ -1,0 +1,179 @@
+//! Roles of a datacenter as processes of their own: edges and session services, which keep nothing.
+//!
+//! [`Process::edge`] and [`Process::session`] start one. Like a [`Datacenter`](crate::datacenter::Datacenter) it stops in
+//! order under a deadline: requests first, the admin port last, so that `/readyz` can be seen to fail meanwhile. A process
+//! that is killed costs its callers a try.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_edge::{Edge, EdgeConfig, EdgeParts, EdgeSettings};
+use sluice_engine::ids::DcId;
+use sluice_node::access::{ContextVerifier, Revocations};
+use sluice_node::admin::{Admin, Health};
+use sluice_node::budget::MemoryBudget;
+use sluice_node::clock::SharedClock;
+use sluice_node::material::ClusterMaterial;
+use sluice_node::metrics::Metrics;
+use sluice_node::role::Role;
+use sluice_node::shutdown::{Shutdown, Stopped};
+use sluice_node::tls;
+use sluice_remote::{Caller, CallerConfig, Door, RemoteSessions, RemoteWorkers, serve_sessions};
+use sluice_session::MemorySessions;
+use tokio::time::Instant;
+
+use crate::datacenter::StartError;
+
+/// What a worker may take for an answer: longer than it waits itself for whom it asks.
+const WORKER_PATIENCE: Duration = Duration::from_secs(45);
+
+/// What a session service may take for an answer.
+const SESSION_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What every process of a role is told.
+#[derive(Clone, Debug)]
+pub struct ProcessConfig {
+    /// The datacenter that it is part of.
+    pub dc: DcId,
+    /// Certificates and keys: those of its role.
+    pub material: Arc<ClusterMaterial>,
+    /// Where probes and scrapers ask.
+    pub admin: SocketAddr,
+    /// What time it is.
+    pub clock: SharedClock,
+}
+
+/// What an edge is told beside.
+#[derive(Clone, Debug)]
+pub struct EdgeProcess {
+    /// Where clients come in.
+    pub listen: SocketAddr,
+    /// `host:port` of the session services.
+    pub sessions: String,
+    /// `host:port` of the workers.
+    pub workers: String,
+    /// Bytes of memory for bodies in flight.
+    pub memory: u64,
+    /// What it spends otherwise.
+    pub settings: EdgeSettings,
+}
+
+/// A running process of one role.
+pub struct Process {
+    requests: Shutdown,
+    admin: Shutdown,
+    listens: SocketAddr,
+    admin_at: SocketAddr,
+}
+
+impl fmt::Debug for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Process({} tasks)", self.requests.tasks())
+    }
+}
+
+impl Process {
+    /// Starts an edge. It serves when this returns, whether or not there is anyone yet whom it can ask.
+    pub async fn edge(config: &ProcessConfig, edge: &EdgeProcess) -> Result<Self, StartError> {
+        tls::install_provider();
+        let ProcessConfig { dc, material, clock, .. } = config;
+        let name = config.name();
+        let (metrics, health) = (Arc::new(Metrics::new(&name)), Health::new());
+        let caller = |whom, address: &str, patience| {
+            let address = address.to_owned();
+            Caller::new(CallerConfig { dc: *dc, me: Role::Edge, whom, address, patience }, material)
+        };
+        let verifier = ContextVerifier::new(material.context_ring(), *dc, clock.clone(), Revocations::new());
+        let sessions = RemoteSessions::new(
+            caller(Role::Session, &edge.sessions, SESSION_PATIENCE)?,
+            Arc::new(verifier),
+            clock.clone(),
+        );
+        let workers = RemoteWorkers::new(caller(Role::Worker, &edge.workers, WORKER_PATIENCE)?);
+        let door = Edge::bind(
+            EdgeConfig {
+                listen: edge.listen,
+                dc: name,
+                tls: tls::edge_server(material, clock.clone())?,
+                settings: edge.settings.clone(),
+            },
+            EdgeParts {
+                sessions: Arc::new(sessions),
+                workers: Arc::new(workers),
+                memory: MemoryBudget::measured(edge.memory, &metrics),
+                metrics: metrics.clone(),
+                health: health.clone(),
+            },
+        )?;
+        let mut process = Self::begin(door.address(), config.admin);
+        let admin = Admin::open(config.admin, health.clone(), metrics, &process.admin).await?;
+        process.admin_at = admin.address();
+        health.set_started();
+        door.serve(&process.requests);
+        Ok(process)
+    }
+
+    /// Starts a session service, which answers edges at `listen`.
+    pub async fn session(config: &ProcessConfig, listen: SocketAddr) -> Result<Self, StartError> {
+        tls::install_provider();
+        let ProcessConfig { dc, material, clock, .. } = config;
+        let (metrics, health) = (Arc::new(Metrics::new(&config.name())), Health::new());
+        let sessions = MemorySessions::new(
+            *dc,
+            material.token_verifier(),
+            material.context_key(*dc)?,
+            clock.clone(),
+            Revocations::new(),
+        );
+        let door = Door::bind(listen, material, *dc, Role::Session)?;
+        let at = door.address().map_err(|source| StartError::of_port(listen, source))?;
+        let mut process = Self::begin(at, config.admin);
+        let admin = Admin::open(config.admin, health.clone(), metrics, &process.admin).await?;
+        process.admin_at = admin.address();
+        door.serve(serve_sessions(Arc::new(sessions)), &process.requests);
+        health.set_started();
+        health.set_serving(true);
+        let (draining, told) = (process.requests.clone(), health);
+        process.requests.spawn(async move {
+            draining.draining().await;
+            told.set_serving(false);
+        });
+        Ok(process)
+    }
+
+    fn begin(listens: SocketAddr, admin_at: SocketAddr) -> Self {
+        Self { requests: Shutdown::new(), admin: Shutdown::new(), listens, admin_at }
+    }
+
+    /// Where it listens for whoever asks it.
+    pub fn address(&self) -> SocketAddr {
+        self.listens
+    }
+
+    /// Where its admin port is.
+    pub fn admin_address(&self) -> SocketAddr {
+        self.admin_at
+    }
+
+    /// Finishes the requests in flight, in `deadline`. What has not ended by then is killed.
+    pub async fn stop(self, deadline: Duration) -> Stopped {
+        let until = Instant::now() + deadline;
+        let mut killed = 0;
+        for tasks in [&self.requests, &self.admin] {
+            let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(200));
+            if let Stopped::Killed { tasks } = tasks.stop(left).await {
+                killed += tasks;
+            }
+        }
+        if killed == 0 { Stopped::Clean } else { Stopped::Killed { tasks: killed } }
+    }
+}
+
+impl ProcessConfig {
+    /// Name of the datacenter.
+    pub fn name(&self) -> String {
+        self.material.dc_name(self.dc).unwrap_or("unnamed").to_owned()
+    }
+}

@@ -1,0 +1,170 @@
+//! What a call looks like: the one form of all requests and answers.
+//!
+//! `POST /v1/<service>/<call>`. The session context is in `sluice-context`, in base64. Arguments are JSON: in front of the
+//! body, behind their length in four bytes (big-endian); or in `sluice-arguments`, where the body is bytes that come as they
+//! come. The answer is JSON, or bytes, with 200; or a refusal with the status of its problem.
+
+use std::time::Duration;
+
+use axum::body::{Body, to_bytes};
+use axum::extract::{FromRequest, Request};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use futures_util::{StreamExt, TryStreamExt};
+use http::header::CONTENT_TYPE;
+use http::{HeaderMap, HeaderValue, StatusCode};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use sluice_engine::context::SignedContext;
+use sluice_engine::limits::CHUNK_LEN;
+use sluice_proto::calls::ByteStream;
+use sluice_proto::problem::{Problem, Refusal};
+
+pub(crate) const CONTEXT: &str = "sluice-context";
+pub(crate) const ARGUMENTS: &str = "sluice-arguments";
+
+/// The most that arguments and what is sent along take: a chunk, and room for a metadata record.
+const MAX_CALL_LEN: usize = CHUNK_LEN as usize + (1 << 20);
+
+/// The most that an answer takes, in JSON.
+pub(crate) const MAX_ANSWER_LEN: usize = 16 << 20;
+
+/// A call with its arguments, and the bytes that were sent along.
+pub(crate) struct Call<Q> {
+    pub(crate) context: Result<SignedContext, Refusal>,
+    pub(crate) arguments: Q,
+    pub(crate) bytes: Bytes,
+}
+
+/// A call whose body comes as it comes.
+pub(crate) struct Flow<Q> {
+    pub(crate) context: Result<SignedContext, Refusal>,
+    pub(crate) arguments: Q,
+    pub(crate) body: ByteStream,
+}
+
+/// An answer in JSON, or a refusal.
+pub(crate) struct Answer<A>(pub(crate) Result<A, Refusal>);
+
+/// A refusal on the wire.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct WireRefusal {
+    problem: String,
+    detail: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    retry_after_ms: Option<u64>,
+}
+
+impl WireRefusal {
+    pub(crate) fn of(refusal: Refusal) -> Self {
+        let Refusal { problem, detail, hint, retry_after } = refusal;
+        let retry_after_ms = retry_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+        Self { problem: problem.code().to_owned(), detail, hint, retry_after_ms }
+    }
+
+    /// The refusal; `None` if there is no such problem here, as when a newer version refuses.
+    pub(crate) fn refusal(self) -> Option<Refusal> {
+        let Self { problem, detail, hint, retry_after_ms } = self;
+        let retry_after = retry_after_ms.map(Duration::from_millis);
+        Problem::from_code(&problem).map(|problem| Refusal { problem, detail, hint, retry_after })
+    }
+}
+
+/// That what came is not what a caller of this version sends.
+pub(crate) fn garbled(what: impl std::fmt::Display) -> Refusal {
+    Refusal::new(Problem::InvalidParameter, format!("a call that makes no sense: {what}"))
+}
+
+/// The bytes in front of a body: arguments behind their length.
+pub(crate) fn head(arguments: &impl Serialize) -> Result<Bytes, Refusal> {
+    let json = json(arguments)?;
+    let mut head = BytesMut::with_capacity(4 + json.len());
+    head.put_u32(json.len() as u32);
+    head.extend_from_slice(&json);
+    Ok(head.freeze())
+}
+
+/// Arguments as a header.
+pub(crate) fn header(arguments: &impl Serialize) -> Result<HeaderValue, Refusal> {
+    HeaderValue::from_str(&STANDARD.encode(json(arguments)?)).map_err(garbled)
+}
+
+/// A session context as a header.
+pub(crate) fn context_header(context: &SignedContext) -> Result<HeaderValue, Refusal> {
+    HeaderValue::from_str(&STANDARD.encode(context.as_bytes())).map_err(garbled)
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>, Refusal> {
+    serde_json::to_vec(value).map_err(garbled)
+}
+
+fn decoded(headers: &HeaderMap, name: &str) -> Result<Vec<u8>, Refusal> {
+    let value = headers.get(name).ok_or_else(|| garbled(format!("{name} is missing")))?;
+    STANDARD.decode(value.as_bytes()).map_err(|error| garbled(format!("{name}: {error}")))
+}
+
+fn context(headers: &HeaderMap) -> Result<SignedContext, Refusal> {
+    SignedContext::from_bytes(decoded(headers, CONTEXT)?).map_err(garbled)
+}
+
+impl<S: Sync, Q: DeserializeOwned> FromRequest<S> for Call<Q> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Response> {
+        let (parts, body) = request.into_parts();
+        let split = async {
+            let mut bytes = to_bytes(body, MAX_CALL_LEN).await.map_err(garbled)?;
+            let len = bytes.try_get_u32().map_err(garbled)? as usize;
+            if len > bytes.len() {
+                return Err(garbled("arguments are cut off"));
+            }
+            let arguments = serde_json::from_slice(&bytes.split_to(len)).map_err(garbled)?;
+            Ok(Self { context: context(&parts.headers), arguments, bytes })
+        };
+        split.await.map_err(|refusal| Answer::<()>(Err(refusal)).into_response())
+    }
+}
+
+impl<S: Sync, Q: DeserializeOwned> FromRequest<S> for Flow<Q> {
+    type Rejection = Response;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Response> {
+        let (parts, body) = request.into_parts();
+        let arguments = decoded(&parts.headers, ARGUMENTS)
+            .and_then(|json| serde_json::from_slice(&json).map_err(garbled))
+            .map_err(|refusal| Answer::<()>(Err(refusal)).into_response())?;
+        let cut = |_| Refusal::new(Problem::Truncated, "the body broke off before its end");
+        let body = body.into_data_stream().map_err(cut).boxed();
+        Ok(Self { context: context(&parts.headers), arguments, body })
+    }
+}
+
+impl<A: Serialize> IntoResponse for Answer<A> {
+    fn into_response(self) -> Response {
+        let answer = self.0.and_then(|answer| json(&answer));
+        let (status, body) = match answer {
+            Ok(body) => (StatusCode::OK, body),
+            Err(refusal) => {
+                let status = StatusCode::from_u16(refusal.problem.status());
+                let body = serde_json::to_vec(&WireRefusal::of(refusal)).unwrap_or_default();
+                (status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR), body)
+            }
+        };
+        let mut response = Response::new(Body::from(body));
+        *response.status_mut() = status;
+        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        response
+    }
+}
+
+/// Bytes that are answered as they come. An error breaks the connection off, and is never taken for the end.
+pub(crate) fn bytes_answer(answer: Result<ByteStream, Refusal>) -> Response {
+    match answer {
+        Ok(stream) => Response::new(Body::from_stream(stream)),
+        Err(refusal) => Answer::<()>(Err(refusal)).into_response(),
+    }
+}

@@ -1,0 +1,158 @@
+//! The port at which a process answers others of its datacenter.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rustls::ServerConfig;
+use sluice_engine::ids::DcId;
+use sluice_node::material::ClusterMaterial;
+use sluice_node::role::Role;
+use sluice_node::secure::{Readers, Secure};
+use sluice_node::shutdown::Shutdown;
+use sluice_node::tls::{self, TlsError};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::Semaphore;
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// Connections at once. Each is one call at a time.
+const CONNECTIONS: usize = 4096;
+
+/// How long a handshake may take, and the head of a call after the one before.
+const HANDSHAKE: Duration = Duration::from_secs(5);
+const HEAD: Duration = Duration::from_secs(60);
+
+/// Why a door does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// The port is not to be had.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// Keys or certificates are missing, or TLS does not take them.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// A port, bound and not yet served.
+pub struct Door {
+    listener: TcpListener,
+    tls: Arc<ServerConfig>,
+    who: Who,
+}
+
+/// Whose door it is.
+#[derive(Clone)]
+struct Who {
+    dc: DcId,
+    role: Role,
+    material: Arc<ClusterMaterial>,
+}
+
+impl Door {
+    /// Binds `address` for the calls that a role of a datacenter answers.
+    pub fn bind(
+        address: SocketAddr,
+        material: &Arc<ClusterMaterial>,
+        dc: DcId,
+        role: Role,
+    ) -> Result<Self, DoorError> {
+        let tls = tls::role_server(material, dc, role)?;
+        let listen = || {
+            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+            socket.set_reuseaddr(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)
+        };
+        let listener = listen().map_err(|source| DoorError::Listen { address, source })?;
+        Ok(Self { listener, tls, who: Who { dc, role, material: material.clone() } })
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Answers the calls of `routes` until the tasks drain; calls under way are finished.
+    pub fn serve(self, routes: Router, tasks: &Shutdown) {
+        let owner = tasks.clone();
+        tasks.spawn(async move {
+            let (readers, room) = (Readers::default(), Arc::new(Semaphore::new(CONNECTIONS)));
+            loop {
+                let accepted = tokio::select! {
+                    () = owner.draining() => return,
+                    accepted = self.listener.accept() => accepted,
+                };
+                let stream = match accepted {
+                    Ok((stream, _)) => stream,
+                    Err(error) => {
+                        // Out of descriptors, most likely: accepting at once again would spin.
+                        tracing::warn!(%error, "cannot accept a caller");
+                        tokio::time::sleep(Duration::from_millis(100)).await;
+                        continue;
+                    }
+                };
+                let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+                let handshake = (self.tls.clone(), readers.clone(), self.who.clone());
+                let (routes, tasks) = (routes.clone(), owner.clone());
+                owner.spawn(async move {
+                    connection(stream, handshake, routes, tasks).await;
+                    drop(permit);
+                });
+            }
+        });
+    }
+}
+
+async fn connection(
+    stream: TcpStream,
+    (tls, readers, who): (Arc<ServerConfig>, Readers, Who),
+    routes: Router,
+    tasks: Shutdown,
+) {
+    let _ = stream.set_nodelay(true);
+    let stream = match tokio::time::timeout(HANDSHAKE, Secure::accept(stream, tls, readers)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "a caller's handshake failed");
+            return;
+        }
+        Err(_) => return,
+    };
+    match tls::peer_role(&who.material, who.dc, stream.peer_certificates()) {
+        Ok(caller) if who.role.answers(caller) => {}
+        Ok(caller) => {
+            tracing::warn!(%caller, role = %who.role, "a role called that has nothing to ask here");
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a caller's certificate names no role of this datacenter");
+            return;
+        }
+    }
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = tasks.draining() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "a caller's connection broke");
+    }
+}

@@ -1,0 +1,29 @@
+//! The calls between services of one datacenter, from process to process.
+//!
+//! Contract:
+//! 1. For each trait of [`sluice_proto::calls`] there is a pair: what serves it to other processes, and what implements it
+//!    by calling such a process. Whoever holds the trait cannot tell the difference, but for the time it takes.
+//! 2. Mutual TLS 1.3 always. A process answers the roles that have to ask it, and nobody else ([`Role::answers`]); whoever
+//!    acts on a call still verifies its session context itself (G4).
+//! 3. A call is one HTTP/1.1 request: arguments and answers are JSON, bytes of files are bodies as they are. A body is asked
+//!    for (100) once it is wanted, so that what is refused costs no bytes, and slows down with whoever takes it.
+//! 4. A call fails as a [`Refusal`](sluice_proto::problem::Refusal): the other side's own, or `unavailable` when it cannot
+//!    be asked. Nothing is tried twice of which the first try may have reached anyone.
+//! 5. Names are resolved for every connection, and connections do not live long: processes may come and go.
+//! 6. Everything that comes is bounded, and parsed before it is acted on. Tasks belong to a
+//!    [`Shutdown`](sluice_node::shutdown::Shutdown).
+//!
+//! [`Role::answers`]: sluice_node::role::Role::answers
+
+mod call;
+mod caller;
+mod door;
+mod forms;
+mod outgoing;
+mod sessions;
+mod workers;
+
+pub use caller::{Caller, CallerConfig};
+pub use door::{Door, DoorError};
+pub use sessions::{RemoteSessions, serve_sessions};
+pub use workers::{RemoteWorkers, serve_workers};

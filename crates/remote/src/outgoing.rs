@@ -1,0 +1,106 @@
+//! Bodies of requests on their way out.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use http_body::Frame;
+use sluice_proto::calls::ByteStream;
+use sluice_proto::problem::Refusal;
+
+/// Shut until the other side asks for the body.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    open: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Gate {
+    pub(crate) fn open(&self) {
+        self.open.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    /// Returns if it is still shut after `patience`.
+    pub(crate) async fn while_shut(&self, patience: Duration) {
+        tokio::time::sleep(patience).await;
+        if self.open.load(Ordering::Acquire) {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    fn poll(&self, cx: &Context<'_>) -> Poll<()> {
+        self.waker.register(cx.waker());
+        if self.open.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
+    }
+}
+
+/// Why a body broke off, for whoever hears that its request failed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Cause(Arc<Mutex<Option<Refusal>>>);
+
+impl Cause {
+    pub(crate) fn take(&self) -> Option<Refusal> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn set(&self, refusal: Refusal) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+    }
+}
+
+/// The body of a request.
+pub(crate) enum Outgoing {
+    /// Pieces that are there, in order.
+    Whole(std::collections::VecDeque<Bytes>),
+    /// Bytes that are asked for once the other side wants them.
+    Flow { gate: Arc<Gate>, stream: ByteStream, left: u64, cause: Cause },
+}
+
+impl http_body::Body for Outgoing {
+    type Data = Bytes;
+    type Error = Refusal;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
+        match &mut *self {
+            Self::Whole(pieces) => Poll::Ready(pieces.pop_front().map(|piece| Ok(Frame::data(piece)))),
+            Self::Flow { gate, stream, left, cause } => {
+                ready!(gate.poll(cx));
+                match ready!(stream.as_mut().poll_next(cx)) {
+                    Some(Ok(bytes)) => {
+                        *left = left.saturating_sub(bytes.len() as u64);
+                        Poll::Ready(Some(Ok(Frame::data(bytes))))
+                    }
+                    Some(Err(refusal)) => {
+                        cause.set(refusal.clone());
+                        Poll::Ready(Some(Err(refusal)))
+                    }
+                    None => Poll::Ready(None),
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Whole(pieces) => pieces.is_empty(),
+            Self::Flow { left, .. } => *left == 0,
+        }
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        http_body::SizeHint::with_exact(match self {
+            Self::Whole(pieces) => pieces.iter().map(|piece| piece.len() as u64).sum(),
+            Self::Flow { left, .. } => *left,
+        })
+    }
+}

@@ -1,0 +1,119 @@
+//! [`Sessions`], from process to process.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::extract::State;
+use axum::routing::post;
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use quick_cache::sync::Cache;
+use serde::{Deserialize, Serialize};
+use sluice_engine::context::SignedContext;
+use sluice_engine::hash::Root;
+use sluice_engine::ids::Timestamp;
+use sluice_node::access::ContextVerifier;
+use sluice_node::clock::SharedClock;
+use sluice_proto::calls::Sessions;
+use sluice_proto::problem::{Problem, Refusal};
+
+use crate::call::{Answer, Call, garbled};
+use crate::caller::Caller;
+
+const CONTEXT: &str = "/v1/sessions/context";
+
+#[derive(Serialize, Deserialize)]
+struct Token {
+    token: String,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Issued {
+    context: String,
+}
+
+/// What serves `sessions` to other processes.
+pub fn serve_sessions(sessions: Arc<dyn Sessions>) -> Router {
+    Router::new().route(CONTEXT, post(context)).with_state(sessions)
+}
+
+async fn context(State(sessions): State<Arc<dyn Sessions>>, call: Call<Token>) -> Answer<Issued> {
+    let issued = sessions.context(&call.arguments.token).await;
+    Answer(issued.map(|context| Issued { context: STANDARD.encode(context.as_bytes()) }))
+}
+
+/// Contexts that are kept: each of some 500 bytes.
+const KEPT: usize = 8192;
+
+/// A context is asked for anew when less than this of its life is left, in milliseconds.
+const RENEW_BEFORE_MS: u64 = 30_000;
+
+/// What is kept of a session: by the digest of its token, never the token.
+#[derive(Clone)]
+struct Kept {
+    signed: SignedContext,
+    renew_at: Timestamp,
+    ends_at: Timestamp,
+}
+
+/// The session service of another process. What it issued is kept until shortly before its end, and to its very end while
+/// that process cannot be asked.
+pub struct RemoteSessions {
+    caller: Caller,
+    verifier: Arc<ContextVerifier>,
+    clock: SharedClock,
+    kept: Cache<Root, Kept>,
+}
+
+impl fmt::Debug for RemoteSessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RemoteSessions({} kept)", self.kept.len())
+    }
+}
+
+impl RemoteSessions {
+    /// Asked by way of `caller`. Only what `verifier` finds good is kept.
+    pub fn new(caller: Caller, verifier: Arc<ContextVerifier>, clock: SharedClock) -> Self {
+        Self { caller, verifier, clock, kept: Cache::new(KEPT) }
+    }
+
+    async fn ask(&self, token: &str) -> Result<SignedContext, Refusal> {
+        let token = Token { token: token.to_owned() };
+        let issued: Issued = self.caller.ask(CONTEXT, None, &token, Bytes::new(), Duration::ZERO).await?;
+        let bytes = STANDARD.decode(issued.context).map_err(garbled)?;
+        SignedContext::from_bytes(bytes).map_err(garbled)
+    }
+}
+
+#[async_trait]
+impl Sessions for RemoteSessions {
+    async fn context(&self, token: &str) -> Result<SignedContext, Refusal> {
+        let (digest, now) = (Root::of_bytes(token.as_bytes()), self.clock.now());
+        let kept = self.kept.get(&digest).filter(|kept| self.verifier.verify(&kept.signed).is_ok());
+        if let Some(kept) = kept.as_ref().filter(|kept| now < kept.renew_at) {
+            return Ok(kept.signed.clone());
+        }
+        match self.ask(token).await {
+            Ok(signed) => {
+                if let Ok(context) = self.verifier.verify(&signed) {
+                    let left = context.ends_at.since(now);
+                    let renew_at = now.plus(left - RENEW_BEFORE_MS.min(left / 2));
+                    let kept = Kept { signed: signed.clone(), renew_at, ends_at: context.ends_at };
+                    self.kept.insert(digest, kept);
+                }
+                Ok(signed)
+            }
+            Err(refusal) => match kept.filter(|kept| now < kept.ends_at) {
+                Some(kept) if refusal.problem == Problem::Unavailable => Ok(kept.signed),
+                Some(_) | None => {
+                    self.kept.remove(&digest);
+                    Err(refusal)
+                }
+            },
+        }
+    }
+}

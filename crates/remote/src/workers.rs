@@ -1,0 +1,282 @@
+//! [`Workers`], from process to process.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use axum::Router;
+use axum::extract::State as AppState;
+use axum::response::Response;
+use axum::routing::post;
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sluice_engine::context::SignedContext;
+use sluice_engine::geometry::{ChunkIndex, Geometry};
+use sluice_engine::hash::{ChainingValue, Root};
+use sluice_engine::ids::ClientFileId;
+use sluice_engine::limits::MAX_RUN;
+use sluice_engine::metadata::MetadataFields;
+use sluice_engine::span::Place;
+use sluice_proto::calls::{ByteStream, ListQuery, NewFile, Opened, PutChunks, Wait, Workers};
+use sluice_proto::http::{About, ChunkReceipt, FilePage, FileStatus, TreeNode};
+use sluice_proto::problem::Refusal;
+use uuid::Uuid;
+
+use crate::call::{Answer, Call, Flow, bytes_answer, garbled};
+use crate::caller::Caller;
+use crate::forms::{Ask, Created, File, List, Nothing, Part, Settle, Tree, WireOpened};
+
+const CREATE: &str = "/v1/workers/create";
+const CREATE_WHOLE: &str = "/v1/workers/create-whole";
+const SETTLE: &str = "/v1/workers/settle";
+const PUT: &str = "/v1/workers/put";
+const STATUS: &str = "/v1/workers/status";
+const LIST: &str = "/v1/workers/list";
+const OPEN: &str = "/v1/workers/open";
+const READ: &str = "/v1/workers/read";
+const TREE: &str = "/v1/workers/tree";
+const REMOVE: &str = "/v1/workers/remove";
+const ABOUT: &str = "/v1/workers/about";
+
+#[derive(Serialize, Deserialize)]
+struct Create {
+    id: Uuid,
+    size: Option<u64>,
+    expiry_secs: u64,
+    expected_root: Option<String>,
+    name: String,
+    content_type: String,
+    user: BTreeMap<String, String>,
+    home: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Put {
+    id: Uuid,
+    start: u64,
+    len: u64,
+    /// In hexadecimal digits.
+    expected: Option<Vec<String>>,
+}
+
+impl Create {
+    fn of(new: NewFile) -> Self {
+        let NewFile { id, fields, home } = new;
+        let MetadataFields { size, expiry_secs, expected_root, name, content_type, user } = fields;
+        let expected_root = expected_root.map(|root| root.to_string());
+        Self { id: id.uuid(), size, expiry_secs, expected_root, name, content_type, user, home }
+    }
+
+    fn parse(self) -> Result<NewFile, Refusal> {
+        let Self { id, size, expiry_secs, expected_root, name, content_type, user, home } = self;
+        let expected_root = expected_root.map(|root| root.parse::<Root>()).transpose().map_err(garbled)?;
+        let fields = MetadataFields { size, expiry_secs, expected_root, name, content_type, user };
+        Ok(NewFile { id: ClientFileId::new(id), fields, home })
+    }
+}
+
+impl Put {
+    fn parse(self, body: ByteStream) -> Result<PutChunks, Refusal> {
+        let Self { id, start, len, expected } = self;
+        let value = |text: String| text.parse::<ChainingValue>().map_err(garbled);
+        let expected: Option<Vec<_>> =
+            expected.map(|values| values.into_iter().map(value).collect()).transpose()?;
+        if expected.as_ref().is_some_and(|values| values.len() > usize::from(MAX_RUN)) {
+            return Err(garbled("more values than a run has chunks"));
+        }
+        let start = ChunkIndex::new(start).map_err(garbled)?;
+        Ok(PutChunks { id: ClientFileId::new(id), start, len, expected, body })
+    }
+}
+
+type Served = AppState<Arc<dyn Workers>>;
+
+/// What serves `workers` to other processes.
+pub fn serve_workers(workers: Arc<dyn Workers>) -> Router {
+    Router::new()
+        .route(CREATE, post(create))
+        .route(CREATE_WHOLE, post(create_whole))
+        .route(SETTLE, post(settle))
+        .route(PUT, post(put))
+        .route(STATUS, post(status))
+        .route(LIST, post(list))
+        .route(OPEN, post(open))
+        .route(READ, post(read))
+        .route(TREE, post(tree))
+        .route(REMOVE, post(remove))
+        .route(ABOUT, post(about))
+        .with_state(workers)
+}
+
+async fn create(AppState(workers): Served, call: Call<Create>) -> Answer<Created> {
+    let answer = async {
+        let (new, status) = workers.create(&call.context?, call.arguments.parse()?).await?;
+        Ok(Created { new, status })
+    };
+    Answer(answer.await)
+}
+
+async fn create_whole(AppState(workers): Served, call: Call<Create>) -> Answer<Created> {
+    let answer = async {
+        let new = call.arguments.parse()?;
+        let (new, status) = workers.create_whole(&call.context?, new, call.bytes).await?;
+        Ok(Created { new, status })
+    };
+    Answer(answer.await)
+}
+
+async fn settle(AppState(workers): Served, call: Call<Settle>) -> Answer<FileStatus> {
+    let answer = async {
+        let (id, size) = call.arguments.parse()?;
+        workers.settle(&call.context?, id, size).await
+    };
+    Answer(answer.await)
+}
+
+async fn put(AppState(workers): Served, flow: Flow<Put>) -> Answer<ChunkReceipt> {
+    let answer = async { workers.put_chunks(&flow.context?, flow.arguments.parse(flow.body)?).await };
+    Answer(answer.await)
+}
+
+async fn status(AppState(workers): Served, call: Call<Ask>) -> Answer<FileStatus> {
+    let (id, wait) = call.arguments.parse();
+    let answer = async { workers.status(&call.context?, id, wait).await };
+    Answer(answer.await)
+}
+
+async fn list(AppState(workers): Served, call: Call<List>) -> Answer<FilePage> {
+    let query = call.arguments.parse();
+    let answer = async { workers.list(&call.context?, query).await };
+    Answer(answer.await)
+}
+
+async fn open(AppState(workers): Served, call: Call<File>) -> Answer<WireOpened> {
+    let answer = async { workers.open(&call.context?, call.arguments.parse()).await };
+    Answer(answer.await.map(WireOpened::of))
+}
+
+async fn read(AppState(workers): Served, call: Call<Part>) -> Response {
+    let (id, range) = call.arguments.parse();
+    let answer = async { workers.read(&call.context?, id, range).await };
+    bytes_answer(answer.await)
+}
+
+async fn tree(AppState(workers): Served, call: Call<Tree>) -> Answer<TreeNode> {
+    let answer = async {
+        let (id, place) = call.arguments.parse()?;
+        workers.tree(&call.context?, id, place).await
+    };
+    Answer(answer.await)
+}
+
+async fn remove(AppState(workers): Served, call: Call<File>) -> Answer<Nothing> {
+    let answer = async { workers.remove(&call.context?, call.arguments.parse()).await };
+    Answer(answer.await.map(|()| Nothing {}))
+}
+
+async fn about(AppState(workers): Served, call: Call<Nothing>) -> Answer<About> {
+    let answer = async { workers.about(&call.context?).await };
+    Answer(answer.await)
+}
+
+/// The workers of other processes.
+#[derive(Clone, Debug)]
+pub struct RemoteWorkers(Caller);
+
+impl RemoteWorkers {
+    /// Asked by way of `caller`.
+    pub fn new(caller: Caller) -> Self {
+        Self(caller)
+    }
+
+    async fn ask<A: serde::de::DeserializeOwned>(
+        &self,
+        path: &'static str,
+        context: &SignedContext,
+        arguments: &impl Serialize,
+    ) -> Result<A, Refusal> {
+        self.0.ask(path, Some(context), arguments, Bytes::new(), Duration::ZERO).await
+    }
+}
+
+#[async_trait]
+impl Workers for RemoteWorkers {
+    async fn create(&self, context: &SignedContext, new: NewFile) -> Result<(bool, FileStatus), Refusal> {
+        let Created { new, status } = self.ask(CREATE, context, &Create::of(new)).await?;
+        Ok((new, status))
+    }
+
+    async fn create_whole(
+        &self,
+        context: &SignedContext,
+        new: NewFile,
+        bytes: Bytes,
+    ) -> Result<(bool, FileStatus), Refusal> {
+        let arguments = Create::of(new);
+        let Created { new, status } =
+            self.0.ask(CREATE_WHOLE, Some(context), &arguments, bytes, Duration::ZERO).await?;
+        Ok((new, status))
+    }
+
+    async fn settle(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        size: Geometry,
+    ) -> Result<FileStatus, Refusal> {
+        self.ask(SETTLE, context, &Settle::of(id, size)).await
+    }
+
+    async fn put_chunks(&self, context: &SignedContext, put: PutChunks) -> Result<ChunkReceipt, Refusal> {
+        let PutChunks { id, start, len, expected, body } = put;
+        let expected = expected.map(|values| values.iter().map(ToString::to_string).collect());
+        let arguments = Put { id: id.uuid(), start: start.number(), len, expected };
+        self.0.send(PUT, context, &arguments, len, body).await
+    }
+
+    async fn status(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        wait: Option<Wait>,
+    ) -> Result<FileStatus, Refusal> {
+        let longer = wait.map_or(Duration::ZERO, |wait| wait.timeout);
+        self.0.ask(STATUS, Some(context), &Ask::of(id, wait), Bytes::new(), longer).await
+    }
+
+    async fn list(&self, context: &SignedContext, query: ListQuery) -> Result<FilePage, Refusal> {
+        self.ask(LIST, context, &List::of(query)).await
+    }
+
+    async fn open(&self, context: &SignedContext, id: ClientFileId) -> Result<Opened, Refusal> {
+        self.ask::<WireOpened>(OPEN, context, &File::of(id)).await?.parse()
+    }
+
+    async fn read(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        range: Range<u64>,
+    ) -> Result<ByteStream, Refusal> {
+        self.0.receive(READ, context, &Part::of(id, range)).await
+    }
+
+    async fn tree(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        place: Place,
+    ) -> Result<TreeNode, Refusal> {
+        self.ask(TREE, context, &Tree::of(id, place)).await
+    }
+
+    async fn remove(&self, context: &SignedContext, id: ClientFileId) -> Result<(), Refusal> {
+        self.ask::<Nothing>(REMOVE, context, &File::of(id)).await.map(|_| ())
+    }
+
+    async fn about(&self, context: &SignedContext) -> Result<About, Refusal> {
+        self.ask(ABOUT, context, &Nothing {}).await
+    }
+}

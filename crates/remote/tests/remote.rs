@@ -1,0 +1,335 @@
+//! Calls between processes, over real TLS: what comes through, what does not, and who is let in.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use sluice_engine::context::SignedContext;
+use sluice_engine::geometry::{ChunkIndex, Geometry};
+use sluice_engine::hash::ChainingValue;
+use sluice_engine::ids::{ClientFileId, DcId, TenantId, Timestamp};
+use sluice_engine::metadata::MetadataFields;
+use sluice_engine::span::Place;
+use sluice_node::access::{ContextVerifier, Revocations};
+use sluice_node::clock::{ManualClock, SystemClock};
+use sluice_node::material::ClusterMaterial;
+use sluice_node::role::Role;
+use sluice_node::shutdown::Shutdown;
+use sluice_node::tls;
+use sluice_node::token::TokenGrant;
+use sluice_proto::calls::{ByteStream, ListQuery, NewFile, Opened, PutChunks, Sessions, Wait, Workers};
+use sluice_proto::http::{About, ChunkReceipt, FilePage, FileStatus, TreeNode};
+use sluice_proto::problem::{Problem, Refusal};
+use sluice_remote::{
+    Caller, CallerConfig, Door, RemoteSessions, RemoteWorkers, serve_sessions, serve_workers,
+};
+use sluice_session::MemorySessions;
+use uuid::Uuid;
+
+const ME: DcId = DcId::new(1);
+
+/// Workers that take what they are given, and refuse what they are told to.
+#[derive(Default)]
+struct Fake {
+    refuse_puts: AtomicBool,
+    taken: AtomicUsize,
+}
+
+fn no<T>() -> Result<T, Refusal> {
+    Err(Refusal::new(Problem::VolumeFull, "0 bytes are left")
+        .hint("wait")
+        .retry_after(Duration::from_millis(1500)))
+}
+
+#[async_trait]
+impl Workers for Fake {
+    async fn create(&self, _: &SignedContext, new: NewFile) -> Result<(bool, FileStatus), Refusal> {
+        // What arrived is told by what is refused.
+        Err(Refusal::new(Problem::InvalidMetadata, format!("{new:?}")))
+    }
+    async fn create_whole(
+        &self,
+        _: &SignedContext,
+        _: NewFile,
+        bytes: Bytes,
+    ) -> Result<(bool, FileStatus), Refusal> {
+        Err(Refusal::new(Problem::InvalidMetadata, format!("{} bytes", bytes.len())))
+    }
+    async fn settle(
+        &self,
+        _: &SignedContext,
+        _: ClientFileId,
+        size: Geometry,
+    ) -> Result<FileStatus, Refusal> {
+        Err(Refusal::new(Problem::SizeConflict, size.size().to_string()))
+    }
+    async fn put_chunks(&self, _: &SignedContext, put: PutChunks) -> Result<ChunkReceipt, Refusal> {
+        if self.refuse_puts.load(Ordering::SeqCst) {
+            return no();
+        }
+        let mut body = put.body;
+        let mut len = 0;
+        while let Some(piece) = body.try_next().await? {
+            len += piece.len() as u64;
+            self.taken.fetch_add(piece.len(), Ordering::SeqCst);
+        }
+        let values = put.expected.unwrap_or_default().iter().map(ToString::to_string).collect();
+        let start = put.start.number();
+        Ok(ChunkReceipt {
+            dc: "dc-a".into(),
+            start,
+            values,
+            new_chunks: u64::from(len == put.len),
+            provisional: false,
+            busy: true,
+        })
+    }
+    async fn status(
+        &self,
+        _: &SignedContext,
+        _: ClientFileId,
+        wait: Option<Wait>,
+    ) -> Result<FileStatus, Refusal> {
+        Err(Refusal::new(Problem::Incomplete, format!("{wait:?}")))
+    }
+    async fn list(&self, _: &SignedContext, query: ListQuery) -> Result<FilePage, Refusal> {
+        Ok(FilePage { files: Vec::new(), next: query.after.map(|id| id.uuid()) })
+    }
+    async fn open(&self, _: &SignedContext, _: ClientFileId) -> Result<Opened, Refusal> {
+        Err(Refusal::not_found())
+    }
+    async fn read(
+        &self,
+        _: &SignedContext,
+        _: ClientFileId,
+        range: Range<u64>,
+    ) -> Result<ByteStream, Refusal> {
+        let good = (0..range.end).map(|at| Ok(Bytes::from(vec![at as u8; 70_000])));
+        let bad = (range.start > 0).then(no::<Bytes>);
+        Ok(stream::iter(good.chain(bad)).boxed())
+    }
+    async fn tree(&self, _: &SignedContext, _: ClientFileId, place: Place) -> Result<TreeNode, Refusal> {
+        Err(Refusal::new(Problem::Range, place.to_string()))
+    }
+    async fn remove(&self, _: &SignedContext, _: ClientFileId) -> Result<(), Refusal> {
+        Ok(())
+    }
+    async fn about(&self, _: &SignedContext) -> Result<About, Refusal> {
+        Ok(About { cluster: "test".into(), dc: "dc-a".into(), dcs: Vec::new(), version: "1".into() })
+    }
+}
+
+struct Bed {
+    material: Arc<ClusterMaterial>,
+    fake: Arc<Fake>,
+    tasks: Shutdown,
+    workers: String,
+    sessions: String,
+    context: SignedContext,
+    token: String,
+}
+
+impl Bed {
+    async fn new() -> Self {
+        tls::install_provider();
+        let dcs = [(ME, "dc-a"), (DcId::new(2), "dc-b")];
+        let material = Arc::new(ClusterMaterial::generate("test", &dcs).unwrap());
+        let (fake, tasks) = (Arc::new(Fake::default()), Shutdown::new());
+        let open = |role, routes| {
+            let door = Door::bind(([127, 0, 0, 1], 0).into(), &material, ME, role).unwrap();
+            let address = door.address().unwrap().to_string();
+            door.serve(routes, &tasks);
+            address
+        };
+        let sessions = Arc::new(MemorySessions::new(
+            ME,
+            material.token_verifier(),
+            material.context_key(ME).unwrap(),
+            SystemClock::shared(),
+            Revocations::new(),
+        ));
+        let grant = TokenGrant::everything(TenantId::new(7), "seven", Duration::from_secs(600));
+        let now = SystemClock::shared().now();
+        let token = material.token_mint().unwrap().mint(&grant, now).unwrap();
+        let context = sessions.context(&token).await.unwrap();
+        let workers = open(Role::Worker, serve_workers(fake.clone()));
+        let sessions = open(Role::Session, serve_sessions(sessions));
+        Self { material, fake, tasks, workers, sessions, context, token }
+    }
+
+    fn caller(&self, me: Role, whom: Role, address: &str) -> Caller {
+        let (address, patience) = (address.to_owned(), Duration::from_secs(5));
+        Caller::new(CallerConfig { dc: ME, me, whom, address, patience }, &self.material).unwrap()
+    }
+
+    fn remote(&self) -> RemoteWorkers {
+        RemoteWorkers::new(self.caller(Role::Edge, Role::Worker, &self.workers))
+    }
+}
+
+fn id() -> ClientFileId {
+    ClientFileId::new(Uuid::from_u128(7))
+}
+
+/// A body that counts what was asked of it.
+fn body(pieces: usize, asked: &Arc<AtomicUsize>) -> ByteStream {
+    let asked = asked.clone();
+    stream::iter(0..pieces)
+        .map(move |_| {
+            asked.fetch_add(1, Ordering::SeqCst);
+            Ok(Bytes::from(vec![1; 65_536]))
+        })
+        .boxed()
+}
+
+fn put(len: u64, body: ByteStream) -> PutChunks {
+    let expected = Some(vec![ChainingValue::from_bytes([3; 32])]);
+    PutChunks { id: id(), start: ChunkIndex::new(64).unwrap(), len, expected, body }
+}
+
+#[tokio::test]
+async fn arguments_answers_and_refusals_come_through_as_they_are() {
+    let bed = Bed::new().await;
+    let (remote, context) = (bed.remote(), &bed.context);
+    let fields = MetadataFields {
+        size: Some(3),
+        name: "größe.txt".into(),
+        user: [("k".into(), "v".into())].into(),
+        ..MetadataFields::default()
+    };
+    let new = NewFile { id: id(), fields, home: Some("dc-b".into()) };
+    let refused = remote.create(context, new.clone()).await.unwrap_err();
+    assert_eq!((refused.problem, refused.detail), (Problem::InvalidMetadata, format!("{new:?}")));
+    let refused = remote.create_whole(context, new, Bytes::from(vec![0; 1 << 20])).await.unwrap_err();
+    assert_eq!(refused.detail, "1048576 bytes");
+    let size = Geometry::new(9).unwrap();
+    assert_eq!(remote.settle(context, id(), size).await.unwrap_err().detail, "9");
+    let wait = Some(Wait { state: sluice_proto::http::State::Complete, timeout: Duration::from_secs(3) });
+    assert_eq!(remote.status(context, id(), wait).await.unwrap_err().detail, format!("{wait:?}"));
+    let query = ListQuery { state: None, after: Some(id()), limit: 5 };
+    assert_eq!(remote.list(context, query).await.unwrap().next, Some(id().uuid()));
+    let refused = remote.open(context, id()).await.unwrap_err();
+    assert_eq!((refused.problem, refused.hint.is_some()), (Problem::NotFound, true));
+    let place = Place::new(64, 6).unwrap();
+    assert_eq!(remote.tree(context, id(), place).await.unwrap_err().detail, place.to_string());
+    remote.remove(context, id()).await.unwrap();
+    assert_eq!(remote.about(context).await.unwrap().dc, "dc-a");
+}
+
+#[tokio::test]
+async fn a_body_is_asked_for_once_it_is_wanted() {
+    let bed = Bed::new().await;
+    let (remote, asked) = (bed.remote(), Arc::new(AtomicUsize::new(0)));
+    bed.fake.refuse_puts.store(true, Ordering::SeqCst);
+    let refused = remote.put_chunks(&bed.context, put(1 << 20, body(16, &asked))).await.unwrap_err();
+    assert_eq!((refused.problem, refused.hint.as_deref()), (Problem::VolumeFull, Some("wait")));
+    assert_eq!(refused.retry_after, Some(Duration::from_millis(1500)));
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "nothing of it was read");
+    bed.fake.refuse_puts.store(false, Ordering::SeqCst);
+    for _ in 0..3 {
+        let receipt = remote.put_chunks(&bed.context, put(1 << 20, body(16, &asked))).await.unwrap();
+        assert_eq!((receipt.start, receipt.new_chunks, receipt.busy), (64, 1, true));
+        assert_eq!(receipt.values, [ChainingValue::from_bytes([3; 32]).to_string()]);
+    }
+    assert_eq!(bed.fake.taken.load(Ordering::SeqCst), 3 << 20);
+}
+
+#[tokio::test]
+async fn a_body_that_breaks_off_is_refused_in_its_own_words_and_is_no_end() {
+    let bed = Bed::new().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    let trickles = || Err(Refusal::new(Problem::Timeout, "the body trickles"));
+    let broken = body(3, &asked).chain(stream::once(async move { trickles() })).boxed();
+    let refused = bed.remote().put_chunks(&bed.context, put(1 << 20, broken)).await.unwrap_err();
+    assert_eq!((refused.problem, refused.detail.as_str()), (Problem::Timeout, "the body trickles"));
+    let read = bed.remote().read(&bed.context, id(), 0..9).await.unwrap();
+    let whole: Vec<Bytes> = read.try_collect().await.unwrap();
+    assert_eq!(whole.iter().map(Bytes::len).sum::<usize>(), 9 * 70_000);
+    let read = bed.remote().read(&bed.context, id(), 1..9).await.unwrap();
+    let broken = read.try_collect::<Vec<Bytes>>().await.unwrap_err();
+    assert_eq!(broken.problem, Problem::Unavailable);
+}
+
+#[tokio::test]
+async fn who_has_nothing_to_ask_is_not_answered() {
+    let bed = Bed::new().await;
+    for me in [Role::Session, Role::Worker] {
+        let stranger = RemoteWorkers::new(bed.caller(me, Role::Worker, &bed.workers));
+        let refused = stranger.about(&bed.context).await.unwrap_err();
+        assert_eq!(refused.problem, Problem::Unavailable, "{me}");
+    }
+    // A worker is no session service, whoever says so; and the other datacenter's edges are not this one's.
+    let misled = RemoteWorkers::new(bed.caller(Role::Edge, Role::Session, &bed.workers));
+    assert!(misled.about(&bed.context).await.is_err());
+    let (dc, address) = (DcId::new(2), bed.workers.clone());
+    let patience = Duration::from_secs(5);
+    let config = CallerConfig { dc, me: Role::Edge, whom: Role::Worker, address, patience };
+    let elsewhere = RemoteWorkers::new(Caller::new(config, &bed.material).unwrap());
+    assert!(elsewhere.about(&bed.context).await.is_err());
+    // Another cluster's keys have the same names, and another CA.
+    let other = ClusterMaterial::generate("test", &[(ME, "dc-a")]).unwrap();
+    let config =
+        CallerConfig { dc: ME, me: Role::Edge, whom: Role::Worker, address: bed.workers.clone(), patience };
+    let foreign = RemoteWorkers::new(Caller::new(config, &other).unwrap());
+    assert!(foreign.about(&bed.context).await.is_err());
+    assert!(bed.remote().about(&bed.context).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_process_that_is_gone_is_unavailable_and_another_one_of_its_name_is_asked() {
+    let bed = Bed::new().await;
+    let remote = bed.remote();
+    assert!(remote.about(&bed.context).await.is_ok());
+    bed.tasks.kill().await;
+    assert_eq!(remote.about(&bed.context).await.unwrap_err().problem, Problem::Unavailable);
+    let (again, at) = (Shutdown::new(), bed.workers.parse().unwrap());
+    let door = Door::bind(at, &bed.material, ME, Role::Worker).unwrap();
+    door.serve(serve_workers(bed.fake.clone()), &again);
+    assert!(remote.about(&bed.context).await.is_ok());
+}
+
+#[tokio::test]
+async fn contexts_are_kept_and_outlive_the_session_service() {
+    let bed = Bed::new().await;
+    let clock = ManualClock::at(Timestamp::new(SystemClock::shared().now().number()));
+    let verifier = ContextVerifier::new(bed.material.context_ring(), ME, clock.clone(), Revocations::new());
+    let caller = bed.caller(Role::Edge, Role::Session, &bed.sessions);
+    let sessions = RemoteSessions::new(caller, Arc::new(verifier), clock.clone());
+    let first = sessions.context(&bed.token).await.unwrap();
+    let refused = sessions.context("no.token.at-all").await.unwrap_err();
+    assert_eq!(refused.problem, Problem::InvalidToken);
+    bed.tasks.kill().await;
+    assert!(sessions.context(&bed.token).await.unwrap() == first);
+    // Near its end a new one is wanted; while there is none the old one is good for as long as it lives.
+    clock.advance(299_000);
+    assert!(sessions.context(&bed.token).await.unwrap() == first);
+    clock.advance(70_000);
+    assert_eq!(sessions.context(&bed.token).await.unwrap_err().problem, Problem::Unavailable);
+}
+
+#[tokio::test]
+async fn what_makes_no_sense_is_refused_by_name() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let bed = Bed::new().await;
+    let tls = tls::role_client(&bed.material, ME, Role::Edge).unwrap();
+    let name = tls::role_name(&bed.material, ME, Role::Worker).unwrap();
+    for (head, said) in [
+        ("content-length: 0\r\n\r\n", "a call that makes no sense"),
+        ("content-length: 4\r\n\r\n\u{7f}\u{7f}\u{7f}\u{7f}", "arguments are cut off"),
+        ("content-length: 6\r\n\r\n\0\0\0\u{2}{}", "missing field `id`"),
+    ] {
+        let stream = tokio::net::TcpStream::connect(&bed.workers).await.unwrap();
+        let mut stream =
+            tokio_rustls::TlsConnector::from(tls.clone()).connect(name.clone(), stream).await.unwrap();
+        let request = format!("POST /v1/workers/open HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{head}");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains(said), "{answer}");
+    }
+}
