@@ -24,6 +24,9 @@ const BACKLOG: u32 = 1024;
 /// Connections at once. Each is one call at a time.
 const CONNECTIONS: usize = 4096;
 
+/// The most that is read of a body at once: what stays in a core's cache until it is hashed.
+const READ_BUFFER: usize = 32 << 10;
+
 /// How long a handshake may take, and the head of a call after the one before.
 const HANDSHAKE: Duration = Duration::from_secs(5);
 const HEAD: Duration = Duration::from_secs(60);
@@ -143,6 +146,7 @@ async fn connection(
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
+        .max_buf_size(READ_BUFFER)
         .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
