@@ -2,11 +2,11 @@
 //!
 //! rustls's own buffers, which tokio-rustls uses, take a record from the socket in pieces, and give one record at a
 //! time. Here one read of the socket brings several records, and one read by HTTP takes them all. A connection on
-//! which nothing is under way has no buffers; one that is fast reads [`AHEAD`] bytes at once, if it is one of the
-//! [`READERS`] that may: a courtesy and no lock, since without it one reads a record at a time.
+//! which nothing is under way has no buffers; one that is fast reads `AHEAD` bytes at once, if it is one of the
+//! `READERS` that may: a courtesy and no lock, since without it one reads a record at a time.
 //!
-//! A [`Secure`] is owned by its connection's task, and ends with it. What it holds is bounded: [`AHEAD`] bytes of
-//! ciphertext or of what was decrypted and not taken, and one write of [`WRITE`] bytes that was taken and not sent.
+//! A [`Secure`] is owned by its connection's task, and ends with it. What it holds is bounded: `AHEAD` bytes of
+//! ciphertext or of what was decrypted and not taken, and one write of `WRITE` bytes that was taken and not sent.
 
 mod outgoing;
 
