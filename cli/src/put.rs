@@ -194,7 +194,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let uploaded = match result {
         Ok(uploaded) => uploaded,
         Err(error) => {
-            if matches!(&error, ClientError::Dropped { .. }) || error.code() == "dropped" {
+            // What was said this time may be wrong, and what was begun before may be right.
+            if is_final(&error) && (begun.is_new || !args.describes()) {
                 begun.notes.forget(&begun.upload.cluster, &path)?;
             }
             return Err(error.into());
@@ -251,6 +252,21 @@ async fn put_stream(args: Args, mut input: tokio::fs::File, context: &Context) -
 struct Begun {
     notes: UnfinishedUploads,
     upload: Unfinished,
+    /// Whether it was noted now, and not by an earlier process.
+    is_new: bool,
+}
+
+/// Whether the upload can never be carried on: what was said or sent contradicts what stands.
+fn is_final(error: &ClientError) -> bool {
+    match error {
+        ClientError::Dropped { .. }
+        | ClientError::Conflict { .. }
+        | ClientError::ExpectedRoot { .. }
+        | ClientError::RootMismatch { .. }
+        | ClientError::SizeDiffers { .. } => true,
+        ClientError::Refused(refused) => matches!(refused.status, 400 | 409 | 410 | 413 | 422),
+        _ => false,
+    }
 }
 
 /// Finds the unfinished upload of this file, or notes a new one.
@@ -276,7 +292,7 @@ async fn begin(
         if !args.describes() {
             said_before(options, &found)?;
         }
-        return Ok(Begun { notes, upload: found });
+        return Ok(Begun { notes, upload: found, is_new: false });
     }
     let id = args.id.unwrap_or_else(Uuid::now_v7);
     options.is_new = args.id.is_none();
@@ -289,7 +305,7 @@ async fn begin(
     };
     notes.remember(&upload)?;
     options.id = Some(id);
-    Ok(Begun { notes, upload })
+    Ok(Begun { notes, upload, is_new: true })
 }
 
 /// Says of the file what was said when it was created: a record never changes.

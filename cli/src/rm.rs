@@ -45,9 +45,12 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
             return Err(Failure::usage("not-confirmed", "nothing was removed", "answer y").into());
         }
     }
-    client.remove(args.id).await?;
-    // An upload that is given up must not be carried on.
-    UnfinishedUploads::at(state_dir()?.join("uploads")).forget_id(args.id)?;
+    let removed = client.remove(args.id).await;
+    // An upload that is given up must not be carried on, also if the cluster never heard of it.
+    if removed.as_ref().err().is_none_or(|error| error.code() == "not-found") {
+        UnfinishedUploads::at(state_dir()?.join("uploads")).forget_id(args.id)?;
+    }
+    removed?;
     context.answer(&json!({ "id": args.id, "removed": true }), || args.id.to_string())
 }
 

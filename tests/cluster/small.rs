@@ -121,6 +121,43 @@ async fn a_file_that_two_datacenters_were_sent_at_once_is_one_or_a_conflict() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_conflict_outlives_every_datacenter_that_could_say_so_again() {
+    let mut bed = Bed::start(2).await;
+    let (id, named) = (Uuid::now_v7(), Uuid::now_v7());
+    // Each alone is sent something else: other bytes, or another metadata record.
+    for (dc, other, seed) in [(A, B, 1), (B, A, 2)] {
+        bed.cluster.kill(other).await;
+        if dc == B {
+            bed.cluster.start(B).await.unwrap();
+        }
+        let (said, bytes) = (json!({ "id": id }), noise(seed, 3000));
+        assert_eq!(bed.post_whole(dc, &said, bytes).await.unwrap().status, StatusCode::CREATED);
+        let said = json!({ "id": named, "name": format!("{seed}") });
+        assert_eq!(bed.post_whole(dc, &said, noise(9, 3000)).await.unwrap().status, StatusCode::CREATED);
+    }
+    bed.cluster.start(A).await.unwrap();
+    for (dc, id) in [(A, id), (A, named), (B, id), (B, named)] {
+        eventually("conflict", async || {
+            let status: FileStatus = bed.get(dc, &format!("/files/{id}"), &[]).await.json();
+            (status.state == State::Conflict).then_some(())
+        })
+        .await;
+    }
+    for dc in [A, B] {
+        for dc in [A, B] {
+            bed.cluster.kill(dc).await;
+        }
+        bed.cluster.start(dc).await.unwrap();
+        for id in [id, named] {
+            let content = bed.get(dc, &format!("/files/{id}/content"), &[]).await;
+            assert_eq!((content.status.as_u16(), content.problem().as_str()), (409, "conflict"), "{dc}");
+            let status: FileStatus = bed.get(dc, &format!("/files/{id}"), &[]).await.json();
+            assert_eq!(status.state, State::Conflict, "{dc}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_contradicts_or_is_wrong_is_refused_by_name_and_the_first_stays() {
     let bed = Bed::start(2).await;
     let (id, bytes) = (Uuid::now_v7(), noise(1, 500));

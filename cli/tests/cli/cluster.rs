@@ -215,6 +215,77 @@ fn an_interrupted_demo_tidies_up() {
 }
 
 #[test]
+fn what_can_never_succeed_is_not_carried_on() {
+    let home = Home::new(None);
+    home.write("small", b"abc");
+    home.write("large", &noise(4, MIB + 1));
+    let dev = Dev::start(&home, &[]);
+    let wrong = "00".repeat(32);
+    for file in ["small", "large"] {
+        let refused = run(&home, &["put", file, "--expect", &wrong]);
+        assert_eq!(refused.code, Some(5), "{}", refused.stderr);
+        let put = run(&home, &["put", file]);
+        assert_eq!(put.code, Some(0), "{}", put.stderr);
+        // Another file's id.
+        home.write("other", &noise(5, 2 * MIB + 2));
+        let refused = run(&home, &["put", "other", "--id", put.stdout.trim_end()]);
+        assert_eq!(refused.code, Some(5), "{}", refused.stderr);
+        let put = run(&home, &["put", "other"]);
+        assert_eq!(put.code, Some(0), "{}", put.stderr);
+    }
+    // What is no file is not replaced by one, and a directory is a wrong argument.
+    let id = run(&home, &["put", "small"]).stdout.trim_end().to_owned();
+    for target in ["/dev/null", "."] {
+        let get = run(&home, &["get", &id, "-o", target, "--force"]);
+        assert_eq!(get.code, Some(2), "{}", get.stderr);
+        assert!(get.stderr.contains("(not-a-file)"), "{}", get.stderr);
+    }
+    dev.signal(Signal::TERM);
+    assert_eq!(dev.ended(), Some(0));
+}
+
+#[test]
+fn damage_is_mended_by_sending_the_file_again() {
+    let home = Home::new(None);
+    let bytes = noise(6, 5 * MIB + 9);
+    home.write("disk.img", &bytes);
+    let dev = Dev::start(&home, &[]);
+    let id = run(&home, &["put", "disk.img", "--wait", "assembled"]).stdout.trim_end().to_owned();
+    let until = |what: &str, so: &dyn Fn(&serde_json::Value) -> bool| {
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        loop {
+            let status = run(&home, &["status", &id, "--json"]).json();
+            if so(&status) {
+                return status;
+            }
+            assert!(std::time::Instant::now() < deadline, "{what}: {status}");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    };
+    let status = until("one copy", &|status| status["holders"].as_array().is_some_and(|all| all.len() == 1));
+    dev.signal(Signal::TERM);
+    assert_eq!(dev.ended(), Some(0));
+    let chunks = home.path(&format!("data/{}/chunks", status["home"].as_str().unwrap()));
+    let shard = chunks.join(&names(&chunks)[0]);
+    let path = shard.join(&names(&shard)[0]).join("data-0");
+    let mut stored = std::fs::read(&path).unwrap();
+    stored[2 * MIB + 9] ^= 1;
+    std::fs::write(&path, stored).unwrap();
+    let dev = Dev::start(&home, &["--scrub-rate", "1GiB"]);
+    until("the scrub finds it", &|status| status["damaged"] == serde_json::json!([[2, 3]]));
+    let again = run(&home, &["put", "disk.img", "--id", &id, "--json"]);
+    assert_eq!(again.code, Some(0), "{}", again.stderr);
+    assert_eq!(again.json()["chunks_sent"], 1, "{}", again.stdout);
+    let get = run(&home, &["get", &id, "-o", "copy"]);
+    assert_eq!(get.code, Some(0), "{}", get.stderr);
+    assert!(std::fs::read(home.path("copy")).unwrap() == bytes);
+    dev.signal(Signal::TERM);
+    assert_eq!(dev.ended(), Some(0));
+    let check = Ended::from(home.command(&["fsck", "--data", "data"]).output().unwrap());
+    assert_eq!(check.code, Some(0), "{}", check.stdout);
+}
+
+#[test]
 fn a_stopped_volume_is_checked_and_damage_explained() {
     let home = Home::new(None);
     let check = |args: &[&str]| Ended::from(home.command(&[&["fsck"], args].concat()).output().unwrap());

@@ -73,6 +73,7 @@ impl ClientError {
             | Self::SourceChanged { .. }
             | Self::ChangedSince { .. }
             | Self::Target { .. }
+            | Self::NotAFile { .. }
             | Self::Exists { .. }
             | Self::Range { .. }
             | Self::Geometry(_)
@@ -98,6 +99,7 @@ impl ClientError {
             Self::Config(_)
             | Self::Untrusted { .. }
             | Self::SentAway { .. }
+            | Self::NotAFile { .. }
             | Self::Exists { .. }
             | Self::Range { .. }
             | Self::Geometry(_)

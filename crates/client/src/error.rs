@@ -216,6 +216,12 @@ pub enum ClientError {
         /// Why not.
         cause: io::Error,
     },
+    /// The target is a directory, a device, a pipe or a socket.
+    #[error("{} is no file that could be replaced", path.display())]
+    NotAFile {
+        /// The target.
+        path: PathBuf,
+    },
     /// The target exists, and was not to be replaced.
     #[error("{} exists", path.display())]
     Exists {
@@ -276,6 +282,7 @@ impl ClientError {
             Self::Input { .. } => "input",
             Self::SourceChanged { .. } | Self::ChangedSince { .. } => "source-changed",
             Self::Target { .. } => "target",
+            Self::NotAFile { .. } => "not-a-file",
             Self::Exists { .. } => "exists",
             Self::Busy { .. } => "busy",
             Self::Range { .. } => Problem::Range.code(),
@@ -309,6 +316,7 @@ impl ClientError {
             | Self::SourceChanged { .. }
             | Self::ChangedSince { .. }
             | Self::Target { .. }
+            | Self::NotAFile { .. }
             | Self::Exists { .. }
             | Self::Busy { .. }
             | Self::Range { .. }
@@ -369,6 +377,7 @@ impl ClientError {
             Self::ChangedSince { id, .. } => Some(format!(
                 "`sluice rm {id}` gives the unfinished upload up; or give a new --id to keep both"
             )),
+            Self::NotAFile { .. } => Some("`-o -` writes to standard output, which goes anywhere".into()),
             Self::Exists { .. } => Some("use --force to replace it".into()),
             Self::Busy { .. } => Some("wait for it, or choose another target".into()),
             Self::Source { .. }

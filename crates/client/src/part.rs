@@ -41,9 +41,8 @@ pub(crate) struct Part {
 impl Part {
     /// Opens or makes the part of `target`; blocks. What an earlier download of the same bytes left is kept.
     pub(crate) fn open(target: &Path, replace: bool, of: &PartOf) -> Result<Self, ClientError> {
-        if target.is_dir() {
-            let cause = io::Error::from(ErrorKind::IsADirectory);
-            return Err(ClientError::Target { path: target.to_owned(), cause });
+        if target.metadata().is_ok_and(|found| !found.is_file()) {
+            return Err(ClientError::NotAFile { path: target.to_owned() });
         }
         if !replace && target.symlink_metadata().is_ok() {
             return Err(ClientError::Exists { path: target.to_owned() });

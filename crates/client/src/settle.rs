@@ -136,6 +136,11 @@ pub(crate) fn held(answers: &[(usize, FileStatus)]) -> ChunkSet {
         };
         held.insert_all(&missing.complement(known_to));
     }
+    // What is damaged where it is said to be, and sound nowhere, is mended by whoever sends it again.
+    for (_, status) in answers {
+        let damaged = ChunkSet::of_pairs(&status.damaged).common(&ChunkSet::of_pairs(&status.missing));
+        held = held.without(&damaged);
+    }
     // While the size is open there is no telling what lies past the end.
     let chunks = answers.iter().filter(|(_, status)| status.size.is_some()).map(|(_, status)| status.chunks);
     match chunks.min() {

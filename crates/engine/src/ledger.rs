@@ -80,6 +80,11 @@ impl<T: Ord + Copy> Sole<T> {
         self.0.first().copied()
     }
 
+    /// Both of two that contradict.
+    fn both(&self) -> Option<[T; 2]> {
+        self.0.first_chunk().copied()
+    }
+
     fn is_contradicted(&self) -> bool {
         self.0.len() > 1
     }
@@ -409,6 +414,16 @@ impl Ledger {
     /// A larger size that was said too: the two contradict.
     pub fn other_size(&self) -> Option<Geometry> {
         self.sizes.0.get(1).and_then(|size| Geometry::new(*size).ok())
+    }
+
+    /// Two roots that contradict, with the sizes that were said with them.
+    pub fn two_roots(&self) -> Option<[(Root, u64); 2]> {
+        self.roots.both()
+    }
+
+    /// Two metadata records that contradict, and whose they were said to be.
+    pub fn two_records(&self) -> Option<[(RecordDigest, TenantId); 2]> {
+        self.metas.both()
     }
 
     /// Where the file stands.

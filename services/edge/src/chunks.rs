@@ -78,6 +78,7 @@ async fn take(
     let number = index.parse().map_err(|_| invalid(format!("{index:?} is no chunk index")))?;
     let start =
         ChunkIndex::new(number).map_err(|error| Refusal::new(Problem::ChunkIndex, error.to_string()))?;
+    refuse_encoding(request.headers())?;
     let len = content_length(request.headers())?;
     let expected = chunk_values(request.headers())?;
     // Its bytes go to the store as they arrive.
@@ -91,6 +92,17 @@ async fn take(
     });
     let put = PutChunks { id, start, len, expected, body: body.boxed() };
     app.parts.workers.put_chunks(context, put).await
+}
+
+/// Refuses a body that is encoded: it would be stored as it comes.
+pub(crate) fn refuse_encoding(headers: &HeaderMap) -> Result<(), Refusal> {
+    match headers.get(header::CONTENT_ENCODING) {
+        Some(encoding) if encoding != "identity" => {
+            Err(Refusal::new(Problem::Encoding, "the body is encoded, and would be stored like that")
+                .hint("send the bytes themselves, without Content-Encoding"))
+        }
+        Some(_) | None => Ok(()),
+    }
 }
 
 pub(crate) fn content_length(headers: &HeaderMap) -> Result<u64, Refusal> {

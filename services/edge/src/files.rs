@@ -26,7 +26,7 @@ use sluice_proto::problem::{Problem, Refusal};
 
 use crate::App;
 use crate::answer::{Answer, invalid, json};
-use crate::chunks::{DOOR, content_length};
+use crate::chunks::{DOOR, content_length, refuse_encoding};
 use crate::routes::{Caller, file_id};
 
 /// The longest body of JSON, in bytes: four times the longest metadata record.
@@ -116,6 +116,7 @@ async fn take_whole(
     context: &SignedContext,
     request: Request,
 ) -> Result<(bool, FileStatus), Refusal> {
+    refuse_encoding(request.headers())?;
     let said = request.headers().get(FILE_METADATA).map_or(&[][..], HeaderValue::as_bytes);
     let mut new = new_file(said)?;
     // An empty body may come without a length.

@@ -5,13 +5,16 @@
 //!
 //! | bytes | of a file |
 //! | --- | --- |
-//! | 4 | `SLF` and version 1 |
+//! | 4 | `SLF` and version: 2 if two roots or two metadata records contradict, else 1 |
 //! | 1 | flags: claim 1, own claim 2, root 4, conflict 8, unexpected root 16, drop 32, size without a root 64, another size 128 |
+//! | 1 | in version 2, flags: two roots 1, two records 2 |
 //! | 1 + 2 | claim: epoch, home |
 //! | 1 | own claim: epoch |
 //! | 8 + 32 | root: size, root |
 //! | 8 | size without a root |
 //! | 8 | another size, which contradicts it |
+//! | 2·(8 + 32) | two roots: size, root |
+//! | 2·(32 + 8) | two metadata records: digest, tenant |
 //! | 8 + 1 + 2 + 32 | conflict: start, level, home, unexpected root |
 //! | 1 + 8 | drop: reason, tenant |
 //! | 1 + 3·n | datacenters that assembled the file: epoch, id |
@@ -27,12 +30,13 @@ use std::collections::BTreeMap;
 
 use crate::command::DropReason;
 use crate::geometry::Geometry;
-use crate::hash::Root;
+use crate::hash::{RecordDigest, Root};
 use crate::ids::{DcId, HomeEpoch, Incarnation, TenantId, Timestamp};
 use crate::ledger::{Claim, Disagreement, Fact, Ledger};
 use crate::span::Place;
 
 const FILE_MAGIC: [u8; 4] = *b"SLF\x01";
+const CONTRADICTED_FILE_MAGIC: [u8; 4] = *b"SLF\x02";
 const NODE_MAGIC: [u8; 4] = *b"SLN\x01";
 
 /// Why bytes are no memory.
@@ -55,6 +59,10 @@ pub struct FileMemory {
     size: Option<Geometry>,
     /// A larger size that was said too.
     other_size: Option<Geometry>,
+    /// Roots that contradict, with their sizes.
+    roots: Option<[(Root, u64); 2]>,
+    /// Metadata records that contradict.
+    records: Option<[(RecordDigest, TenantId); 2]>,
     conflict: Option<Disagreement>,
     drop: Option<(DropReason, TenantId)>,
     assembled: Vec<Claim>,
@@ -85,6 +93,8 @@ impl FileMemory {
             root: ledger.root().zip(ledger.file()).map(|(root, file)| (root, file.size())),
             size: ledger.file().filter(|_| ledger.root().is_none()),
             other_size: ledger.other_size(),
+            roots: ledger.two_roots(),
+            records: ledger.two_records(),
             conflict: ledger.disagreement(),
             drop: ledger.dropped(),
             assembled: ledger.copies().collect(),
@@ -126,7 +136,8 @@ impl FileMemory {
     /// that is not how it stands.
     pub(super) fn settled(&self) -> Option<(Claim, Root, u64)> {
         let (claim, (root, size)) = (self.claim?, self.root?);
-        let open = self.conflict.is_some() || self.drop.is_some() || self.other_size.is_some();
+        let contradicted = self.other_size.is_some() || self.roots.is_some() || self.records.is_some();
+        let open = self.conflict.is_some() || self.drop.is_some() || contradicted;
         let settled = self.assembled == [claim] && !open;
         settled.then_some((claim, root, size))
     }
@@ -143,13 +154,21 @@ impl FileMemory {
             facts.push(Fact::Root { size, root });
             facts.extend(self.assembled.iter().map(|&claim| Fact::Assembled { claim, size, root }));
         }
+        for (root, size) in self.roots.into_iter().flatten() {
+            facts.extend(Geometry::new(size).ok().map(|size| Fact::Root { size, root }));
+        }
+        if let Some(claim) = self.claim {
+            let records = self.records.into_iter().flatten();
+            facts.extend(records.map(|(digest, tenant)| Fact::Meta { claim, size: None, tenant, digest }));
+        }
         facts.extend(self.conflict.map(Fact::Conflict));
         facts
     }
 
     /// The bytes to store.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = FILE_MAGIC.to_vec();
+        let contradicted = self.roots.is_some() || self.records.is_some();
+        let mut out = if contradicted { CONTRADICTED_FILE_MAGIC } else { FILE_MAGIC }.to_vec();
         let found = self.conflict.and_then(|conflict| conflict.found);
         let flags = [
             self.claim.is_some(),
@@ -162,6 +181,9 @@ impl FileMemory {
             self.other_size.is_some(),
         ];
         out.push(flags.iter().enumerate().fold(0, |bits, (i, flag)| bits | u8::from(*flag) << i));
+        if contradicted {
+            out.push(u8::from(self.roots.is_some()) | u8::from(self.records.is_some()) << 1);
+        }
         if let Some(claim) = self.claim {
             push_claim(&mut out, claim);
         }
@@ -172,6 +194,14 @@ impl FileMemory {
         }
         let sizes = self.size.into_iter().chain(self.other_size);
         out.extend(sizes.flat_map(|size| size.size().to_be_bytes()));
+        for (root, size) in self.roots.iter().flatten() {
+            out.extend_from_slice(&size.to_be_bytes());
+            out.extend_from_slice(root.as_bytes());
+        }
+        for (digest, tenant) in self.records.iter().flatten() {
+            out.extend_from_slice(digest.as_bytes());
+            out.extend_from_slice(&tenant.number().to_be_bytes());
+        }
         if let Some(Disagreement { place, found, home }) = self.conflict {
             out.extend_from_slice(&place.start().to_be_bytes());
             out.push(place.level());
@@ -196,21 +226,21 @@ impl FileMemory {
             return Ok(Self::default());
         }
         let mut rest = Reader { bytes, of: "a file" };
-        if rest.array::<4>()? != FILE_MAGIC {
-            return Err(rest.error("magic or version"));
-        }
+        let contradicted = match rest.array::<4>()? {
+            FILE_MAGIC => false,
+            CONTRADICTED_FILE_MAGIC => true,
+            _ => return Err(rest.error("magic or version")),
+        };
         let [flags] = rest.array()?;
+        let [more] = if contradicted { rest.array()? } else { [0] };
         let has = |i: u8| flags & 1 << i != 0;
         let claim = if has(0) { Some(rest.claim()?) } else { None };
         let own_claim = if has(1) { Some(HomeEpoch::new(rest.array::<1>()?[0])) } else { None };
-        let root = if has(2) {
-            let size = u64::from_be_bytes(rest.array()?);
-            Some((Root::from_bytes(rest.array()?), size))
-        } else {
-            None
-        };
+        let root = if has(2) { Some(rest.root()?) } else { None };
         let size = if has(6) { Some(rest.size()?) } else { None };
         let other_size = if has(7) { Some(rest.size()?) } else { None };
+        let roots = if more & 1 != 0 { Some([rest.root()?, rest.root()?]) } else { None };
+        let records = if more & 2 != 0 { Some([rest.record()?, rest.record()?]) } else { None };
         let conflict = if has(3) {
             let start = u64::from_be_bytes(rest.array()?);
             let [level] = rest.array()?;
@@ -237,7 +267,19 @@ impl FileMemory {
         if !rest.bytes.is_empty() {
             return Err(rest.error("trailing bytes"));
         }
-        let memory = Self { claim, own_claim, root, size, other_size, conflict, drop, assembled, progress };
+        let memory = Self {
+            claim,
+            own_claim,
+            root,
+            size,
+            other_size,
+            roots,
+            records,
+            conflict,
+            drop,
+            assembled,
+            progress,
+        };
         if memory.to_bytes() == bytes { Ok(memory) } else { Err(rest.error("not canonical")) }
     }
 }
@@ -313,6 +355,16 @@ impl Reader<'_> {
         Geometry::new(u64::from_be_bytes(self.array()?)).map_err(|_| self.error("size"))
     }
 
+    fn root(&mut self) -> Result<(Root, u64), MemoryError> {
+        let size = u64::from_be_bytes(self.array()?);
+        Ok((Root::from_bytes(self.array()?), size))
+    }
+
+    fn record(&mut self) -> Result<(RecordDigest, TenantId), MemoryError> {
+        let digest = RecordDigest::from_bytes(self.array()?);
+        Ok((digest, TenantId::new(u64::from_be_bytes(self.array()?))))
+    }
+
     fn claim(&mut self) -> Result<Claim, MemoryError> {
         let [epoch] = self.array()?;
         Ok(Claim { epoch: HomeEpoch::new(epoch), home: DcId::new(u16::from_be_bytes(self.array()?)) })
@@ -322,6 +374,7 @@ impl Reader<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::FileState;
 
     #[test]
     fn file_memory_round_trips_with_golden_bytes() {
@@ -332,6 +385,8 @@ mod tests {
             root: Some((Root::empty(), 5)),
             size: None,
             other_size: None,
+            roots: None,
+            records: None,
             conflict: Some(Disagreement {
                 place: Place::new(8, 3).unwrap(),
                 found: Some(Root::empty()),
@@ -360,6 +415,45 @@ mod tests {
         assert_eq!(bytes[..9], *b"SLF\x01\x07\0\0\x03\0");
         assert_eq!(bytes[bytes.len() - 8..], 77u64.to_be_bytes());
         assert_eq!(FileMemory::from_bytes(&bytes), Ok(whole));
+    }
+
+    #[test]
+    fn a_file_that_was_in_conflict_is_in_conflict_again() {
+        let me = DcId::new(1);
+        let claim = Claim { epoch: HomeEpoch::new(0), home: me };
+        let (tenant, size) = (TenantId::new(9), Geometry::new(5).unwrap());
+        let meta = |n| {
+            let digest = RecordDigest::from_bytes([n; 32]);
+            Fact::Meta { claim, size: Some(size), tenant, digest }
+        };
+        let root = |n| Fact::Root { size, root: Root::from_bytes([n; 32]) };
+        let assembled = |n| Fact::Assembled { claim, size, root: Root::from_bytes([n; 32]) };
+        for facts in [
+            vec![meta(1), root(1), root(2)],
+            vec![meta(1), assembled(1), assembled(2)],
+            vec![meta(1), meta(2)],
+            vec![meta(1), meta(2), assembled(1)],
+            vec![meta(2), meta(1), root(2), root(1)],
+        ] {
+            let mut ledger = Ledger::new(crate::rules::Rules::all());
+            for fact in &facts {
+                ledger.take(*fact).unwrap();
+            }
+            assert_eq!(ledger.state(), FileState::Conflict);
+            let memory = FileMemory::of(&ledger, None, None);
+            assert_eq!(memory.settled(), None);
+            let bytes = memory.to_bytes();
+            assert_eq!(bytes[..4], CONTRADICTED_FILE_MAGIC);
+            let memory = FileMemory::from_bytes(&bytes).unwrap();
+            let mut again = Ledger::new(crate::rules::Rules::all());
+            for fact in memory.facts() {
+                again.take(fact).unwrap();
+            }
+            // What the own store has of it is one of each.
+            again.take(facts[0]).unwrap();
+            assert_eq!(again.state(), FileState::Conflict, "{facts:?}");
+            assert_eq!((again.two_roots(), again.two_records()), (ledger.two_roots(), ledger.two_records()));
+        }
     }
 
     #[test]

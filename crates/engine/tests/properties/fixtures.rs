@@ -7,7 +7,7 @@ use std::path::Path;
 use sluice_engine::aggregator::{FileMemory, NodeMemory};
 use sluice_engine::command::DropReason;
 use sluice_engine::geometry::Geometry;
-use sluice_engine::hash::{ChainingValue, Root};
+use sluice_engine::hash::{ChainingValue, RecordDigest, Root};
 use sluice_engine::ids::{DcId, FileId, Generation, HomeEpoch, Incarnation, TenantId, Timestamp};
 use sluice_engine::ledger::{Claim, Disagreement, Fact, Page};
 use sluice_engine::scrub::Mark;
@@ -41,6 +41,15 @@ fn the_memory_of_files_is_read() {
     let sizes = FileMemory::from_bytes(&fixture("file-memory-1-two-sizes")).unwrap();
     assert_eq!((sizes.claim(), sizes.size()), (None, Some(size(5))));
     assert_eq!(sizes.to_bytes(), fixture("file-memory-1-two-sizes"));
+
+    let contradicted = FileMemory::from_bytes(&fixture("file-memory-2-contradicted")).unwrap();
+    let claim = contradicted.claim().unwrap();
+    let root = |n| Fact::Root { size: size(5), root: Root::from_bytes([n; 32]) };
+    let meta = |n| {
+        let digest = RecordDigest::from_bytes([n; 32]);
+        Fact::Meta { claim, size: None, tenant: TenantId::new(9), digest }
+    };
+    assert_eq!(contradicted.facts(), [root(1), root(2), meta(3), meta(4)]);
 }
 
 #[test]

@@ -134,6 +134,16 @@ async fn paths_parameters_and_methods() {
     let chunked = format!("Authorization: Bearer {}\r\nTransfer-Encoding: chunked\r\n", dc.token);
     let request = format!("PUT /v1/files/{ID}/chunks/0 HTTP/1.1\r\nHost: x\r\n{chunked}\r\n0\r\n\r\n");
     assert_eq!(dc.raw(&request, b"").await.problem(), problem(411, "length-required"));
+    let encoded = format!(
+        "Host: x\r\nAuthorization: Bearer {}\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n",
+        dc.token
+    );
+    for request in [
+        format!("PUT /v1/files/{ID}/chunks/0 HTTP/1.1\r\n{encoded}\r\n"),
+        format!("POST /v1/files HTTP/1.1\r\n{encoded}File-Metadata: {{}}\r\n\r\n"),
+    ] {
+        assert_eq!(dc.raw(&request, b"bytes").await.problem(), problem(415, "encoding"), "{request}");
+    }
 }
 
 #[tokio::test]
