@@ -421,14 +421,14 @@ impl Datacenter {
             EdgeParts {
                 sessions: Arc::new(sessions),
                 workers: worker.clone(),
-                memory,
+                memory: memory.clone(),
                 metrics,
                 health: self.health.clone(),
             },
         )?;
         self.health.set_started();
         if let Some(door) = inside {
-            door.serve(serve_workers(worker), &self.tasks.requests);
+            door.serve(serve_workers(worker), memory.clone(), &self.tasks.requests);
         }
         edge.serve(&self.tasks.requests);
         Ok(())

@@ -48,6 +48,7 @@ pub(crate) struct Args {
 /// Runs the datacenter until it is told to stop.
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let file = DcFile::read(&args.config)?;
+    file.check()?;
     telemetry::init(&file.log)
         .map_err(|error| Failure::usage("configuration", error.to_string(), "such as warn or info"))?;
     raise_descriptors();

@@ -26,11 +26,14 @@ use tokio::time::Instant;
 
 use crate::datacenter::StartError;
 
-/// What a worker may take for an answer: longer than it waits itself for whom it asks.
-const WORKER_PATIENCE: Duration = Duration::from_secs(45);
+/// What a worker may take for an answer: longer than it waits itself for everyone whom it asks, one after the other.
+const WORKER_PATIENCE: Duration = Duration::from_secs(120);
 
 /// What a session service may take for an answer.
 const SESSION_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a session service may use for calls that arrive.
+const SESSION_MEMORY: u64 = 64 << 20;
 
 /// What every process of a role is told.
 #[derive(Clone, Debug)]
@@ -63,6 +66,8 @@ pub struct EdgeProcess {
 /// A running process of one role.
 pub struct Process {
     requests: Shutdown,
+    /// Connections to whom it asks: they end when nobody asks any more.
+    callers: Shutdown,
     admin: Shutdown,
     listens: SocketAddr,
     admin_at: SocketAddr,
@@ -81,9 +86,10 @@ impl Process {
         let ProcessConfig { dc, material, clock, .. } = config;
         let name = config.name();
         let (metrics, health) = (Arc::new(Metrics::new(&name)), Health::new());
+        let callers = Shutdown::new();
         let caller = |whom, address: &str, patience| {
             let address = address.to_owned();
-            Caller::new(CallerConfig { dc: *dc, me: Role::Edge, whom, address, patience }, material)
+            Caller::new(CallerConfig { dc: *dc, me: Role::Edge, whom, address, patience }, material, &callers)
         };
         let verifier = ContextVerifier::new(material.context_ring(), *dc, clock.clone(), Revocations::new());
         let sessions = RemoteSessions::new(
@@ -107,7 +113,7 @@ impl Process {
                 health: health.clone(),
             },
         )?;
-        let mut process = Self::begin(door.address(), config.admin);
+        let mut process = Self { callers, ..Self::begin(door.address(), config.admin) };
         let admin = Admin::open(config.admin, health.clone(), metrics, &process.admin).await?;
         process.admin_at = admin.address();
         health.set_started();
@@ -130,9 +136,14 @@ impl Process {
         let door = Door::bind(listen, material, *dc, Role::Session)?;
         let at = door.address().map_err(|source| StartError::of_port(listen, source))?;
         let mut process = Self::begin(at, config.admin);
+        let measured = metrics.clone();
         let admin = Admin::open(config.admin, health.clone(), metrics, &process.admin).await?;
         process.admin_at = admin.address();
-        door.serve(serve_sessions(Arc::new(sessions)), &process.requests);
+        door.serve(
+            serve_sessions(Arc::new(sessions)),
+            MemoryBudget::measured(SESSION_MEMORY, &measured),
+            &process.requests,
+        );
         health.set_started();
         health.set_serving(true);
         let (draining, told) = (process.requests.clone(), health);
@@ -144,7 +155,8 @@ impl Process {
     }
 
     fn begin(listens: SocketAddr, admin_at: SocketAddr) -> Self {
-        Self { requests: Shutdown::new(), admin: Shutdown::new(), listens, admin_at }
+        let [requests, callers, admin] = [(); 3].map(|()| Shutdown::new());
+        Self { requests, callers, admin, listens, admin_at }
     }
 
     /// Where it listens for whoever asks it.
@@ -166,6 +178,7 @@ impl Process {
             if let Stopped::Killed { tasks } = tasks.stop(left).await {
                 killed += tasks;
             }
+            self.callers.kill().await;
         }
         if killed == 0 { Stopped::Clean } else { Stopped::Killed { tasks: killed } }
     }

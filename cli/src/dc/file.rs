@@ -13,6 +13,7 @@ use sluice_aggregator::PeerAddress;
 use sluice_engine::ids::DcId;
 use sluice_node::clock::SystemClock;
 use sluice_node::material::ClusterMaterial;
+use sluice_node::telemetry;
 
 use crate::failure::Failure;
 use crate::settings;
@@ -117,6 +118,22 @@ impl DcFile {
     /// Whether there is such a datacenter, and its keys and peers are all there. Takes nothing that a datacenter which
     /// runs from this file has.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
+        telemetry::check(&self.log).map_err(|error| {
+            Failure::usage("configuration", format!("log: {error}"), "such as warn or info")
+        })?;
+        if let Some(url) = self.url.as_ref().filter(|url| !url.starts_with("https://")) {
+            let message = format!("url is {url:?}, expected https://host:port");
+            return Err(Failure::usage("configuration", message, "clients come in over TLS only").into());
+        }
+        let ListenAt { edge, peer, admin, inside } = self.listen;
+        let mut listen: Vec<_> =
+            [Some(edge), Some(peer), Some(admin), inside].into_iter().flatten().collect();
+        listen.retain(|address| address.port() != 0);
+        listen.sort_unstable();
+        if let Some([twice, _]) = listen.array_windows().find(|[one, other]| one == other) {
+            let message = format!("listen: {twice} is given twice");
+            return Err(Failure::usage("configuration", message, "give each its own port").into());
+        }
         self.keys().map(|_| ())
     }
 
@@ -128,7 +145,20 @@ impl DcFile {
         };
         let peers = self.peers(&material)?;
         // What it has no need of is not kept in memory either.
-        Ok((material.only(dc).map_err(StartError::from)?, dc, peers))
+        let material = material.only(dc).map_err(StartError::from)?;
+        let lacks = [
+            material.edge_identity().err(),
+            material.ticket_secret().err(),
+            material.peer_identity(dc).err(),
+            material.command_key(dc).err(),
+            material.context_key(dc).err(),
+        ];
+        if let Some(error) = lacks.into_iter().flatten().next() {
+            let message = format!("keys: {}: {error}", self.keys.display());
+            let hint = format!("`sluice admin key make` makes {} for this datacenter", self.dc);
+            return Err(Failure::usage("configuration", message, hint).into());
+        }
+        Ok((material, dc, peers))
     }
 
     /// The datacenter that the file describes, with its keys read and its ports reserved.
@@ -215,7 +245,9 @@ address = "dc-b.example:8444"
         ClusterMaterial::generate("test", &dcs)?.save(&home.path().join("keys"))?;
         let path = home.path().join("dc.toml");
         std::fs::write(&path, text)?;
-        DcFile::read(&path)?.reserve()
+        let file = DcFile::read(&path)?;
+        file.check()?;
+        file.reserve()
     }
 
     #[test]
@@ -238,6 +270,10 @@ address = "dc-b.example:8444"
         assert!(wrong("127.0.0.1:0", "here").contains("dc.toml:5: "));
         assert!(wrong("dc = \"dc-a\"", "dc = \"dc-z\"").contains("dc: dc-z is not in"));
         assert!(wrong("peers.dc-b", "peers.dc-a").contains("peers.dc-a is the datacenter itself"));
+        assert!(wrong("memory = ", "log = \"x=loud\"\nmemory = ").contains("log: "));
+        assert!(wrong("memory = ", "url = \"http://x\"\nmemory = ").contains("expected https://"));
+        let twice = FILE.replace("127.0.0.1:0", "127.0.0.1:1");
+        assert!(read(&twice).unwrap_err().to_string().contains("127.0.0.1:1 is given twice"));
         assert!(wrong("peers.dc-b", "peers.dc-c").contains("peers: dc-c is not in"));
         let twice = format!("{FILE}[peers.dc-b]\naddress = \"x:1\"\n");
         let error = read(&twice).unwrap_err().to_string();

@@ -11,6 +11,7 @@ use sluice_edge::EdgeSettings;
 use sluice_node::clock::SystemClock;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
+use sluice_node::telemetry;
 
 use crate::failure::Failure;
 use crate::settings;
@@ -86,6 +87,9 @@ impl RoleFile {
     /// Whether the datacenter is one of the keys', and the keys are those of the role. Takes nothing that a process which
     /// runs from this file has.
     pub(crate) fn check(&self) -> anyhow::Result<()> {
+        telemetry::check(self.log()).map_err(|error| {
+            Failure::usage("configuration", format!("log: {error}"), "such as warn or info")
+        })?;
         self.config().map(|_| ())
     }
 

@@ -5,6 +5,8 @@
 #[allow(dead_code, reason = "the client library's tests use more of it")]
 #[path = "../../../crates/client/tests/client/fake/mod.rs"]
 mod fake;
+#[path = "../../../tests/python/interpreter.rs"]
+mod interpreter;
 
 mod cluster;
 mod connections;

@@ -7,6 +7,7 @@ use sluice_client::{Client, ClientConfig, Event, Source, Token, UploadOptions, W
 use sluice_engine::hash::Root;
 
 use crate::fake::noise;
+use crate::interpreter;
 use crate::processes::{Running, Site, any, done};
 
 const MIB: usize = 1 << 20;
@@ -105,6 +106,26 @@ async fn edges_are_killed_and_come_back_under_an_upload() {
     for edge in edges.lock().unwrap().iter_mut().filter_map(Option::take) {
         edge.stop();
     }
+    session.stop();
+    dc.stop();
+}
+
+#[test]
+fn streams_with_credit_go_through_an_edge_to_another_process() {
+    let fleet = Fleet::new();
+    let (dc, _) = fleet.site.begin("dc", "dc-a");
+    let (session, _) = fleet.site.begin("session", "session");
+    let edges = [fleet.edge(0), fleet.edge(1)];
+    let script = interpreter::root().join("tests/python/check_ingest.py");
+    let mut check = std::process::Command::new(interpreter::interpreter());
+    check.arg(script).arg("--ca").arg(fleet.site.home.path("ca.pem"));
+    check.arg("--token").arg(fleet.site.home.path("token"));
+    check.args(fleet.edges.iter().map(|edge| format!("https://{}", edge.address())));
+    let checked = check.output().unwrap();
+    let said = String::from_utf8_lossy(&checked.stdout);
+    assert!(checked.status.success(), "{said}{}", String::from_utf8_lossy(&checked.stderr));
+    assert!(said.ends_with("passed\n"), "{said}");
+    edges.into_iter().for_each(Running::stop);
     session.stop();
     dc.stop();
 }

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 use sluice_proto::problem::{Problem, Refusal};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -30,6 +31,25 @@ pub struct MemoryPermit {
     _units: OwnedSemaphorePermit,
     bytes: u64,
     used: Gauge,
+}
+
+/// Bytes and the memory that they take.
+struct Paid {
+    bytes: Bytes,
+    _permit: MemoryPermit,
+}
+
+impl AsRef<[u8]> for Paid {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl MemoryPermit {
+    /// The same bytes, which give the memory back when the last view of them is gone, whoever has it.
+    pub fn pay_for(self, bytes: Bytes) -> Bytes {
+        Bytes::from_owner(Paid { bytes, _permit: self })
+    }
 }
 
 impl MemoryBudget {

@@ -4,7 +4,8 @@
 //! Contract:
 //! 1. Nothing here is global: what a datacenter needs is made for it and passed in, so that several datacenters run
 //!    in one process. The exceptions are the TLS provider ([`tls::install_provider`]) and the log
-//!    ([`telemetry::init`]), of which a process has one.
+//!    ([`telemetry::init`]), of which a process has one, and a buffer that each thread lends to its connections
+//!    ([`secure`]).
 //! 2. Time comes from a [`clock::Clock`], which tests may hold still.
 //! 3. Every task is spawned on a [`shutdown::Shutdown`], which drains it under a deadline or ends it at once.
 //! 4. Secrets are never printed: no `Debug` here shows one, and no error carries one.
@@ -20,6 +21,7 @@ pub mod metrics;
 pub mod role;
 pub mod secure;
 pub mod shutdown;
+pub mod tcp;
 pub mod telemetry;
 pub mod tls;
 pub mod token;

@@ -28,6 +28,11 @@ pub enum TelemetryError {
     Twice,
 }
 
+/// Whether `level` says what to log.
+pub fn check(level: &str) -> Result<(), TelemetryError> {
+    EnvFilter::try_new(level).map(|_| ()).map_err(|_| TelemetryError::Level(level.to_owned()))
+}
+
 /// Starts logging to stderr: for people on a terminal, as JSON off one. `RUST_LOG` is stronger than `level`.
 pub fn init(level: &str) -> Result<(), TelemetryError> {
     let level = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| level.to_owned());

@@ -4,21 +4,24 @@
 //! body, behind their length in four bytes (big-endian); or in `sluice-arguments`, where the body is bytes that come as they
 //! come. The answer is JSON, or bytes, with 200; or a refusal with the status of its problem.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
-use axum::extract::{FromRequest, Request};
+use axum::extract::{FromRequest, Request, State};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::{StreamExt, TryStreamExt};
-use http::header::CONTENT_TYPE;
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sluice_engine::context::SignedContext;
 use sluice_engine::limits::CHUNK_LEN;
+use sluice_node::budget::{MemoryBudget, MemoryPermit};
 use sluice_proto::calls::ByteStream;
 use sluice_proto::problem::{Problem, Refusal};
 
@@ -27,6 +30,9 @@ pub(crate) const ARGUMENTS: &str = "sluice-arguments";
 
 /// The most that arguments and what is sent along take: a chunk, and room for a metadata record.
 const MAX_CALL_LEN: usize = CHUNK_LEN as usize + (1 << 20);
+
+/// How long a call may take to arrive that is collected before it is acted on.
+const COLLECTING: Duration = Duration::from_secs(30);
 
 /// The most that an answer takes, in JSON.
 pub(crate) const MAX_ANSWER_LEN: usize = 16 << 20;
@@ -79,6 +85,11 @@ pub(crate) fn garbled(what: impl std::fmt::Display) -> Refusal {
     Refusal::new(Problem::InvalidParameter, format!("a call that makes no sense: {what}"))
 }
 
+/// That an answer is not what a process of this version gives: another may.
+pub(crate) fn misunderstood(what: impl std::fmt::Display) -> Refusal {
+    Refusal::new(Problem::Unavailable, format!("an answer that makes no sense: {what}"))
+}
+
 /// The bytes in front of a body: arguments behind their length.
 pub(crate) fn head(arguments: &impl Serialize) -> Result<Bytes, Refusal> {
     let json = json(arguments)?;
@@ -99,7 +110,7 @@ pub(crate) fn context_header(context: &SignedContext) -> Result<HeaderValue, Ref
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>, Refusal> {
-    serde_json::to_vec(value).map_err(garbled)
+    serde_json::to_vec(value).map_err(|error| Refusal::new(Problem::Internal, error.to_string()))
 }
 
 fn decoded(headers: &HeaderMap, name: &str) -> Result<Vec<u8>, Refusal> {
@@ -111,13 +122,42 @@ fn context(headers: &HeaderMap) -> Result<SignedContext, Refusal> {
     SignedContext::from_bytes(decoded(headers, CONTEXT)?).map_err(garbled)
 }
 
+/// What was paid for the body of a call: whoever collects it takes it.
+#[derive(Clone, Debug)]
+struct Payment(Arc<Mutex<Option<MemoryPermit>>>);
+
+/// Pays for the body of a call that is collected, by its length, before a byte of it is read.
+pub(crate) async fn pay(State(memory): State<MemoryBudget>, mut request: Request, next: Next) -> Response {
+    if !request.headers().contains_key(ARGUMENTS) {
+        let len = request.headers().get(CONTENT_LENGTH).and_then(|len| len.to_str().ok()?.parse().ok());
+        let permit = match len {
+            Some(len) if len <= MAX_CALL_LEN as u64 => memory.try_take(len),
+            Some(_) | None => Err(garbled("a length of the body was expected, and not so much")),
+        };
+        match permit {
+            Ok(permit) => request.extensions_mut().insert(Payment(Arc::new(Mutex::new(Some(permit))))),
+            Err(refusal) => return Answer::<()>(Err(refusal)).into_response(),
+        };
+    }
+    next.run(request).await
+}
+
 impl<S: Sync, Q: DeserializeOwned> FromRequest<S> for Call<Q> {
     type Rejection = Response;
 
     async fn from_request(request: Request, _: &S) -> Result<Self, Response> {
         let (parts, body) = request.into_parts();
         let split = async {
-            let mut bytes = to_bytes(body, MAX_CALL_LEN).await.map_err(garbled)?;
+            let body = tokio::time::timeout(COLLECTING, to_bytes(body, MAX_CALL_LEN)).await;
+            let late = |_| Refusal::new(Problem::Timeout, "the call took too long to arrive");
+            let mut bytes = body.map_err(late)?.map_err(garbled)?;
+            let payment = parts.extensions.get::<Payment>();
+            let permit =
+                payment.and_then(|paid| paid.0.lock().unwrap_or_else(PoisonError::into_inner).take());
+            if let Some(permit) = permit {
+                // Whoever keeps the bytes keeps their memory.
+                bytes = permit.pay_for(bytes);
+            }
             let len = bytes.try_get_u32().map_err(garbled)? as usize;
             if len > bytes.len() {
                 return Err(garbled("arguments are cut off"));

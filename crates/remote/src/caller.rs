@@ -16,7 +16,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::{Connected, Connection};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,6 +24,8 @@ use sluice_engine::context::SignedContext;
 use sluice_engine::ids::DcId;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
+use sluice_node::shutdown::Shutdown;
+use sluice_node::tcp;
 use sluice_node::tls::{self, TlsError};
 use sluice_proto::calls::ByteStream;
 use sluice_proto::problem::{Problem, Refusal};
@@ -71,15 +73,16 @@ impl fmt::Debug for Caller {
 }
 
 impl Caller {
-    /// Calls as `config` says, with the keys of `material`. Nothing is connected yet.
-    pub fn new(config: CallerConfig, material: &ClusterMaterial) -> Result<Self, TlsError> {
+    /// Calls as `config` says, with the keys of `material`. Nothing is connected yet; what connections need to run is
+    /// spawned on `tasks`, which are to be killed once nobody calls any more: an idle connection does not end by itself.
+    pub fn new(config: CallerConfig, material: &ClusterMaterial, tasks: &Shutdown) -> Result<Self, TlsError> {
         let connector = Connector {
             address: config.address,
             tls: TlsConnector::from(tls::role_client(material, config.dc, config.me)?),
             name: tls::role_name(material, config.dc, config.whom)?,
             next: Arc::new(AtomicUsize::new(0)),
         };
-        let client = Client::builder(TokioExecutor::new())
+        let client = Client::builder(Tasks(tasks.clone()))
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .build(connector);
@@ -116,7 +119,7 @@ impl Caller {
     ) -> Result<A, Refusal> {
         let (gate, cause) = (Arc::new(Gate::default()), Cause::default());
         let shut = gate.clone();
-        let body = Outgoing::Flow { gate: gate.clone(), stream, left: len, cause: cause.clone() };
+        let body = Outgoing::Flow { gate: gate.clone(), stream, left: len, last: None, cause: cause.clone() };
         let request = self
             .request(path, Some(context))?
             .header(ARGUMENTS, header(arguments)?)
@@ -216,6 +219,21 @@ impl Caller {
     }
 }
 
+/// Spawns what connections need where a kill finds it.
+#[derive(Clone)]
+struct Tasks(Shutdown);
+
+impl<F> hyper::rt::Executor<F> for Tasks
+where
+    F: Future + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.0.spawn(async move {
+            task.await;
+        });
+    }
+}
+
 /// Connects to the processes of a role in turn.
 #[derive(Clone)]
 struct Connector {
@@ -235,7 +253,7 @@ impl Connector {
             let address = addresses[(first.wrapping_add(at)) % addresses.len()];
             let greeting = async {
                 let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
+                tcp::watch_over(&stream)?;
                 self.tls.connect(self.name.clone(), stream).await
             };
             match tokio::time::timeout(CONNECT, greeting).await {

@@ -5,18 +5,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
+use axum::{Router, middleware};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use sluice_engine::ids::DcId;
+use sluice_node::budget::MemoryBudget;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
 use sluice_node::secure::{Readers, Secure};
 use sluice_node::shutdown::Shutdown;
+use sluice_node::tcp;
 use sluice_node::tls::{self, TlsError};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
+
+use crate::call;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -86,8 +90,10 @@ impl Door {
         self.listener.local_addr()
     }
 
-    /// Answers the calls of `routes` until the tasks drain; calls under way are finished.
-    pub fn serve(self, routes: Router, tasks: &Shutdown) {
+    /// Answers the calls of `routes` until the tasks drain; calls under way are finished. What is collected of a call
+    /// before it is acted on is paid for out of `memory`.
+    pub fn serve(self, routes: Router, memory: MemoryBudget, tasks: &Shutdown) {
+        let routes = routes.layer(middleware::from_fn_with_state(memory, call::pay));
         let owner = tasks.clone();
         tasks.spawn(async move {
             let (readers, room) = (Readers::default(), Arc::new(Semaphore::new(CONNECTIONS)));
@@ -105,7 +111,10 @@ impl Door {
                         continue;
                     }
                 };
-                let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+                let Ok(permit) = room.clone().try_acquire_owned() else {
+                    tracing::warn!(connections = CONNECTIONS, "a caller is turned away: there are too many");
+                    continue;
+                };
                 let handshake = (self.tls.clone(), readers.clone(), self.who.clone());
                 let (routes, tasks) = (routes.clone(), owner.clone());
                 owner.spawn(async move {
@@ -123,7 +132,7 @@ async fn connection(
     routes: Router,
     tasks: Shutdown,
 ) {
-    let _ = stream.set_nodelay(true);
+    let _ = tcp::watch_over(&stream);
     let stream = match tokio::time::timeout(HANDSHAKE, Secure::accept(stream, tls, readers)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {

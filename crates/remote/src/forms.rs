@@ -15,7 +15,7 @@ use sluice_proto::http::{FileStatus, State};
 use sluice_proto::problem::Refusal;
 use uuid::Uuid;
 
-use crate::call::garbled;
+use crate::call::{garbled, misunderstood};
 
 /// The longest that a caller may wait for a state.
 const MAX_WAIT: Duration = Duration::from_secs(600);
@@ -153,11 +153,11 @@ impl WireOpened {
     }
 
     pub(crate) fn parse(self) -> Result<Opened, Refusal> {
-        let record = STANDARD.decode(self.record).map_err(garbled)?;
+        let record = STANDARD.decode(self.record).map_err(misunderstood)?;
         Ok(Opened {
-            record: MetadataRecord::from_bytes(&record).map_err(garbled)?,
-            file: Geometry::new(self.size).map_err(garbled)?,
-            root: self.root.parse().map_err(garbled)?,
+            record: MetadataRecord::from_bytes(&record).map_err(misunderstood)?,
+            file: Geometry::new(self.size).map_err(misunderstood)?,
+            root: self.root.parse().map_err(misunderstood)?,
         })
     }
 }

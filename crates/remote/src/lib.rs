@@ -9,7 +9,8 @@
 //!    for (100) once it is wanted, so that what is refused costs no bytes, and slows down with whoever takes it.
 //! 4. A call fails as a [`Refusal`](sluice_proto::problem::Refusal): the other side's own, or `unavailable` when it cannot
 //!    be asked. Nothing is tried twice of which the first try may have reached anyone.
-//! 5. Names are resolved for every connection, and connections do not live long: processes may come and go.
+//! 5. Names are resolved for every connection, idle ones do not live long, and one whose other side has vanished ends within
+//!    half a minute: processes may come and go.
 //! 6. Everything that comes is bounded, and parsed before it is acted on. Tasks belong to a
 //!    [`Shutdown`](sluice_node::shutdown::Shutdown).
 //!

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http_body::Frame;
 use sluice_proto::calls::ByteStream;
-use sluice_proto::problem::Refusal;
+use sluice_proto::problem::{Problem, Refusal};
 
 /// Shut until the other side asks for the body.
 #[derive(Debug, Default)]
@@ -50,8 +50,9 @@ impl Cause {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    fn set(&self, refusal: Refusal) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal);
+    fn set(&self, refusal: Refusal) -> Refusal {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(refusal.clone());
+        refusal
     }
 }
 
@@ -60,7 +61,15 @@ pub(crate) enum Outgoing {
     /// Pieces that are there, in order.
     Whole(std::collections::VecDeque<Bytes>),
     /// Bytes that are asked for once the other side wants them.
-    Flow { gate: Arc<Gate>, stream: ByteStream, left: u64, cause: Cause },
+    Flow {
+        gate: Arc<Gate>,
+        stream: ByteStream,
+        /// Bytes that were declared and have not come.
+        left: u64,
+        /// The piece with which all has come.
+        last: Option<Bytes>,
+        cause: Cause,
+    },
 }
 
 impl http_body::Body for Outgoing {
@@ -73,18 +82,36 @@ impl http_body::Body for Outgoing {
     ) -> Poll<Option<Result<Frame<Bytes>, Refusal>>> {
         match &mut *self {
             Self::Whole(pieces) => Poll::Ready(pieces.pop_front().map(|piece| Ok(Frame::data(piece)))),
-            Self::Flow { gate, stream, left, cause } => {
+            Self::Flow { gate, stream, left, last, cause } => {
                 ready!(gate.poll(cx));
-                match ready!(stream.as_mut().poll_next(cx)) {
-                    Some(Ok(bytes)) => {
-                        *left = left.saturating_sub(bytes.len() as u64);
-                        Poll::Ready(Some(Ok(Frame::data(bytes))))
+                loop {
+                    let piece = ready!(stream.as_mut().poll_next(cx)).transpose();
+                    let piece = match piece {
+                        Ok(piece) => piece,
+                        Err(refusal) => return Poll::Ready(Some(Err(cause.set(refusal)))),
+                    };
+                    // HTTP would cut off what is too much, and break off without a word where something lacks.
+                    let Some(piece) = piece else {
+                        let detail = format!("the body ended {left} bytes early");
+                        let ended = match last.take() {
+                            Some(last) => Ok(Frame::data(last)),
+                            None if *left == 0 => return Poll::Ready(None),
+                            None => Err(cause.set(Refusal::new(Problem::Truncated, detail))),
+                        };
+                        return Poll::Ready(Some(ended));
+                    };
+                    let Some(rest) = left.checked_sub(piece.len() as u64) else {
+                        let detail = "the body is longer than declared";
+                        return Poll::Ready(Some(Err(cause.set(Refusal::new(Problem::ChunkLength, detail)))));
+                    };
+                    *left = rest;
+                    if rest > 0 {
+                        return Poll::Ready(Some(Ok(Frame::data(piece))));
                     }
-                    Some(Err(refusal)) => {
-                        cause.set(refusal.clone());
-                        Poll::Ready(Some(Err(refusal)))
+                    // Nobody asks after it: it is sent when it is known that nothing follows.
+                    if !piece.is_empty() {
+                        *last = Some(piece);
                     }
-                    None => Poll::Ready(None),
                 }
             }
         }
@@ -93,14 +120,14 @@ impl http_body::Body for Outgoing {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Whole(pieces) => pieces.is_empty(),
-            Self::Flow { left, .. } => *left == 0,
+            Self::Flow { left, last, .. } => *left == 0 && last.is_none(),
         }
     }
 
     fn size_hint(&self) -> http_body::SizeHint {
         http_body::SizeHint::with_exact(match self {
             Self::Whole(pieces) => pieces.iter().map(|piece| piece.len() as u64).sum(),
-            Self::Flow { left, .. } => *left,
+            Self::Flow { left, last, .. } => *left + last.as_ref().map_or(0, |last| last.len() as u64),
         })
     }
 }

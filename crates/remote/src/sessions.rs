@@ -21,7 +21,7 @@ use sluice_node::clock::SharedClock;
 use sluice_proto::calls::Sessions;
 use sluice_proto::problem::{Problem, Refusal};
 
-use crate::call::{Answer, Call, garbled};
+use crate::call::{Answer, Call, misunderstood};
 use crate::caller::Caller;
 
 const CONTEXT: &str = "/v1/sessions/context";
@@ -84,8 +84,8 @@ impl RemoteSessions {
     async fn ask(&self, token: &str) -> Result<SignedContext, Refusal> {
         let token = Token { token: token.to_owned() };
         let issued: Issued = self.caller.ask(CONTEXT, None, &token, Bytes::new(), Duration::ZERO).await?;
-        let bytes = STANDARD.decode(issued.context).map_err(garbled)?;
-        SignedContext::from_bytes(bytes).map_err(garbled)
+        let bytes = STANDARD.decode(issued.context).map_err(misunderstood)?;
+        SignedContext::from_bytes(bytes).map_err(misunderstood)
     }
 }
 

@@ -16,6 +16,7 @@ use sluice_engine::ids::{ClientFileId, DcId, TenantId, Timestamp};
 use sluice_engine::metadata::MetadataFields;
 use sluice_engine::span::Place;
 use sluice_node::access::{ContextVerifier, Revocations};
+use sluice_node::budget::MemoryBudget;
 use sluice_node::clock::{ManualClock, SystemClock};
 use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
@@ -143,7 +144,7 @@ impl Bed {
         let open = |role, routes| {
             let door = Door::bind(([127, 0, 0, 1], 0).into(), &material, ME, role).unwrap();
             let address = door.address().unwrap().to_string();
-            door.serve(routes, &tasks);
+            door.serve(routes, MemoryBudget::new(64 << 20), &tasks);
             address
         };
         let sessions = Arc::new(MemorySessions::new(
@@ -164,7 +165,8 @@ impl Bed {
 
     fn caller(&self, me: Role, whom: Role, address: &str) -> Caller {
         let (address, patience) = (address.to_owned(), Duration::from_secs(5));
-        Caller::new(CallerConfig { dc: ME, me, whom, address, patience }, &self.material).unwrap()
+        Caller::new(CallerConfig { dc: ME, me, whom, address, patience }, &self.material, &Shutdown::new())
+            .unwrap()
     }
 
     fn remote(&self) -> RemoteWorkers {
@@ -256,6 +258,32 @@ async fn a_body_that_breaks_off_is_refused_in_its_own_words_and_is_no_end() {
 }
 
 #[tokio::test]
+async fn a_body_has_the_length_that_was_declared() {
+    let bed = Bed::new().await;
+    let asked = Arc::new(AtomicUsize::new(0));
+    for (pieces, problem) in [(15, Problem::Truncated), (17, Problem::ChunkLength)] {
+        let put = put(1 << 20, body(pieces, &asked));
+        assert_eq!(bed.remote().put_chunks(&bed.context, put).await.unwrap_err().problem, problem);
+    }
+}
+
+#[tokio::test]
+async fn what_is_collected_is_paid_for() {
+    let bed = Bed::new().await;
+    let door = Door::bind(([127, 0, 0, 1], 0).into(), &bed.material, ME, Role::Worker).unwrap();
+    let address = door.address().unwrap().to_string();
+    let memory = MemoryBudget::new(64 << 10);
+    door.serve(serve_workers(bed.fake.clone()), memory.clone(), &bed.tasks);
+    let small = RemoteWorkers::new(bed.caller(Role::Edge, Role::Worker, &address));
+    let new = || NewFile { id: id(), fields: MetadataFields::default(), home: None };
+    let refused = small.create_whole(&bed.context, new(), Bytes::from(vec![0; 1 << 20])).await.unwrap_err();
+    assert_eq!(refused.problem, Problem::Overloaded);
+    let refused = small.create_whole(&bed.context, new(), Bytes::from(vec![0; 9])).await.unwrap_err();
+    assert_eq!(refused.detail, "9 bytes");
+    assert_eq!(memory.used(), 0);
+}
+
+#[tokio::test]
 async fn who_has_nothing_to_ask_is_not_answered() {
     let bed = Bed::new().await;
     for me in [Role::Session, Role::Worker] {
@@ -269,13 +297,13 @@ async fn who_has_nothing_to_ask_is_not_answered() {
     let (dc, address) = (DcId::new(2), bed.workers.clone());
     let patience = Duration::from_secs(5);
     let config = CallerConfig { dc, me: Role::Edge, whom: Role::Worker, address, patience };
-    let elsewhere = RemoteWorkers::new(Caller::new(config, &bed.material).unwrap());
+    let elsewhere = RemoteWorkers::new(Caller::new(config, &bed.material, &Shutdown::new()).unwrap());
     assert!(elsewhere.about(&bed.context).await.is_err());
     // Another cluster's keys have the same names, and another CA.
     let other = ClusterMaterial::generate("test", &[(ME, "dc-a")]).unwrap();
     let config =
         CallerConfig { dc: ME, me: Role::Edge, whom: Role::Worker, address: bed.workers.clone(), patience };
-    let foreign = RemoteWorkers::new(Caller::new(config, &other).unwrap());
+    let foreign = RemoteWorkers::new(Caller::new(config, &other, &Shutdown::new()).unwrap());
     assert!(foreign.about(&bed.context).await.is_err());
     assert!(bed.remote().about(&bed.context).await.is_ok());
 }
@@ -289,7 +317,7 @@ async fn a_process_that_is_gone_is_unavailable_and_another_one_of_its_name_is_as
     assert_eq!(remote.about(&bed.context).await.unwrap_err().problem, Problem::Unavailable);
     let (again, at) = (Shutdown::new(), bed.workers.parse().unwrap());
     let door = Door::bind(at, &bed.material, ME, Role::Worker).unwrap();
-    door.serve(serve_workers(bed.fake.clone()), &again);
+    door.serve(serve_workers(bed.fake.clone()), MemoryBudget::new(64 << 20), &again);
     assert!(remote.about(&bed.context).await.is_ok());
 }
 

@@ -125,7 +125,7 @@ async fn take_whole(
         None => content_length(request.headers())?,
     };
     make_whole(&mut new, len)?;
-    let _memory = app.parts.memory.try_take(len).inspect_err(|_| app.parts.metrics.count_shed("memory"))?;
+    let memory = app.parts.memory.try_take(len).inspect_err(|_| app.parts.metrics.count_shed("memory"))?;
     let patience = app.settings.patience(len);
     let body = Limited::new(request.into_body(), CHUNK_LEN as usize).collect();
     let bytes = match tokio::time::timeout(patience, body).await {
@@ -142,7 +142,8 @@ async fn take_whole(
         let detail = format!("the body ended after {} bytes, expected {len}", bytes.len());
         return Err(Refusal::new(Problem::Truncated, detail).hint("send the file again"));
     }
-    app.parts.workers.create_whole(context, new, bytes).await
+    // It is stored to its end, also when its client goes away.
+    app.parts.workers.create_whole(context, new, memory.pay_for(bytes)).await
 }
 
 fn created_answer((is_new, status): (bool, FileStatus)) -> Answer {

@@ -45,7 +45,7 @@ const BACKLOG: u32 = 1024;
 /// What an edge spends on its clients.
 #[derive(Clone, Debug)]
 pub struct EdgeSettings {
-    /// Connections at once; more are closed as they come. One costs some 7 KiB before its first byte, 12 KiB when it is
+    /// Connections at once; more are closed as they come. One costs some 6 KiB before its first byte, 11 KiB when it is
     /// idle over HTTP/1.1, and 25 KiB over HTTP/2.
     pub connections: usize,
     /// Requests at once; more are refused.

@@ -15,7 +15,6 @@ use sluice_engine::context::SignedContext;
 use sluice_engine::geometry::ChunkIndex;
 use sluice_engine::ids::{ClientFileId, FileId};
 use sluice_engine::limits::CHUNK_LEN;
-use sluice_node::budget::MemoryPermit;
 use sluice_proto::calls::{ByteStream, ChunkSource};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::StoreError;
@@ -34,18 +33,6 @@ struct Reader {
     id: ClientFileId,
     file: FileId,
     range: Range<u64>,
-}
-
-/// A chunk and the memory that it takes, given back when the last view of its bytes is gone.
-struct Paid {
-    bytes: Bytes,
-    _permit: MemoryPermit,
-}
-
-impl AsRef<[u8]> for Paid {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
 }
 
 /// The bytes `[range)` of a file. What can be refused at once is refused before there is a stream.
@@ -180,7 +167,7 @@ impl Reader {
             ));
         }
         // Both are at most 1 MiB.
-        Ok(Bytes::from_owner(Paid { bytes, _permit: permit }).slice(from as usize..to as usize))
+        Ok(permit.pay_for(bytes).slice(from as usize..to as usize))
     }
 
     /// The chunk from the own store; `None` if it has to come from elsewhere.

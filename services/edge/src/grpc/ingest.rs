@@ -161,7 +161,14 @@ async fn create(
 ) -> Result<(bool, HttpStatus), Refusal> {
     let workers = &call.app.parts.workers;
     match convert::new_file(request)? {
-        (new, Some(body)) => workers.create_whole(context, new, body).await,
+        (new, Some(body)) => {
+            // It is stored to its end, also when its client goes away, and the message's own memory with it.
+            let memory = &call.app.parts.memory;
+            let memory = memory.try_take(body.len() as u64).inspect_err(|_| {
+                call.app.parts.metrics.count_shed("memory");
+            })?;
+            workers.create_whole(context, new, memory.pay_for(body)).await
+        }
         (new, None) => workers.create(context, new).await,
     }
 }

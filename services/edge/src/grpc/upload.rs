@@ -20,6 +20,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::stream::FuturesUnordered;
+use futures_util::task::AtomicWaker;
 use futures_util::{FutureExt, Stream, StreamExt};
 use sluice_engine::context::SignedContext;
 use sluice_node::budget::MemoryPermit;
@@ -116,7 +117,7 @@ struct Run {
     /// Where pieces go; closed when all have come.
     pieces: Option<mpsc::Sender<Bytes>>,
     /// Bytes that the store took since anybody looked.
-    taken: Arc<AtomicU64>,
+    taken: Arc<TakenBytes>,
     /// Pays for the credit.
     _memory: MemoryPermit,
 }
@@ -253,7 +254,7 @@ impl Upload {
         let memory = app.parts.memory.try_take(CREDIT.into());
         let memory = memory.inspect_err(|_| app.parts.metrics.count_shed("memory"))?;
         let (sender, receiver) = mpsc::channel(PIECES);
-        let taken = Arc::new(AtomicU64::new(0));
+        let taken = Arc::new(TakenBytes::default());
         let body = Pieces { receiver, passed: 0, taken: taken.clone() }.boxed();
         let put = PutChunks { id, start, len: length, expected, body };
         let run = Run {
@@ -312,7 +313,7 @@ impl Upload {
     async fn grant(&mut self) -> Result<(), End> {
         let mut grants = Vec::new();
         for (number, run) in &mut self.open {
-            let taken = run.taken.swap(0, Ordering::Relaxed);
+            let taken = run.taken.bytes.swap(0, Ordering::Acquire);
             run.queued = run.queued.saturating_sub(taken);
             run.owed += taken;
             let is_due = run.owed >= GRANT || run.queued == 0;
@@ -361,7 +362,11 @@ async fn progress(runs: &mut FuturesUnordered<Putting>, open: &BTreeMap<u64, Run
         if let Poll::Ready(Some((run, began, result))) = runs.poll_next_unpin(cx) {
             return Poll::Ready(Progress::Answered(run, began, result));
         }
-        if open.values().any(|run| run.taken.load(Ordering::Relaxed) > 0) {
+        // Whoever takes may be another task.
+        for run in open.values() {
+            run.taken.waker.register(cx.waker());
+        }
+        if open.values().any(|run| run.taken.bytes.load(Ordering::Acquire) > 0) {
             return Poll::Ready(Progress::Taken);
         }
         Poll::Pending
@@ -383,7 +388,14 @@ fn stopping() -> Refusal {
 struct Pieces {
     receiver: mpsc::Receiver<Bytes>,
     passed: u64,
-    taken: Arc<AtomicU64>,
+    taken: Arc<TakenBytes>,
+}
+
+/// What the worker has taken and was not granted again yet.
+#[derive(Debug, Default)]
+struct TakenBytes {
+    bytes: AtomicU64,
+    waker: AtomicWaker,
 }
 
 impl Stream for Pieces {
@@ -391,7 +403,10 @@ impl Stream for Pieces {
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let passed = std::mem::take(&mut self.passed);
-        self.taken.fetch_add(passed, Ordering::Relaxed);
+        if passed > 0 {
+            self.taken.bytes.fetch_add(passed, Ordering::Release);
+            self.taken.waker.wake();
+        }
         let piece = self.receiver.poll_recv(cx);
         if let Poll::Ready(Some(bytes)) = &piece {
             self.passed = bytes.len() as u64;
