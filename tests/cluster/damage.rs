@@ -94,6 +94,33 @@ async fn the_last_copy_is_refused_rather_than_served_damaged() {
     assert!(sound.status == 206 && sound.body == chunk(&bytes, 0), "{:?}", sound.status);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_that_cannot_be_read_are_made_again_or_their_chunks_are_sent_again() {
+    let mut bed = Bed::start(1).await;
+    let bytes = noise(62, 4 * MIB);
+    let whole = bed.upload(&[A], bytes.clone(), sluice_client::WaitFor::Assembled).await.id;
+    let half = bed.create(A, bytes.len()).await;
+    for index in 0..3 {
+        bed.put_ok(A, half, index, chunk(&bytes, index as usize)).await;
+    }
+    bed.cluster.stop(A, Duration::from_secs(10)).await;
+    for id in [whole, half] {
+        let path = bed.data_file(A, id).with_file_name("values-0");
+        let mut values = std::fs::read(&path).unwrap();
+        values[44 + 3] ^= 1;
+        std::fs::write(&path, values).unwrap();
+    }
+    bed.cluster.start(A).await.unwrap();
+    assert!(bed.read(A, whole, Root::of_bytes(&bytes)).await == bytes);
+    let status: FileStatus = bed.get(A, &format!("/files/{half}"), &[]).await.json();
+    assert_eq!(status.missing, [[1, 2], [3, 4]], "{status:?}");
+    for index in [1, 3] {
+        bed.put_ok(A, half, index, chunk(&bytes, index as usize)).await;
+    }
+    bed.reach(A, half, State::Assembled).await;
+    assert!(bed.read(A, half, Root::of_bytes(&bytes)).await == bytes);
+}
+
 /// Everything is read again at once, and again and again.
 fn scrubbed() -> DatacenterSettings {
     let mut settings = DatacenterSettings::default();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use futures_util::StreamExt;
 use sluice_engine::aggregator::{Aggregator, Brief, Event, FileMemory, NodeEvent, RecordSummary, StoredFile};
-use sluice_engine::geometry::Geometry;
+use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::hash::ChainingValue;
 use sluice_engine::ids::FileId;
 use sluice_engine::limits::{MAX_LEVEL, SEGMENT_CHUNKS};
@@ -24,6 +24,9 @@ const PAGE: usize = 10_000;
 
 /// Files read at once at start: enough to keep a disk busy, few enough that requests get their turn.
 const READERS: usize = 16;
+
+/// Chunks of a file that are given up in one go.
+const LOST_AT_ONCE: usize = 4096;
 
 /// How long a request that needs all files waits for them after a start.
 const LOAD_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
@@ -138,8 +141,52 @@ pub(crate) async fn reload(service: &Arc<AggregatorService>, file: FileId) -> Re
     Ok(true)
 }
 
-/// What the store has of a file, as the engine wants it.
+/// What the store has of a file, as the engine wants it. Chunks of a file that is not published whose values cannot be read
+/// are lost: nothing says what they should be.
 async fn stored(
+    service: &AggregatorService,
+    file: FileId,
+    shape: Option<Geometry>,
+) -> Result<Option<StoredFile>, AggregatorError> {
+    loop {
+        match stored_once(service, file, shape).await {
+            Err(AggregatorError::Store(StoreError::Corrupt { index, .. }))
+                if lose_unreadable(service, file, index).await? => {}
+            stored => return stored,
+        }
+    }
+}
+
+/// Forgets chunks of a file that is not published whose values cannot be read, from `first` on, many at a time. Whether
+/// there were any.
+async fn lose_unreadable(
+    service: &AggregatorService,
+    file: FileId,
+    first: ChunkIndex,
+) -> Result<bool, StoreError> {
+    let store = &service.parts.store;
+    let Some(summary) = store.summary(file).await?.filter(|summary| summary.published.is_none()) else {
+        return Ok(false);
+    };
+    let mut lost = Vec::new();
+    let held = summary.held.iter().flat_map(|range| range.start.max(first.number())..range.end);
+    for chunk in held {
+        if lost.len() == LOST_AT_ONCE {
+            break;
+        }
+        if let Err(StoreError::Corrupt { index, .. }) = store.values(file, chunk..chunk + 1).await {
+            lost.push(index);
+        }
+    }
+    if lost.is_empty() {
+        return Ok(false);
+    }
+    error!(%file, chunks = lost.len(), "values cannot be read: their chunks are lost, and have to be sent again");
+    store.lose(file, &lost).await?;
+    Ok(true)
+}
+
+async fn stored_once(
     service: &AggregatorService,
     file: FileId,
     shape: Option<Geometry>,

@@ -51,6 +51,8 @@ pub(crate) struct Live {
     pub(crate) losses: u64,
     /// Names that are known to be durable.
     pub(crate) synced: BTreeSet<Name>,
+    /// After how many losses it was found that damaged values cannot be made again.
+    pub(crate) beyond_restoring: Option<u64>,
 }
 
 static NEXT_EPOCH: AtomicU64 = AtomicU64::new(0);
@@ -63,6 +65,7 @@ impl Entry {
             epoch: next_epoch(),
             losses: 0,
             synced: BTreeSet::new(),
+            beyond_restoring: None,
         };
         Self { file, names: Mutex::new(()), live: Mutex::new(live), released: Notify::new() }
     }

@@ -52,6 +52,7 @@ mod plan;
 mod read;
 mod recovery;
 mod request;
+mod restore;
 mod scrub_mark;
 mod sealed;
 mod shared;

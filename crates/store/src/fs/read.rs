@@ -30,7 +30,7 @@ const ATTEMPTS: usize = 4;
 impl Shared {
     /// The records of the chunks in `range`. Blocks.
     pub(crate) fn chunks(&self, entry: &Entry, range: Range<u64>) -> Result<Vec<Option<Chunk>>, StoreError> {
-        self.steadily(entry, || self.chunks_once(entry, range.clone()))
+        self.steadily(entry, || self.records(entry, range.clone()))
     }
 
     /// The bytes of a chunk. Blocks.
@@ -61,6 +61,14 @@ impl Shared {
             tracing::error!(%file, %index, "a chunk does not hash to its value");
         }
         result
+    }
+
+    /// The records of chunks; those of a published file also where the disk does not give them back.
+    fn records(&self, entry: &Entry, range: Range<u64>) -> Result<Vec<Option<Chunk>>, StoreError> {
+        match self.chunks_once(entry, range.clone()) {
+            Err(StoreError::Corrupt { .. }) if self.restore_values(entry) => self.chunks_once(entry, range),
+            found => found,
+        }
     }
 
     fn chunks_once(&self, entry: &Entry, range: Range<u64>) -> Result<Vec<Option<Chunk>>, StoreError> {
@@ -122,7 +130,7 @@ impl Shared {
     /// The record of a chunk.
     fn record_of(&self, entry: &Entry, index: ChunkIndex) -> Result<Chunk, StoreError> {
         let number = index.number();
-        let found = self.chunks_once(entry, number..number + 1)?;
+        let found = self.records(entry, number..number + 1)?;
         found.into_iter().next().flatten().ok_or(StoreError::Missing { index })
     }
 

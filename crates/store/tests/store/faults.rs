@@ -152,8 +152,21 @@ async fn a_flipped_bit_is_never_served() {
     store.lose(file(1), &[index(1)]).await.unwrap();
     put(&*store, file(1), 1, &bytes.slice(FULL..2 * FULL)).await.unwrap();
     store.publish(file(1), root(&bytes)).await.unwrap();
-    // A damaged value is as bad as damaged bytes.
     store.checkpoint().await.unwrap();
+    // A damaged value is made again, since the bytes prove it, and so are all of them.
+    for damaged in [&[2][..], &[0, 1, 2]] {
+        for slot in damaged {
+            disk.flip(&path("chunks", file(1), "/values-0"), 44 * slot + 5);
+        }
+        assert_eq!(store.read_chunk(file(1), index(2)).await.unwrap(), bytes[2 * FULL..]);
+        assert_eq!(
+            store.values(file(1), 0..3).await.unwrap(),
+            values(0, &bytes).into_iter().map(Some).collect::<Vec<_>>()
+        );
+        assert_eq!(store.recheck(file(1)).await.unwrap(), root(&bytes));
+    }
+    // With damaged bytes beside it, it is as bad as those.
+    disk.flip(&path("chunks", file(1), "/data-0"), 2 * CHUNK_LEN + 9);
     disk.flip(&path("chunks", file(1), "/values-0"), 44 * 2 + 5);
     assert!(matches!(store.read_chunk(file(1), index(2)).await, Err(StoreError::Corrupt { .. })));
     assert!(matches!(store.values(file(1), 0..3).await, Err(StoreError::Corrupt { .. })));
