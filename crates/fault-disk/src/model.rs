@@ -138,6 +138,11 @@ impl FaultDisk {
         self.0.disk.lock().unwrap().hung
     }
 
+    /// Whether there is a file or directory of this name.
+    pub fn holds(&self, path: &str) -> bool {
+        self.0.disk.lock().unwrap().resolve(Path::new(path)).is_ok()
+    }
+
     /// Flips a bit of a file, in cache and on the device.
     pub fn flip(&self, path: &str, at: u64) {
         let mut state = self.0.disk.lock().unwrap();
