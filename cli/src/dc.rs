@@ -4,7 +4,6 @@ pub(crate) mod file;
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use serde_json::json;
 use sluice::datacenter::Datacenter;
 use sluice_node::descriptors::raise_descriptors;
@@ -53,12 +52,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         .map_err(|error| Failure::usage("configuration", error.to_string(), "such as warn or info"))?;
     raise_descriptors();
     let config = file.reserve()?;
-    // Before anyone is told where to send signals.
-    let mut signals = Signals::listen().context("cannot listen for signals")?;
-    let datacenter = tokio::select! {
-        started = Datacenter::start(&config) => started?,
-        () = signals.next() => return Err(Failure::Interrupted.into()),
-    };
+    let (signals, datacenter) = Signals::start(Datacenter::start(&config)).await?;
     let object = json!({ "dc": config.name(), "url": config.url(), "admin": config.admin_url() });
     context.answer(&object, || {
         format!("{:<7} {}   admin {}\n", config.name(), config.url(), config.admin_url())

@@ -96,12 +96,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let ports = reserve(&material, args.listen, &directory, context)?;
     let mut config = ClusterConfig { ports, ..ClusterConfig::new(material, directory.path()) };
     config.settings.aggregator.scrub_rate = args.scrub_rate;
-    // Before anyone is told where to send signals.
-    let mut signals = Signals::listen().context("cannot listen for signals")?;
-    let mut cluster = tokio::select! {
-        started = Cluster::start_all(config) => started?,
-        () = signals.next() => return Err(Failure::Interrupted.into()),
-    };
+    let (signals, mut cluster) = Signals::start(Cluster::start_all(config)).await?;
 
     let listening = cluster.dcs().map(|dc| {
         let ports = &dc.ports;

@@ -65,17 +65,23 @@ pub struct EdgeProcess {
 
 /// A running process of one role.
 pub struct Process {
+    tasks: Tasks,
+    listens: SocketAddr,
+    admin: SocketAddr,
+}
+
+/// What runs, by the order in which it ends.
+#[derive(Debug, Default)]
+struct Tasks {
     requests: Shutdown,
     /// Connections to whom it asks: they end when nobody asks any more.
     callers: Shutdown,
     admin: Shutdown,
-    listens: SocketAddr,
-    admin_at: SocketAddr,
 }
 
 impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Process({} tasks)", self.requests.tasks())
+        write!(f, "Process({} tasks)", self.tasks.requests.tasks())
     }
 }
 
@@ -86,10 +92,14 @@ impl Process {
         let ProcessConfig { dc, material, clock, .. } = config;
         let name = config.name();
         let (metrics, health) = (Arc::new(Metrics::new(&name)), Health::new());
-        let callers = Shutdown::new();
+        let tasks = Tasks::default();
         let caller = |whom, address: &str, patience| {
             let address = address.to_owned();
-            Caller::new(CallerConfig { dc: *dc, me: Role::Edge, whom, address, patience }, material, &callers)
+            Caller::new(
+                CallerConfig { dc: *dc, me: Role::Edge, whom, address, patience },
+                material,
+                &tasks.callers,
+            )
         };
         let verifier = ContextVerifier::new(material.context_ring(), *dc, clock.clone(), Revocations::new());
         let sessions = RemoteSessions::new(
@@ -113,12 +123,11 @@ impl Process {
                 health: health.clone(),
             },
         )?;
-        let mut process = Self { callers, ..Self::begin(door.address(), config.admin) };
-        let admin = Admin::open(config.admin, health.clone(), metrics, &process.admin).await?;
-        process.admin_at = admin.address();
+        let admin = Admin::open(config.admin, health.clone(), metrics, &tasks.admin).await?;
+        let listens = door.address();
         health.set_started();
-        door.serve(&process.requests);
-        Ok(process)
+        door.serve(&tasks.requests);
+        Ok(Self { tasks, listens, admin: admin.address() })
     }
 
     /// Starts a session service, which answers edges at `listen`.
@@ -134,29 +143,18 @@ impl Process {
             Revocations::new(),
         );
         let door = Door::bind(listen, material, *dc, Role::Session)?;
-        let at = door.address().map_err(|source| StartError::of_port(listen, source))?;
-        let mut process = Self::begin(at, config.admin);
-        let measured = metrics.clone();
-        let admin = Admin::open(config.admin, health.clone(), metrics, &process.admin).await?;
-        process.admin_at = admin.address();
-        door.serve(
-            serve_sessions(Arc::new(sessions)),
-            MemoryBudget::measured(SESSION_MEMORY, &measured),
-            &process.requests,
-        );
+        let listens = door.address().map_err(|source| StartError::of_port(listen, source))?;
+        let (tasks, memory) = (Tasks::default(), MemoryBudget::measured(SESSION_MEMORY, &metrics));
+        let admin = Admin::open(config.admin, health.clone(), metrics, &tasks.admin).await?;
+        door.serve(serve_sessions(Arc::new(sessions)), memory, &tasks.requests);
         health.set_started();
         health.set_serving(true);
-        let (draining, told) = (process.requests.clone(), health);
-        process.requests.spawn(async move {
-            draining.draining().await;
-            told.set_serving(false);
+        let requests = tasks.requests.clone();
+        tasks.requests.spawn(async move {
+            requests.draining().await;
+            health.set_serving(false);
         });
-        Ok(process)
-    }
-
-    fn begin(listens: SocketAddr, admin_at: SocketAddr) -> Self {
-        let [requests, callers, admin] = [(); 3].map(|()| Shutdown::new());
-        Self { requests, callers, admin, listens, admin_at }
+        Ok(Self { tasks, listens, admin: admin.address() })
     }
 
     /// Where it listens for whoever asks it.
@@ -166,19 +164,19 @@ impl Process {
 
     /// Where its admin port is.
     pub fn admin_address(&self) -> SocketAddr {
-        self.admin_at
+        self.admin
     }
 
     /// Finishes the requests in flight, in `deadline`. What has not ended by then is killed.
     pub async fn stop(self, deadline: Duration) -> Stopped {
         let until = Instant::now() + deadline;
         let mut killed = 0;
-        for tasks in [&self.requests, &self.admin] {
+        for tasks in [&self.tasks.requests, &self.tasks.admin] {
             let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(200));
             if let Stopped::Killed { tasks } = tasks.stop(left).await {
                 killed += tasks;
             }
-            self.callers.kill().await;
+            self.tasks.callers.kill().await;
         }
         if killed == 0 { Stopped::Clean } else { Stopped::Killed { tasks: killed } }
     }

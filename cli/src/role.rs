@@ -4,7 +4,6 @@ pub(crate) mod file;
 
 use std::path::PathBuf;
 
-use anyhow::Context as _;
 use serde_json::json;
 use sluice_node::descriptors::raise_descriptors;
 use sluice_node::role::Role;
@@ -64,12 +63,7 @@ pub(crate) async fn run(role: Role, args: Args, context: &Context) -> anyhow::Re
     telemetry::init(file.log())
         .map_err(|error| Failure::usage("configuration", error.to_string(), "such as warn or info"))?;
     raise_descriptors();
-    // Before anyone is told where to send signals.
-    let mut signals = Signals::listen().context("cannot listen for signals")?;
-    let process = tokio::select! {
-        started = file.start() => started?,
-        () = signals.next() => return Err(Failure::Interrupted.into()),
-    };
+    let (signals, process) = Signals::start(file.start()).await?;
     let (listen, admin) = (process.address().to_string(), format!("http://{}", process.admin_address()));
     let object = json!({ "role": role.name(), "listen": listen, "admin": admin });
     context.answer(&object, || format!("{role:<10} {listen}   admin {admin}\n"))?;

@@ -3,11 +3,12 @@
 use std::io;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use sluice_node::shutdown::Stopped;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::context::Context;
-use crate::failure::INTERRUPTED;
+use crate::failure::{Failure, INTERRUPTED};
 
 /// How long requests in flight may take to finish.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -30,6 +31,19 @@ impl Signals {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
+        }
+    }
+
+    /// Starts what is to serve. Signals are listened for before anyone is told where to send them, and one that comes
+    /// meanwhile ends the start.
+    pub(crate) async fn start<T, E>(start: impl Future<Output = Result<T, E>>) -> anyhow::Result<(Self, T)>
+    where
+        E: Into<anyhow::Error>,
+    {
+        let mut signals = Self::listen().context("cannot listen for signals")?;
+        tokio::select! {
+            started = start => Ok((signals, started.map_err(Into::into)?)),
+            () = signals.next() => Err(Failure::Interrupted.into()),
         }
     }
 

@@ -11,6 +11,7 @@
 
 pub mod calls;
 pub mod codec;
+pub mod gate;
 pub mod http;
 pub mod ingest;
 pub mod peer;

@@ -11,12 +11,11 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 use http::header::{EXPECT, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use http::{Method, StatusCode};
 use http_body::{Frame, SizeHint};
@@ -27,6 +26,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Serialize;
+use sluice_proto::gate::Gate;
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use url::Url;
 
@@ -181,20 +181,6 @@ impl Answer {
     }
 }
 
-/// Shut until the server asks for the body.
-#[derive(Debug, Default)]
-struct Gate {
-    open: AtomicBool,
-    waker: AtomicWaker,
-}
-
-impl Gate {
-    fn open(&self) {
-        self.open.store(true, Ordering::Release);
-        self.waker.wake();
-    }
-}
-
 #[derive(Debug)]
 struct Wait {
     gate: Arc<Gate>,
@@ -203,11 +189,10 @@ struct Wait {
 
 impl Wait {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.gate.waker.register(cx.waker());
-        if self.gate.open.load(Ordering::Acquire) {
-            return Poll::Ready(());
+        match self.gate.poll(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => self.patience.as_mut().poll(cx),
         }
-        self.patience.as_mut().poll(cx)
     }
 }
 

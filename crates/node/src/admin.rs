@@ -20,6 +20,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 
+use crate::listener;
 use crate::metrics::{CONTENT_TYPE, Metrics};
 use crate::shutdown::Shutdown;
 
@@ -107,7 +108,7 @@ impl Admin {
         tasks: &Shutdown,
     ) -> Result<Self, AdminError> {
         let failed = |source| AdminError { address, source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let listener = listener::bind(address).map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         let (inner, end) = (tasks.clone(), tasks.clone());
         tasks.spawn(async move {
@@ -129,15 +130,7 @@ async fn accept(listener: TcpListener, health: Health, metrics: Arc<Metrics>, ta
     let connections = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(permit) = connections.clone().acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "the admin port could not accept");
-                // Out of file descriptors, most likely: let others give some back.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
-        };
+        let stream = listener::accept(&listener, "admin").await;
         let (health, metrics, end) = (health.clone(), metrics.clone(), tasks.clone());
         tasks.spawn(async move {
             let service = service_fn(move |request| {

@@ -16,6 +16,7 @@ pub mod admin;
 pub mod budget;
 pub mod clock;
 pub mod descriptors;
+pub mod listener;
 pub mod material;
 pub mod metrics;
 pub mod role;

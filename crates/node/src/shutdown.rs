@@ -49,15 +49,25 @@ pin_project! {
     }
 }
 
-impl<F: Future<Output = ()>> Future for UntilKilled<F> {
+impl<F: Future> Future for UntilKilled<F> {
     type Output = ();
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.project();
         match this.killed.poll(cx) {
             Poll::Ready(()) => Poll::Ready(()),
-            Poll::Pending => this.task.poll(cx),
+            Poll::Pending => this.task.poll(cx).map(drop),
         }
+    }
+}
+
+/// What HTTP spawns for its connections and streams is found by a kill, too.
+impl<F> hyper::rt::Executor<F> for Shutdown
+where
+    F: Future + Send + 'static,
+{
+    fn execute(&self, task: F) {
+        self.spawn(task);
     }
 }
 
@@ -70,7 +80,7 @@ impl Shutdown {
     /// Spawns a task that [`stop`](Self::stop) waits for and [`kill`](Self::kill) drops.
     pub fn spawn<F>(&self, task: F) -> JoinHandle<()>
     where
-        F: Future<Output = ()> + Send + 'static,
+        F: Future + Send + 'static,
     {
         self.0.tasks.spawn(UntilKilled { killed: self.0.killed.clone().cancelled_owned(), task })
     }
@@ -141,7 +151,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn tasks_that_do_not_are_ended() {
         let shutdown = Shutdown::new();
-        shutdown.spawn(std::future::pending());
+        shutdown.spawn(std::future::pending::<()>());
         assert_eq!(shutdown.stop(Duration::from_secs(5)).await, Stopped::Killed { tasks: 1 });
     }
 
@@ -156,6 +166,6 @@ mod tests {
         });
         shutdown.kill().await;
         assert_eq!(Arc::strong_count(&held), 1);
-        shutdown.spawn(std::future::pending()).await.unwrap();
+        shutdown.spawn(std::future::pending::<()>()).await.unwrap();
     }
 }

@@ -28,6 +28,7 @@ use sluice_node::shutdown::Shutdown;
 use sluice_node::tcp;
 use sluice_node::tls::{self, TlsError};
 use sluice_proto::calls::ByteStream;
+use sluice_proto::gate::Gate;
 use sluice_proto::problem::{Problem, Refusal};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -35,7 +36,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::call::{ARGUMENTS, CONTEXT, MAX_ANSWER_LEN, WireRefusal, context_header, head, header};
-use crate::outgoing::{Cause, Gate, Outgoing};
+use crate::outgoing::{Cause, Outgoing};
 
 /// How long connecting and shaking hands may take, for one address.
 const CONNECT: Duration = Duration::from_secs(3);
@@ -82,7 +83,7 @@ impl Caller {
             name: tls::role_name(material, config.dc, config.whom)?,
             next: Arc::new(AtomicUsize::new(0)),
         };
-        let client = Client::builder(Tasks(tasks.clone()))
+        let client = Client::builder(tasks.clone())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .build(connector);
@@ -137,7 +138,7 @@ impl Caller {
         // Once it is asked for, whoever sends the body, and whoever takes it, watches over its pace.
         let response = tokio::select! {
             response = response.as_mut() => response,
-            () = shut.while_shut(self.patience) => {
+            () = still_shut(&shut, self.patience) => {
                 return Err(self.unable(format!("it asked for nothing in {} s", self.patience.as_secs())));
             }
         };
@@ -219,18 +220,11 @@ impl Caller {
     }
 }
 
-/// Spawns what connections need where a kill finds it.
-#[derive(Clone)]
-struct Tasks(Shutdown);
-
-impl<F> hyper::rt::Executor<F> for Tasks
-where
-    F: Future + Send + 'static,
-{
-    fn execute(&self, task: F) {
-        self.0.spawn(async move {
-            task.await;
-        });
+/// Returns if a body is not asked for within `patience`.
+async fn still_shut(gate: &Gate, patience: Duration) {
+    tokio::time::sleep(patience).await;
+    if gate.is_open() {
+        std::future::pending::<()>().await;
     }
 }
 

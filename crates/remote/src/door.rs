@@ -10,20 +10,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use sluice_engine::ids::DcId;
-use sluice_node::budget::MemoryBudget;
+use sluice_node::budget::{Concurrency, MemoryBudget};
+use sluice_node::listener;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
 use sluice_node::secure::{Readers, Secure};
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tcp;
 use sluice_node::tls::{self, TlsError};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::call;
-
-/// Connections that wait to be accepted.
-const BACKLOG: u32 = 1024;
 
 /// Connections at once. Each is one call at a time.
 const CONNECTIONS: usize = 4096;
@@ -75,13 +72,7 @@ impl Door {
         role: Role,
     ) -> Result<Self, DoorError> {
         let tls = tls::role_server(material, dc, role)?;
-        let listen = || {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
-            socket.set_reuseaddr(true)?;
-            socket.bind(address)?;
-            socket.listen(BACKLOG)
-        };
-        let listener = listen().map_err(|source| DoorError::Listen { address, source })?;
+        let listener = listener::bind(address).map_err(|source| DoorError::Listen { address, source })?;
         Ok(Self { listener, tls, who: Who { dc, role, material: material.clone() } })
     }
 
@@ -96,22 +87,13 @@ impl Door {
         let routes = routes.layer(middleware::from_fn_with_state(memory, call::pay));
         let owner = tasks.clone();
         tasks.spawn(async move {
-            let (readers, room) = (Readers::default(), Arc::new(Semaphore::new(CONNECTIONS)));
+            let (readers, room) = (Readers::default(), Concurrency::new("connections", CONNECTIONS));
             loop {
-                let accepted = tokio::select! {
+                let stream = tokio::select! {
                     () = owner.draining() => return,
-                    accepted = self.listener.accept() => accepted,
+                    stream = listener::accept(&self.listener, self.who.role.name()) => stream,
                 };
-                let stream = match accepted {
-                    Ok((stream, _)) => stream,
-                    Err(error) => {
-                        // Out of descriptors, most likely: accepting at once again would spin.
-                        tracing::warn!(%error, "cannot accept a caller");
-                        tokio::time::sleep(Duration::from_millis(100)).await;
-                        continue;
-                    }
-                };
-                let Ok(permit) = room.clone().try_acquire_owned() else {
+                let Ok(permit) = room.try_take() else {
                     tracing::warn!(connections = CONNECTIONS, "a caller is turned away: there are too many");
                     continue;
                 };

@@ -1,45 +1,14 @@
 //! Bodies of requests on their way out.
 
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 use http_body::Frame;
 use sluice_proto::calls::ByteStream;
+use sluice_proto::gate::Gate;
 use sluice_proto::problem::{Problem, Refusal};
-
-/// Shut until the other side asks for the body.
-#[derive(Debug, Default)]
-pub(crate) struct Gate {
-    open: AtomicBool,
-    waker: AtomicWaker,
-}
-
-impl Gate {
-    pub(crate) fn open(&self) {
-        self.open.store(true, Ordering::Release);
-        self.waker.wake();
-    }
-
-    /// Returns if it is still shut after `patience`.
-    pub(crate) async fn while_shut(&self, patience: Duration) {
-        tokio::time::sleep(patience).await;
-        if self.open.load(Ordering::Acquire) {
-            std::future::pending::<()>().await;
-        }
-    }
-
-    fn poll(&self, cx: &Context<'_>) -> Poll<()> {
-        self.waker.register(cx.waker());
-        if self.open.load(Ordering::Acquire) { Poll::Ready(()) } else { Poll::Pending }
-    }
-}
 
 /// Why a body broke off, for whoever hears that its request failed.
 #[derive(Clone, Debug, Default)]

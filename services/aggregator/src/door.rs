@@ -20,6 +20,8 @@ use sluice_engine::geometry::ChunkIndex;
 use sluice_engine::ids::{ClientFileId, DcId, FileId};
 use sluice_engine::limits::UNIT_CHUNKS;
 use sluice_engine::span::Place;
+use sluice_node::budget::Concurrency;
+use sluice_node::listener;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls;
 use sluice_proto::peer::peer_server::{self, PeerServer};
@@ -29,7 +31,7 @@ use sluice_proto::peer::{
 };
 use sluice_proto::problem::{Problem, Refusal};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_stream::wrappers::ReceiverStream;
@@ -55,7 +57,7 @@ const PIECES: usize = 4;
 /// A port for peers that is open, so that its number is known before anything starts.
 #[derive(Debug)]
 pub struct Listener {
-    listener: std::net::TcpListener,
+    listener: TcpListener,
     address: SocketAddr,
 }
 
@@ -66,9 +68,7 @@ impl Listener {
             std::io::ErrorKind::AddrInUse => AggregatorError::Busy { address: listen },
             _ => AggregatorError::Listen { address: listen, reason: error.to_string() },
         };
-        // The standard library sets SO_REUSEADDR, so a port can be opened again right after a kill.
-        let listener = std::net::TcpListener::bind(listen).map_err(failed)?;
-        listener.set_nonblocking(true).map_err(failed)?;
+        let listener = listener::bind(listen).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self { listener, address })
     }
@@ -87,30 +87,14 @@ struct Caller(DcId);
 pub(crate) fn serve(service: Arc<AggregatorService>, listener: Listener, config: Arc<ServerConfig>) {
     let tasks = service.parts.tasks.clone();
     tasks.clone().spawn(async move {
-        let listener = match TcpListener::from_std(listener.listener) {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!(%error, "the port for peers cannot be used");
-                return;
-            }
-        };
         let acceptor = TlsAcceptor::from(config);
-        let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let room = Concurrency::new("connections of peers", MAX_CONNECTIONS);
         loop {
-            let accepted = tokio::select! {
+            let stream = tokio::select! {
                 () = tasks.draining() => return,
-                accepted = listener.accept() => accepted,
+                stream = listener::accept(&listener.listener, "peer") => stream,
             };
-            let stream = match accepted {
-                Ok((stream, _)) => stream,
-                Err(error) => {
-                    // Out of descriptors, most likely: accepting at once again would spin.
-                    warn!(%error, "cannot accept a peer");
-                    tokio::time::sleep(Duration::from_millis(100)).await;
-                    continue;
-                }
-            };
-            let Ok(permit) = room.clone().try_acquire_owned() else { continue };
+            let Ok(permit) = room.try_take() else { continue };
             let (service, acceptor, owner) = (service.clone(), acceptor.clone(), tasks.clone());
             tasks.spawn(async move {
                 connection(service, acceptor, stream, owner).await;
@@ -149,7 +133,7 @@ async fn connection(
             request.extensions_mut().insert(caller);
             request.map(tonic::body::Body::new)
         });
-    let connection = hyper::server::conn::http2::Builder::new(Tasks(tasks.clone()))
+    let connection = hyper::server::conn::http2::Builder::new(tasks.clone())
         .timer(TokioTimer::new())
         .max_concurrent_streams(256)
         .max_pending_accept_reset_streams(64)
@@ -170,21 +154,6 @@ async fn connection(
     };
     if let Err(error) = ended {
         debug!(%error, "a peer's connection broke");
-    }
-}
-
-/// Spawns what HTTP/2 spawns as tasks of the datacenter.
-#[derive(Clone)]
-struct Tasks(Shutdown);
-
-impl<F> hyper::rt::Executor<F> for Tasks
-where
-    F: Future + Send + 'static,
-{
-    fn execute(&self, task: F) {
-        self.0.spawn(async move {
-            task.await;
-        });
     }
 }
 

@@ -14,15 +14,14 @@ use axum::Router;
 use axum::body::Body;
 use http::{Request, Response};
 use hyper::body::Incoming;
-use hyper::rt::Executor;
 use hyper::server::conn::{http1, http2};
 use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use rustls::ServerConfig;
 use sluice_node::budget::{Concurrency, ConcurrencyPermit};
+use sluice_node::listener;
 use sluice_node::secure::{Readers, Secure};
-use sluice_node::shutdown::Shutdown;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, sleep, timeout};
 use tonic::service::Routes;
@@ -77,18 +76,9 @@ pub(crate) async fn run(listener: TcpListener, tls: Arc<ServerConfig>, app: Arc<
     };
     let mut stopped = pin!(stopped);
     loop {
-        let accepted = tokio::select! {
+        let stream = tokio::select! {
             () = &mut stopped => return,
-            accepted = listener.accept() => accepted,
-        };
-        let stream = match accepted {
-            Ok((stream, _)) => stream,
-            Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
-                // Out of file descriptors, most likely: let others give some back.
-                sleep(Duration::from_millis(50)).await;
-                continue;
-            }
+            stream = listener::accept(&listener, "edge") => stream,
         };
         let Ok(permit) = connections.try_take() else {
             app.parts.metrics.count_shed("connections");
@@ -197,7 +187,7 @@ fn http2(
     doors: Doors,
     activity: &Arc<Activity>,
 ) -> Pin<Box<impl GracefulConnection<Error = hyper::Error> + use<>>> {
-    let mut builder = http2::Builder::new(Tasks(app.tasks.clone()));
+    let mut builder = http2::Builder::new(app.tasks.clone());
     builder
         .timer(TokioTimer::new())
         .max_concurrent_streams(STREAMS)
@@ -263,21 +253,6 @@ where
                 }
             }
         }
-    }
-}
-
-/// Spawns the tasks of an HTTP/2 connection's streams where a kill finds them.
-#[derive(Clone)]
-struct Tasks(Shutdown);
-
-impl<F> Executor<F> for Tasks
-where
-    F: Future + Send + 'static,
-{
-    fn execute(&self, task: F) {
-        self.0.spawn(async move {
-            task.await;
-        });
     }
 }
 

@@ -32,15 +32,13 @@ use std::time::Duration;
 use rustls::ServerConfig;
 use sluice_node::admin::Health;
 use sluice_node::budget::{Concurrency, MemoryBudget};
+use sluice_node::listener;
 use sluice_node::metrics::Metrics;
 use sluice_node::shutdown::Shutdown;
 use sluice_proto::calls::{Sessions, Workers};
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpListener;
 
 pub use body::DrainLimits;
-
-/// Connections that wait to be accepted: enough for a burst of clients that are moved here.
-const BACKLOG: u32 = 1024;
 
 /// What an edge spends on its clients.
 #[derive(Clone, Debug)]
@@ -161,11 +159,7 @@ impl Edge {
     pub fn bind(config: EdgeConfig, parts: EdgeParts) -> Result<Self, EdgeError> {
         let address = config.listen;
         let open = || {
-            let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-            // A port that was just closed can be opened again.
-            socket.set_reuseaddr(true)?;
-            socket.bind(address)?;
-            let listener = socket.listen(BACKLOG)?;
+            let listener = listener::bind(address)?;
             let bound = listener.local_addr()?;
             Ok((listener, bound))
         };

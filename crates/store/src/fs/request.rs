@@ -58,52 +58,16 @@ impl Request {
 
     /// The claim that it ends, whatever comes of it.
     pub(crate) fn claim(&self) -> Option<ClaimId> {
-        match self {
-            Self::Run { claim, .. } => Some(*claim),
-            Self::Metadata(_)
-            | Self::Size(_)
-            | Self::Whole { .. }
-            | Self::Known { .. }
-            | Self::Facts(_)
-            | Self::Lose(_)
-            | Self::Publish { .. }
-            | Self::Free
-            | Self::Drop { .. }
-            | Self::Discard => None,
-        }
+        if let Self::Run { claim, .. } = self { Some(*claim) } else { None }
     }
 
     /// The name of a file that must be durable before it.
     pub(crate) fn name(&self) -> Option<Name> {
-        match self {
-            Self::Run { segment, .. } => Some(Name::Data(*segment)),
-            Self::Metadata(_)
-            | Self::Size(_)
-            | Self::Whole { .. }
-            | Self::Known { .. }
-            | Self::Facts(_)
-            | Self::Lose(_)
-            | Self::Publish { .. }
-            | Self::Free
-            | Self::Drop { .. }
-            | Self::Discard => None,
-        }
+        if let Self::Run { segment, .. } = self { Some(Name::Data(*segment)) } else { None }
     }
 
     /// The file whose bytes must be durable before it.
     pub(crate) fn into_data(self) -> Option<Arc<dyn DiskFile>> {
-        match self {
-            Self::Run { data, .. } => Some(data),
-            Self::Metadata(_)
-            | Self::Size(_)
-            | Self::Whole { .. }
-            | Self::Known { .. }
-            | Self::Facts(_)
-            | Self::Lose(_)
-            | Self::Publish { .. }
-            | Self::Free
-            | Self::Drop { .. }
-            | Self::Discard => None,
-        }
+        if let Self::Run { data, .. } = self { Some(data) } else { None }
     }
 }
