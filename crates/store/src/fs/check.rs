@@ -32,7 +32,7 @@ use super::checkpoint::Checkpoint;
 use super::damage::{self, Marks};
 use super::disk::{Disk, DiskFile, Open, RealDisk};
 use super::entry::Name;
-use super::layout::{Layout, shard};
+use super::layout::{Layout, has_values, shard};
 use super::state::FileState;
 use super::volume::{self, HeaderError, VolumeId};
 use super::{index, journal, page, values};
@@ -477,7 +477,7 @@ impl Check<'_> {
                 let path = chunks.join(&shard_name).join(&name);
                 match name.parse::<FileId>() {
                     Ok(file) if shard(file) == shard_name && known.contains(&file) => self.pages(file, &path),
-                    Ok(_) => self.found(FindingKind::Leftover, &path, "chunks of a file without any record"),
+                    Ok(file) => self.unrecorded(file, &path),
                     Err(_) => self.unknown(&path),
                 }
             }
@@ -506,6 +506,16 @@ impl Check<'_> {
             if !ours.contains(&name.as_str()) {
                 self.unknown(&root.join(name));
             }
+        }
+    }
+
+    /// Chunks of a file without any record. Values beside them say that there was one.
+    fn unrecorded(&mut self, file: FileId, path: &Path) {
+        if has_values(self.list(path)) {
+            let (index, detail) = (self.layout.index(file), "it is missing, though chunks were acknowledged");
+            self.found_in(FindingKind::Index, &index, file, &Ranges::new(), detail);
+        } else {
+            self.found(FindingKind::Leftover, path, "chunks that were never acknowledged");
         }
     }
 

@@ -12,8 +12,9 @@ use sluice_engine::ids::FileId;
 use sluice_engine::limits::SEGMENT_CHUNKS;
 
 use super::entry::Entry;
+use super::layout::has_values;
 use super::lock;
-use super::shared::Shared;
+use super::shared::{Counters, Shared};
 use crate::StoreError;
 
 /// Something to do when there is time.
@@ -83,8 +84,15 @@ impl Shared {
     fn sweep(&self, file: FileId) {
         let Ok(entry) = self.load(file) else { return };
         let _names = lock(&entry.names);
+        let was_recorded = self.was_recorded(file);
         {
             let mut live = lock(&entry.live);
+            if !live.state.is_known() && was_recorded {
+                // Told about each time the volume is opened, until the index is back or the file was sent again.
+                Counters::add(&self.counters.integrity_failures, 1);
+                tracing::error!(%file, "the index of a file is missing; its chunks are kept, and not served");
+                return;
+            }
             // What the log keeps has no directory of chunks.
             let has_chunks = live.state.is_known() && !live.state.is_in_log();
             if has_chunks || !live.claims.is_empty() {
@@ -93,6 +101,13 @@ impl Shared {
             live.begin_life();
         }
         self.to_trash(file);
+    }
+
+    /// Whether chunks of a file were acknowledged once, whatever is known of it now: values are written beside them only
+    /// when a journal says so, and an index says it from then on. What is dropped goes with its values, for good,
+    /// before anything forgets it.
+    fn was_recorded(&self, file: FileId) -> bool {
+        self.disk.list(&self.layout.chunks(file)).is_ok_and(has_values)
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

@@ -121,3 +121,8 @@ impl Layout {
 pub(crate) fn shard(file: FileId) -> String {
     format!("{:03x}", file.slot().number())
 }
+
+/// Whether there are values of chunks among the names in a file's directory.
+pub(crate) fn has_values(names: impl IntoIterator<Item = impl AsRef<str>>) -> bool {
+    names.into_iter().any(|name| name.as_ref().starts_with("values-"))
+}

@@ -123,6 +123,8 @@ async fn damage_is_named_where_it_is() {
         (of(1, "data-0"), FindingKind::Bytes),
         (of(1, "values-0"), FindingKind::Values),
         (of(2, "data-0"), FindingKind::Bytes),
+        (index_of(1), FindingKind::Index),
+        (index_of(4), FindingKind::Index),
         (dir.path().join("journal-1"), FindingKind::Journal),
         (dir.path().join("volume"), FindingKind::Header),
     ] {
@@ -140,6 +142,8 @@ async fn damage_is_named_where_it_is() {
     std::fs::write(dir.path().join("notes.txt"), "mine").unwrap();
     std::fs::rename(of(4, "data-0"), of(4, "other")).unwrap();
     std::fs::remove_file(index_of(4)).unwrap();
+    // Without values nothing was acknowledged.
+    std::fs::remove_file(of(4, "values-0")).unwrap();
     let report = checked(dir.path(), false);
     assert!(report.counts.contains_key(&FindingKind::Unknown), "{report:?}");
     assert!(report.counts.contains_key(&FindingKind::Leftover), "{report:?}");

@@ -7,7 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
-#[path = "../cluster/bed.rs"]
+#[path = "../tests/cluster/bed.rs"]
 #[allow(dead_code, reason = "a part of what tests of clusters stand on")]
 mod bed;
 mod codecs;
@@ -15,7 +15,7 @@ mod door;
 mod mangle;
 mod peer;
 mod volume;
-#[path = "../cluster/wire.rs"]
+#[path = "../tests/cluster/wire.rs"]
 #[allow(dead_code, reason = "the bed has a place for it")]
 mod wire;
 
