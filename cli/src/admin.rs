@@ -19,6 +19,9 @@ use crate::context::Context;
 use crate::failure::Failure;
 use crate::settings::duration;
 
+/// Where all of a cluster's keys are.
+const AUTHORITY: &str = "authority";
+
 const KEY_EXAMPLES: &str = "\
 Makes a directory for each datacenter, with what that one needs and no secret of another's; in
 `roles` one for each process of it that runs by itself, with what that role needs; and
@@ -28,6 +31,15 @@ its own.
 Examples:
   sluice admin key make keys --cluster prod --dc dc-a --dc dc-b
   scp -r keys/dc-a dc-a.example:/etc/sluice/keys";
+
+const RENEW_EXAMPLES: &str = "\
+Every certificate, and the key of each, is replaced in all directories that `make` made. The CA and
+the keys of commands, contexts, tokens and tickets stay. Processes take new certificates over when
+their files change; connections that are open stay.
+
+Examples:
+  sluice admin key renew keys
+  rsync -r keys/dc-a/ dc-a.example:/etc/sluice/keys/";
 
 const TOKEN_EXAMPLES: &str = "\
 Examples:
@@ -61,6 +73,12 @@ pub(crate) enum KeyAction {
         /// Name of a datacenter; once for each of them.
         #[arg(long = "dc", value_name = "NAME", required = true)]
         dcs: Vec<String>,
+    },
+    /// Make its certificates anew.
+    #[command(after_help = RENEW_EXAMPLES)]
+    Renew {
+        /// The directory that `make` made.
+        directory: PathBuf,
     },
 }
 
@@ -105,6 +123,7 @@ fn scope(text: &str) -> Result<Scope, String> {
 pub(crate) fn run(action: Action, context: &Context) -> anyhow::Result<()> {
     match action {
         Action::Key(KeyAction::Make { directory, cluster, dcs }) => make(&directory, &cluster, &dcs, context),
+        Action::Key(KeyAction::Renew { directory }) => renew(&directory, context),
         Action::Token(TokenAction::Mint { keys, tenant, name, scopes, life, out }) => {
             let mut grant = TokenGrant::everything(TenantId::new(tenant), name, duration("life", &life)?);
             if !scopes.is_empty() {
@@ -123,16 +142,8 @@ fn make(directory: &Path, cluster: &str, names: &[String], context: &Context) ->
     let dcs: Vec<(DcId, &str)> = (1..).map(DcId::new).zip(names.iter().map(String::as_str)).collect();
     let material = ClusterMaterial::generate(cluster, &dcs)
         .map_err(|error| Failure::usage("keys", error.to_string(), "see `sluice admin key make --help`"))?;
-    let authority = directory.join("authority");
-    material.save(&authority).map_err(StartError::from)?;
-    for (dc, name) in &dcs {
-        let part = material.only(*dc).map_err(StartError::from)?;
-        part.save(&directory.join(name)).map_err(StartError::from)?;
-        for role in Role::ALL {
-            let part = material.only_role(*dc, role).map_err(StartError::from)?;
-            part.save(&directory.join("roles").join(name).join(role.name())).map_err(StartError::from)?;
-        }
-    }
+    save(&material, directory)?;
+    let authority = directory.join(AUTHORITY);
     let ca = directory.join("ca.pem");
     fs::write(&ca, material.ca_pem()).with_context(|| format!("cannot write {}", ca.display()))?;
     let places: Vec<PathBuf> = names.iter().map(|name| directory.join(name)).collect();
@@ -143,6 +154,33 @@ fn make(directory: &Path, cluster: &str, names: &[String], context: &Context) ->
             text.push_str(&format!("{name:<9} {}\n", place.display()));
         }
         text + &format!("{:<9} {}\n{:<9} {}\n", "authority", authority.display(), "ca", ca.display())
+    })
+}
+
+/// Writes all of it to `authority`, and to a directory of its own what each datacenter and each role needs.
+fn save(material: &ClusterMaterial, directory: &Path) -> anyhow::Result<()> {
+    material.save(&directory.join(AUTHORITY)).map_err(StartError::from)?;
+    for (dc, name) in material.dcs() {
+        let part = material.only(dc).map_err(StartError::from)?;
+        part.save(&directory.join(name)).map_err(StartError::from)?;
+        for role in Role::ALL {
+            let part = material.only_role(dc, role).map_err(StartError::from)?;
+            part.save(&directory.join("roles").join(name).join(role.name())).map_err(StartError::from)?;
+        }
+    }
+    Ok(())
+}
+
+fn renew(directory: &Path, context: &Context) -> anyhow::Result<()> {
+    let material = ClusterMaterial::load(&directory.join(AUTHORITY)).map_err(|error| {
+        Failure::usage("keys", error.to_string(), "give the directory that `sluice admin key make` made")
+    })?;
+    let reissued = material.reissued().map_err(StartError::from)?;
+    save(&reissued, directory)?;
+    let dcs: Vec<PathBuf> = material.dcs().map(|(_, name)| directory.join(name)).collect();
+    context.answer(&json!({ "cluster": material.name(), "dcs": dcs }), || {
+        let line = |place: &PathBuf| format!("{}\n", place.display());
+        dcs.iter().map(line).collect()
     })
 }
 

@@ -7,6 +7,7 @@ use serde_json::json;
 use crate::context::Context;
 use crate::dc::file::DcFile;
 use crate::failure::Failure;
+use crate::reload::ConfigFile as _;
 use crate::role::file::RoleFile;
 use crate::settings;
 

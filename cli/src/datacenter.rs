@@ -23,10 +23,8 @@ use sluice_edge::{Edge, EdgeConfig, EdgeError, EdgeParts, EdgeSettings};
 use sluice_engine::ids::DcId;
 use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::admin::{Admin, AdminError, Health};
-use sluice_node::budget::MemoryBudget;
 use sluice_node::clock::SharedClock;
 use sluice_node::material::{ClusterMaterial, MaterialError};
-use sluice_node::metrics::Metrics;
 use sluice_node::role::Role;
 use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_node::tls::{self, TlsError};
@@ -37,6 +35,7 @@ use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError};
 use sluice_worker::{Worker, WorkerParts, WorkerSettings};
 use tokio::time::Instant;
 
+use crate::live::Live;
 use crate::ports::ReservedPorts;
 
 /// What the tasks of an aggregator get to finish, however little of a deadline is left.
@@ -327,6 +326,7 @@ impl From<AggregatorError> for StartError {
 pub struct Datacenter {
     store: Arc<FsStore>,
     aggregator: Option<Arc<AggregatorService>>,
+    live: Live,
     health: Health,
     tasks: Tasks,
 }
@@ -349,8 +349,13 @@ impl Datacenter {
     /// Starts a datacenter. When this returns it serves; when it fails nothing of it is left.
     pub async fn start(config: &DatacenterConfig) -> Result<Self, StartError> {
         let store = open_store(config.directory.clone(), config.settings.store.clone()).await?;
-        let mut datacenter =
-            Self { store: Arc::new(store), aggregator: None, health: Health::new(), tasks: Tasks::default() };
+        let mut datacenter = Self {
+            store: Arc::new(store),
+            aggregator: None,
+            live: Live::new(config.name(), &config.material, config.settings.memory),
+            health: Health::new(),
+            tasks: Tasks::default(),
+        };
         match datacenter.open(config).await {
             Ok(()) => Ok(datacenter),
             Err(error) => {
@@ -365,9 +370,8 @@ impl Datacenter {
         let DatacenterConfig { dc, material, ports, peers, clock, settings, .. } = config;
         let dc = *dc;
         let name = config.name().to_owned();
-        let metrics = Arc::new(Metrics::new(&name));
+        let Live { metrics, memory, .. } = self.live.clone();
         Admin::open(ports.admin.address(), self.health.clone(), metrics.clone(), &self.tasks.admin).await?;
-        let memory = MemoryBudget::measured(settings.memory, &metrics);
         let revocations = Revocations::new();
         let access =
             Arc::new(ContextVerifier::new(material.context_ring(), dc, clock.clone(), revocations.clone()));
@@ -432,6 +436,11 @@ impl Datacenter {
         }
         edge.serve(&self.tasks.requests);
         Ok(())
+    }
+
+    /// What can be changed while it runs.
+    pub fn live(&self) -> &Live {
+        &self.live
     }
 
     /// What it has sent to and pulled from other datacenters since it started.

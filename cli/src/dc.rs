@@ -12,6 +12,7 @@ use sluice_node::telemetry;
 use self::file::DcFile;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::reload::{self, ConfigFile as _};
 use crate::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -31,6 +32,9 @@ A file looks like this; what is left out of it has a default, paths are relative
   address = \"dc-b.example:8444\"
   url = \"https://dc-b.example:8443\"
 
+Of a process that runs, log, memory and the certificates of the keys are taken over when the files
+change, at once at SIGHUP; a change that cannot be is logged, and nothing of it counts.
+
 Examples:
   sluice config check /etc/sluice/dc-a.toml
   sluice dc --config /etc/sluice/dc-a.toml";
@@ -48,7 +52,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let file = DcFile::read(&args.config)?;
     file.check()?;
-    telemetry::init(&file.log)
+    let log = telemetry::init(file.log())
         .map_err(|error| Failure::usage("configuration", error.to_string(), "such as warn or info"))?;
     raise_descriptors();
     let config = file.reserve()?;
@@ -57,6 +61,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     context.answer(&object, || {
         format!("{:<7} {}   admin {}\n", config.name(), config.url(), config.admin_url())
     })?;
+    let _watching = reload::watch(args.config, file, log, datacenter.live().clone())?;
     signals.serve_until(context, |deadline| datacenter.stop(deadline)).await;
     Ok(())
 }

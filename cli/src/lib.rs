@@ -13,5 +13,6 @@
 
 pub mod cluster;
 pub mod datacenter;
+pub mod live;
 pub mod ports;
 pub mod process;

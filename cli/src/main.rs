@@ -17,6 +17,7 @@ mod get;
 mod ls;
 mod progress;
 mod put;
+mod reload;
 mod rm;
 mod role;
 mod settings;

@@ -13,10 +13,8 @@ use sluice_edge::{Edge, EdgeConfig, EdgeParts, EdgeSettings};
 use sluice_engine::ids::DcId;
 use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::admin::{Admin, Health};
-use sluice_node::budget::MemoryBudget;
 use sluice_node::clock::SharedClock;
 use sluice_node::material::ClusterMaterial;
-use sluice_node::metrics::Metrics;
 use sluice_node::role::Role;
 use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_node::tls;
@@ -25,6 +23,7 @@ use sluice_session::MemorySessions;
 use tokio::time::Instant;
 
 use crate::datacenter::StartError;
+use crate::live::Live;
 
 /// What a worker may take for an answer: longer than it waits itself for everyone whom it asks, one after the other.
 const WORKER_PATIENCE: Duration = Duration::from_secs(120);
@@ -65,6 +64,7 @@ pub struct EdgeProcess {
 
 /// A running process of one role.
 pub struct Process {
+    live: Live,
     tasks: Tasks,
     listens: SocketAddr,
     admin: SocketAddr,
@@ -91,7 +91,7 @@ impl Process {
         tls::install_provider();
         let ProcessConfig { dc, material, clock, .. } = config;
         let name = config.name();
-        let (metrics, health) = (Arc::new(Metrics::new(&name)), Health::new());
+        let (live, health) = (Live::new(&name, material, edge.memory), Health::new());
         let tasks = Tasks::default();
         let caller = |whom, address: &str, patience| {
             let address = address.to_owned();
@@ -118,23 +118,23 @@ impl Process {
             EdgeParts {
                 sessions: Arc::new(sessions),
                 workers: Arc::new(workers),
-                memory: MemoryBudget::measured(edge.memory, &metrics),
-                metrics: metrics.clone(),
+                memory: live.memory.clone(),
+                metrics: live.metrics.clone(),
                 health: health.clone(),
             },
         )?;
-        let admin = Admin::open(config.admin, health.clone(), metrics, &tasks.admin).await?;
+        let admin = Admin::open(config.admin, health.clone(), live.metrics.clone(), &tasks.admin).await?;
         let listens = door.address();
         health.set_started();
         door.serve(&tasks.requests);
-        Ok(Self { tasks, listens, admin: admin.address() })
+        Ok(Self { live, tasks, listens, admin: admin.address() })
     }
 
     /// Starts a session service, which answers edges at `listen`.
     pub async fn session(config: &ProcessConfig, listen: SocketAddr) -> Result<Self, StartError> {
         tls::install_provider();
         let ProcessConfig { dc, material, clock, .. } = config;
-        let (metrics, health) = (Arc::new(Metrics::new(&config.name())), Health::new());
+        let (live, health) = (Live::new(&config.name(), material, SESSION_MEMORY), Health::new());
         let sessions = MemorySessions::new(
             *dc,
             material.token_verifier(),
@@ -144,9 +144,9 @@ impl Process {
         );
         let door = Door::bind(listen, material, *dc, Role::Session)?;
         let listens = door.address().map_err(|source| StartError::of_port(listen, source))?;
-        let (tasks, memory) = (Tasks::default(), MemoryBudget::measured(SESSION_MEMORY, &metrics));
-        let admin = Admin::open(config.admin, health.clone(), metrics, &tasks.admin).await?;
-        door.serve(serve_sessions(Arc::new(sessions)), memory, &tasks.requests);
+        let tasks = Tasks::default();
+        let admin = Admin::open(config.admin, health.clone(), live.metrics.clone(), &tasks.admin).await?;
+        door.serve(serve_sessions(Arc::new(sessions)), live.memory.clone(), &tasks.requests);
         health.set_started();
         health.set_serving(true);
         let requests = tasks.requests.clone();
@@ -154,7 +154,12 @@ impl Process {
             requests.draining().await;
             health.set_serving(false);
         });
-        Ok(Self { tasks, listens, admin: admin.address() })
+        Ok(Self { live, tasks, listens, admin: admin.address() })
+    }
+
+    /// What can be changed while it runs.
+    pub fn live(&self) -> &Live {
+        &self.live
     }
 
     /// Where it listens for whoever asks it.

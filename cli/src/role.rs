@@ -12,6 +12,7 @@ use sluice_node::telemetry;
 use self::file::RoleFile;
 use crate::context::Context;
 use crate::failure::Failure;
+use crate::reload::{self, ConfigFile as _};
 use crate::signals::Signals;
 
 pub(crate) const EDGE_EXAMPLES: &str = "\
@@ -26,6 +27,9 @@ file looks like this; what is left out of it has a default, paths are relative t
   workers = \"workers.dc-a:8445\"        # for `sluice dc` it is listen.inside of its file
   memory = \"256MiB\"                    # for bodies in flight
   log = \"warn\"
+
+Of a process that runs, log, memory and certificates are taken over when the files change, at once
+at SIGHUP; a change that cannot be is logged, and nothing of it counts.
 
 Examples:
   sluice config check /etc/sluice/edge.toml
@@ -60,13 +64,14 @@ pub(crate) async fn run(role: Role, args: Args, context: &Context) -> anyhow::Re
         let hint = format!("run it with `sluice {} --config`", file.role());
         return Err(Failure::usage("configuration", message, hint).into());
     }
-    telemetry::init(file.log())
+    let log = telemetry::init(file.log())
         .map_err(|error| Failure::usage("configuration", error.to_string(), "such as warn or info"))?;
     raise_descriptors();
     let (signals, process) = Signals::start(file.start()).await?;
     let (listen, admin) = (process.address().to_string(), format!("http://{}", process.admin_address()));
     let object = json!({ "role": role.name(), "listen": listen, "admin": admin });
     context.answer(&object, || format!("{role:<10} {listen}   admin {admin}\n"))?;
+    let _watching = reload::watch(args.config, file, log, process.live().clone())?;
     signals.serve_until(context, |deadline| process.stop(deadline)).await;
     Ok(())
 }

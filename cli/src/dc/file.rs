@@ -16,6 +16,7 @@ use sluice_node::material::ClusterMaterial;
 use sluice_node::telemetry;
 
 use crate::failure::Failure;
+use crate::reload::ConfigFile;
 use crate::settings;
 use crate::size::Bytes;
 
@@ -41,7 +42,7 @@ pub(crate) struct DcFile {
     absent_after: Option<Length>,
     /// What is logged.
     #[serde(default = "warn")]
-    pub(super) log: String,
+    log: String,
     /// Every other datacenter, by name.
     #[serde(default)]
     peers: BTreeMap<String, Peer>,
@@ -103,9 +104,9 @@ impl TryFrom<String> for Takeover {
     }
 }
 
-impl DcFile {
-    /// Reads a file; paths in it are relative to its directory.
-    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+impl ConfigFile for DcFile {
+    /// Paths in it are relative to its directory.
+    fn read(path: &Path) -> anyhow::Result<Self> {
         let Some(mut file) = settings::parse::<Self>(path, KEYS)? else {
             let message = format!("{} does not exist", path.display());
             return Err(Failure::usage("configuration", message, "give the path of a file").into());
@@ -117,7 +118,7 @@ impl DcFile {
 
     /// Whether there is such a datacenter, and its keys and peers are all there. Takes nothing that a datacenter which
     /// runs from this file has.
-    pub(crate) fn check(&self) -> anyhow::Result<()> {
+    fn check(&self) -> anyhow::Result<()> {
         telemetry::check(&self.log).map_err(|error| {
             Failure::usage("configuration", format!("log: {error}"), "such as warn or info")
         })?;
@@ -134,11 +135,29 @@ impl DcFile {
             let message = format!("listen: {twice} is given twice");
             return Err(Failure::usage("configuration", message, "give each its own port").into());
         }
-        self.keys().map(|_| ())
+        self.load().map(|_| ())
     }
 
+    fn keys(&self) -> &Path {
+        &self.keys
+    }
+
+    fn log(&self) -> &str {
+        &self.log
+    }
+
+    fn memory(&self) -> Option<u64> {
+        Some(self.memory.map_or(DatacenterSettings::default().memory, |Bytes(memory)| memory))
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        Self { log: other.log.clone(), memory: other.memory, ..self.clone() } == *other
+    }
+}
+
+impl DcFile {
     /// The keys, which datacenter this is, and where the others are.
-    fn keys(&self) -> anyhow::Result<(ClusterMaterial, DcId, Vec<PeerAddress>)> {
+    fn load(&self) -> anyhow::Result<(ClusterMaterial, DcId, Vec<PeerAddress>)> {
         let material = ClusterMaterial::load(&self.keys).map_err(StartError::from)?;
         let Some(dc) = material.dc_named(&self.dc) else {
             return Err(self.unknown("dc", &self.dc, &material).into());
@@ -163,7 +182,7 @@ impl DcFile {
 
     /// The datacenter that the file describes, with its keys read and its ports reserved.
     pub(crate) fn reserve(&self) -> anyhow::Result<DatacenterConfig> {
-        let (material, dc, peers) = self.keys()?;
+        let (material, dc, peers) = self.load()?;
         let mut settings = DatacenterSettings::default();
         if let Some(Bytes(memory)) = self.memory {
             settings.memory = memory;

@@ -14,6 +14,7 @@ use sluice_node::role::Role;
 use sluice_node::telemetry;
 
 use crate::failure::Failure;
+use crate::reload::ConfigFile;
 use crate::settings;
 use crate::size::Bytes;
 
@@ -58,9 +59,9 @@ fn warn() -> String {
     "warn".to_owned()
 }
 
-impl RoleFile {
-    /// Reads a file; paths in it are relative to its directory.
-    pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
+impl ConfigFile for RoleFile {
+    /// Paths in it are relative to its directory.
+    fn read(path: &Path) -> anyhow::Result<Self> {
         let Some(mut file) = settings::parse::<Self>(path, KEYS)? else {
             let message = format!("{} does not exist", path.display());
             return Err(Failure::usage("configuration", message, "give the path of a file").into());
@@ -70,27 +71,52 @@ impl RoleFile {
         Ok(file)
     }
 
+    /// Whether the datacenter is one of the keys', and the keys are those of the role. Takes nothing that a process which
+    /// runs from this file has.
+    fn check(&self) -> anyhow::Result<()> {
+        telemetry::check(self.log()).map_err(|error| {
+            Failure::usage("configuration", format!("log: {error}"), "such as warn or info")
+        })?;
+        self.config().map(|_| ())
+    }
+
+    fn keys(&self) -> &Path {
+        let (Self::Edge { keys, .. } | Self::Session { keys, .. }) = self;
+        keys
+    }
+
+    fn log(&self) -> &str {
+        let (Self::Edge { log, .. } | Self::Session { log, .. }) = self;
+        log
+    }
+
+    fn memory(&self) -> Option<u64> {
+        match self {
+            Self::Edge { memory: Bytes(memory), .. } => Some(*memory),
+            Self::Session { .. } => None,
+        }
+    }
+
+    fn is_like(&self, other: &Self) -> bool {
+        let mut same = self.clone();
+        match (&mut same, other) {
+            (Self::Edge { log, memory, .. }, Self::Edge { log: new, memory: much, .. }) => {
+                (*log, *memory) = (new.clone(), *much);
+            }
+            (Self::Session { log, .. }, Self::Session { log: new, .. }) => log.clone_from(new),
+            _ => {}
+        }
+        same == *other
+    }
+}
+
+impl RoleFile {
     /// What the process is for.
     pub(crate) fn role(&self) -> Role {
         match self {
             Self::Edge { .. } => Role::Edge,
             Self::Session { .. } => Role::Session,
         }
-    }
-
-    /// What it logs.
-    pub(crate) fn log(&self) -> &str {
-        let (Self::Edge { log, .. } | Self::Session { log, .. }) = self;
-        log
-    }
-
-    /// Whether the datacenter is one of the keys', and the keys are those of the role. Takes nothing that a process which
-    /// runs from this file has.
-    pub(crate) fn check(&self) -> anyhow::Result<()> {
-        telemetry::check(self.log()).map_err(|error| {
-            Failure::usage("configuration", format!("log: {error}"), "such as warn or info")
-        })?;
-        self.config().map(|_| ())
     }
 
     /// Starts the process.

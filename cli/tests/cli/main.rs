@@ -13,6 +13,7 @@ mod connections;
 mod local;
 mod pipe;
 mod processes;
+mod reload;
 mod roles;
 mod transfer;
 

@@ -113,7 +113,7 @@ pub(crate) fn done(ended: Ended) -> String {
 }
 
 /// Asks again until something is so.
-fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = ask() {

@@ -13,15 +13,15 @@ use crate::processes::{Running, Site, any, done};
 const MIB: usize = 1 << 20;
 
 /// A datacenter whose edges are processes of their own: files of them, and their ports.
-struct Fleet {
-    site: Site,
-    edges: Vec<ReservedPort>,
+pub(crate) struct Fleet {
+    pub(crate) site: Site,
+    pub(crate) edges: Vec<ReservedPort>,
     #[allow(dead_code, reason = "held for its drop")]
     sessions: ReservedPort,
 }
 
 impl Fleet {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let site = Site::new(&["dc-a"]);
         let (sessions, edges) = (any(), vec![any(), any()]);
         let write = |name: &str, role: &str, listen: &ReservedPort, more: &str| {

@@ -5,6 +5,7 @@
 //! stopped.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,8 +22,10 @@ const UNIT: u64 = 4096;
 #[derive(Clone, Debug)]
 pub struct MemoryBudget {
     units: Arc<Semaphore>,
-    total: u64,
+    /// Bytes in all.
+    total: Arc<AtomicU64>,
     used: Gauge,
+    limit: Gauge,
 }
 
 /// Memory that was granted; given back on drop.
@@ -52,6 +55,11 @@ impl MemoryPermit {
     }
 }
 
+/// What is counted of so many bytes.
+fn whole_units(bytes: u64) -> u64 {
+    (bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS as u64)
+}
+
 impl MemoryBudget {
     /// A budget of `bytes`, rounded down to 4 KiB.
     pub fn new(bytes: u64) -> Self {
@@ -60,25 +68,45 @@ impl MemoryBudget {
 
     /// The budget of a datacenter, which its metrics show.
     pub fn measured(bytes: u64, metrics: &Metrics) -> Self {
-        let budget = Self::with_gauge(bytes, metrics.memory_used.clone());
-        metrics.memory_budget.set(i64::try_from(budget.total).unwrap_or(i64::MAX));
-        budget
+        Self::with_gauges(bytes, metrics.memory_used.clone(), metrics.memory_budget.clone())
     }
 
     /// A budget that shows what is used in a gauge, in bytes.
     pub fn with_gauge(bytes: u64, used: Gauge) -> Self {
-        let units = (bytes / UNIT).clamp(1, Semaphore::MAX_PERMITS as u64);
-        Self { units: Arc::new(Semaphore::new(units as usize)), total: units * UNIT, used }
+        Self::with_gauges(bytes, used, Gauge::default())
+    }
+
+    fn with_gauges(bytes: u64, used: Gauge, limit: Gauge) -> Self {
+        let units = whole_units(bytes);
+        let total = Arc::new(AtomicU64::new(units * UNIT));
+        limit.set(i64::try_from(units * UNIT).unwrap_or(i64::MAX));
+        Self { units: Arc::new(Semaphore::new(units as usize)), total, used, limit }
+    }
+
+    /// Changes how much it is. More is there at once; less when what was granted is given back, and nobody is granted
+    /// any until then. Returns when it is so; changes that overlap are not for one budget.
+    pub async fn resize(&self, bytes: u64) {
+        let units = whole_units(bytes);
+        let was = self.total.swap(units * UNIT, Ordering::Relaxed) / UNIT;
+        self.limit.set(i64::try_from(units * UNIT).unwrap_or(i64::MAX));
+        self.units.add_permits(units.saturating_sub(was) as usize);
+        let mut surplus = was.saturating_sub(units);
+        while surplus > 0 {
+            let part = u32::try_from(surplus).unwrap_or(u32::MAX);
+            let Ok(permit) = self.units.acquire_many(part).await else { return };
+            permit.forget();
+            surplus -= u64::from(part);
+        }
     }
 
     /// Bytes in all.
     pub fn total(&self) -> u64 {
-        self.total
+        self.total.load(Ordering::Relaxed)
     }
 
     /// Bytes that are granted now.
     pub fn used(&self) -> u64 {
-        self.total - self.units.available_permits() as u64 * UNIT
+        self.total().saturating_sub(self.units.available_permits() as u64 * UNIT)
     }
 
     /// Takes `bytes`, or refuses with [`Problem::Overloaded`].
@@ -99,7 +127,7 @@ impl MemoryBudget {
 
     fn units_of(&self, bytes: u64) -> Result<u32, Refusal> {
         // More than the whole budget never fits, and must not wait for it.
-        if bytes > self.total {
+        if bytes > self.total() {
             Err(self.refusal(bytes))
         } else {
             u32::try_from(bytes.div_ceil(UNIT)).map_err(|_| self.refusal(bytes))
@@ -115,7 +143,7 @@ impl MemoryBudget {
     fn refusal(&self, bytes: u64) -> Refusal {
         Refusal::new(
             Problem::Overloaded,
-            format!("{bytes} bytes of memory are needed, {} of {} are in use", self.used(), self.total),
+            format!("{bytes} bytes of memory are needed, {} of {} are in use", self.used(), self.total()),
         )
         .hint("come back after Retry-After, or use another datacenter")
     }
@@ -185,6 +213,28 @@ mod tests {
         assert_eq!((budget.used(), gauge.get()), (0, 0));
         assert!(budget.take(16 << 10, Duration::from_millis(10)).await.is_ok());
         assert!(budget.take((16 << 10) + 1, Duration::MAX).await.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_budget_grows_at_once_and_shrinks_when_memory_is_given_back() {
+        let budget = MemoryBudget::new(16 << 10);
+        let permit = budget.try_take(16 << 10).unwrap();
+        budget.resize(32 << 10).await;
+        assert_eq!((budget.total(), budget.used()), (32 << 10, 16 << 10));
+        let more = budget.try_take(16 << 10).unwrap();
+        let (shrinking, told) = (budget.clone(), budget.clone());
+        let shrunk = tokio::spawn(async move { shrinking.resize(8 << 10).await });
+        tokio::task::yield_now().await;
+        drop(more);
+        assert_eq!(told.total(), 8 << 10);
+        assert!(!shrunk.is_finished() && told.try_take(4096).is_err(), "one is too many still");
+        drop(permit);
+        shrunk.await.unwrap();
+        assert_eq!(budget.used(), 0);
+        let all = budget.try_take(8 << 10).unwrap();
+        assert!(budget.try_take(4096).is_err());
+        drop(all);
+        assert!(budget.try_take((8 << 10) + 1).is_err());
     }
 
     #[test]

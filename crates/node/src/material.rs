@@ -15,18 +15,22 @@
 //! | TLS tickets | one secret, from which keys are derived by time | shared by all edges |
 
 mod disk;
+mod identity;
 mod issue;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use sluice_engine::ids::{DcId, KeyId};
+use rustls::pki_types::CertificateDer;
+use sluice_engine::ids::{DcId, KeyId, Timestamp};
 use sluice_engine::keys::{ClusterTag, KeyRing, PublicKey, Purpose, SigningKey};
 use sluice_engine::limits::MAX_DCS;
 
+pub use self::identity::Identity;
+
 use crate::role::Role;
+use crate::tls;
 use crate::token::{TokenMint, TokenVerifier};
 
 /// The longest name of a cluster or datacenter: it becomes part of a DNS name.
@@ -60,6 +64,17 @@ pub enum MaterialError {
         /// Why.
         reason: String,
     },
+    /// Something is not what it was, and is kept for as long as the process runs.
+    #[error("{0} changed: that takes effect at the next start, and nothing was renewed")]
+    Changed(&'static str),
+    /// A new certificate would be refused by whoever sees it.
+    #[error("the new certificate of {whose} is not accepted, and nothing was renewed: {reason}")]
+    Renewal {
+        /// Whose.
+        whose: String,
+        /// Why.
+        reason: String,
+    },
     /// A file is needed that is not there.
     #[error("{path} is missing: make the material anew, or copy it whole")]
     Missing {
@@ -82,20 +97,6 @@ pub enum MaterialError {
         /// What the system says.
         source: std::io::Error,
     },
-}
-
-/// A certificate chain and its key.
-pub struct Identity {
-    /// The chain, leaf first.
-    pub chain: Vec<CertificateDer<'static>>,
-    /// The key of the leaf, in PKCS#8.
-    pub key: PrivateKeyDer<'static>,
-}
-
-impl Clone for Identity {
-    fn clone(&self) -> Self {
-        Self { chain: self.chain.clone(), key: self.key.clone_key() }
-    }
 }
 
 /// The public half of a signing key, and its secret half where it is kept.
@@ -190,6 +191,63 @@ impl ClusterMaterial {
             }
         }
         Ok(part)
+    }
+
+    /// The same with new certificates, and new keys of these. It takes the key of the CA.
+    pub fn reissued(&self) -> Result<Self, MaterialError> {
+        issue::reissue(self)
+    }
+
+    /// Takes over the certificates of `fresh`, in every TLS configuration that was made of this material or of a part of
+    /// it; says how many are other ones. All of them or none: each has to be signed by the CA, for its name, and for
+    /// `now`. Everything but certificates must be what it was.
+    pub fn renew(&self, fresh: &Self, now: Timestamp) -> Result<usize, MaterialError> {
+        self.check_same(fresh)?;
+        let mut pairs = Vec::new();
+        for (name, mine) in self.identities() {
+            let new = fresh.identities().find(|(other, _)| *other == name);
+            let (_, new) = new.ok_or_else(|| MaterialError::Absent(name.clone()))?;
+            if mine.chain() != new.chain() {
+                tls::check_chain(&self.ca, &name, &new.chain(), now)
+                    .map_err(|reason| MaterialError::Renewal { whose: name, reason })?;
+                pairs.push((mine, new));
+            }
+        }
+        pairs.iter().for_each(|(mine, new)| mine.renew(new));
+        Ok(pairs.len())
+    }
+
+    fn check_same(&self, other: &Self) -> Result<(), MaterialError> {
+        let signing = |material: &Self| {
+            let dcs = material.dcs.iter().map(|(dc, part)| {
+                let public = |key: &SigningMaterial| (key.id, key.public);
+                (*dc, part.name.clone(), public(&part.command), public(&part.context))
+            });
+            dcs.collect::<Vec<_>>()
+        };
+        let differs = [
+            (self.name != other.name, "the name of the cluster"),
+            (self.ca != other.ca, "the CA"),
+            (signing(self) != signing(other), "a datacenter, or a key of commands or contexts,"),
+            (self.token_public != other.token_public, "the key of tokens"),
+            (
+                self.ticket_secret.is_some() && self.ticket_secret != other.ticket_secret,
+                "the secret of TLS tickets",
+            ),
+        ];
+        match differs.into_iter().find(|(differs, _)| *differs) {
+            Some((_, what)) => Err(MaterialError::Changed(what)),
+            None => Ok(()),
+        }
+    }
+
+    /// Every certificate that is held, with the name that it is for.
+    fn identities(&self) -> impl Iterator<Item = (String, &Identity)> {
+        let edge = self.edge.iter().map(|identity| (self.edge_tls_name(), identity));
+        edge.chain(self.dcs.iter().flat_map(|(dc, part)| {
+            let peer = part.peer.iter().map(|identity| (self.peer_tls_name(*dc), identity));
+            peer.chain(part.roles.iter().map(|(role, identity)| (self.role_tls_name(*dc, *role), identity)))
+        }))
     }
 
     /// Name of the cluster.

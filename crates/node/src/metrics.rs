@@ -83,6 +83,8 @@ pub struct Metrics {
     pub memory_used: Gauge,
     /// Memory that budgets may grant, in bytes.
     pub memory_budget: Gauge,
+    /// Whether the configuration was taken over when it was last read: 1, or 0.
+    pub config_reloaded: Gauge,
     /// Work that was refused to stay inside a budget.
     pub shed: Family<ShedLabels, Counter>,
     /// Chunks that did not hash to their value.
@@ -109,6 +111,7 @@ impl Metrics {
             connections: Gauge::default(),
             memory_used: Gauge::default(),
             memory_budget: Gauge::default(),
+            config_reloaded: Gauge::default(),
             shed: Family::default(),
             integrity_failures: Counter::default(),
             registry: Mutex::new(Registry::default()),
@@ -145,6 +148,11 @@ impl Metrics {
             "sluice_memory_budget_bytes",
             "Memory that budgets may grant",
             metrics.memory_budget.clone(),
+        );
+        registry.register(
+            "sluice_config_last_reload_successful",
+            "Whether the configuration was taken over when it was last read",
+            metrics.config_reloaded.clone(),
         );
         registry.register("sluice_shed", "Work refused to stay inside a budget", metrics.shed.clone());
         registry.register(

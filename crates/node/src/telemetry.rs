@@ -8,9 +8,9 @@ use std::fmt;
 use std::io::IsTerminal;
 
 use http::HeaderValue;
-use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::clock::random_bytes;
 
@@ -33,10 +33,27 @@ pub fn check(level: &str) -> Result<(), TelemetryError> {
     EnvFilter::try_new(level).map(|_| ()).map_err(|_| TelemetryError::Level(level.to_owned()))
 }
 
-/// Starts logging to stderr: for people on a terminal, as JSON off one. `RUST_LOG` is stronger than `level`.
-pub fn init(level: &str) -> Result<(), TelemetryError> {
+/// What is logged, for as long as the process runs.
+#[derive(Clone, Debug)]
+pub struct LogLevel(reload::Handle<EnvFilter, Registry>);
+
+impl LogLevel {
+    /// Logs this from now on, unless `RUST_LOG` says what.
+    pub fn set(&self, level: &str) -> Result<(), TelemetryError> {
+        // An error means that nobody logs any more.
+        let _ = self.0.reload(filter(level)?);
+        Ok(())
+    }
+}
+
+fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
     let level = std::env::var(EnvFilter::DEFAULT_ENV).unwrap_or_else(|_| level.to_owned());
-    let filter = EnvFilter::try_new(&level).map_err(|_| TelemetryError::Level(level))?;
+    EnvFilter::try_new(&level).map_err(|_| TelemetryError::Level(level))
+}
+
+/// Starts logging to stderr: for people on a terminal, as JSON off one. `RUST_LOG` is stronger than `level`.
+pub fn init(level: &str) -> Result<LogLevel, TelemetryError> {
+    let (filter, handle) = reload::Layer::new(filter(level)?);
     let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
     let result = if std::io::stderr().is_terminal() {
@@ -44,7 +61,7 @@ pub fn init(level: &str) -> Result<(), TelemetryError> {
     } else {
         registry.with(lines.json().flatten_event(true)).try_init()
     };
-    result.map_err(|_| TelemetryError::Twice)
+    result.map(|()| LogLevel(handle)).map_err(|_| TelemetryError::Twice)
 }
 
 /// Names a trace: 16 bytes, not all zero.

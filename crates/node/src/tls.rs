@@ -7,16 +7,18 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use rustls::client::Resumption;
+use rustls::client::danger::ServerCertVerifier as _;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
 use rustls::version::TLS13;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use sluice_engine::ids::DcId;
+use sluice_engine::ids::{DcId, Timestamp};
 use webpki::EndEntityCert;
 
 use crate::clock::{SharedClock, random_bytes};
@@ -66,7 +68,7 @@ pub fn install_provider() {
 }
 
 /// aws-lc-rs, with AES-128-GCM first: the fastest by far on machines with AES instructions, and strong enough.
-fn provider() -> CryptoProvider {
+pub(crate) fn provider() -> CryptoProvider {
     let cipher_suites = vec![
         cipher_suite::TLS13_AES_128_GCM_SHA256,
         cipher_suite::TLS13_AES_256_GCM_SHA384,
@@ -88,13 +90,11 @@ fn roots(ca: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, TlsError> {
 
 /// What an edge listens with: the cluster's one TLS name, HTTP/2 and HTTP/1.1, tickets, no client certificates.
 pub fn edge_server(material: &ClusterMaterial, clock: SharedClock) -> Result<Arc<ServerConfig>, TlsError> {
-    let Identity { chain, key } = material.edge_identity()?;
     let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[&TLS13])
         .map_err(refused("edges"))?
         .with_no_client_auth()
-        .with_single_cert(chain.clone(), key.clone_key())
-        .map_err(refused("edges"))?;
+        .with_cert_resolver(Arc::new(material.edge_identity()?.clone()));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = Arc::new(TicketKeys::new(*material.ticket_secret()?, clock));
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -187,7 +187,7 @@ fn only_name<T>(
 
 fn mutual_server(
     material: &ClusterMaterial,
-    Identity { chain, key }: &Identity,
+    identity: &Identity,
     alpn: &[u8],
 ) -> Result<Arc<ServerConfig>, TlsError> {
     let provider = Arc::new(provider());
@@ -198,8 +198,7 @@ fn mutual_server(
         .with_protocol_versions(&[&TLS13])
         .map_err(refused("peers"))?
         .with_client_cert_verifier(verifier)
-        .with_single_cert(chain.clone(), key.clone_key())
-        .map_err(refused("peers"))?;
+        .with_cert_resolver(Arc::new(identity.clone()));
     config.alpn_protocols = vec![alpn.to_vec()];
     config.send_tls13_tickets = 0;
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -209,18 +208,34 @@ fn mutual_server(
 
 fn mutual_client(
     material: &ClusterMaterial,
-    Identity { chain, key }: &Identity,
+    identity: &Identity,
     alpn: &[u8],
 ) -> Result<Arc<ClientConfig>, TlsError> {
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[&TLS13])
         .map_err(refused("peers"))?
         .with_root_certificates(roots(material.ca())?)
-        .with_client_auth_cert(chain.clone(), key.clone_key())
-        .map_err(refused("peers"))?;
+        .with_client_cert_resolver(Arc::new(identity.clone()));
     config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
+}
+
+/// Whether whoever trusts the CA would take a chain for this name, at this time; if not, why.
+pub(crate) fn check_chain(
+    ca: &CertificateDer<'static>,
+    name: &str,
+    chain: &[CertificateDer<'_>],
+    now: Timestamp,
+) -> Result<(), String> {
+    let (leaf, between) = chain.split_first().ok_or("it is empty")?;
+    let roots = roots(ca).map_err(|error| error.to_string())?;
+    let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::new(provider())).build();
+    let verifier = verifier.map_err(|error| error.to_string())?;
+    let name = server_name(name.to_owned()).map_err(|error| error.to_string())?;
+    let now = UnixTime::since_unix_epoch(Duration::from_millis(now.number()));
+    let verified = verifier.verify_server_cert(leaf, between, &name, &[], now);
+    verified.map(|_| ()).map_err(|error| error.to_string())
 }
 
 /// Ticket keys that every datacenter derives from the cluster's secret, so that a client resumes at any of them.
@@ -357,6 +372,44 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn certificates_are_renewed_under_configurations_that_are_in_use() {
+        let material = material("test");
+        let clock = SystemClock::shared();
+        let now = clock.now();
+        let edge = edge_server(&material, clock).unwrap();
+        let part = material.only(A).unwrap();
+        let peers = (peer_client(&part, A).unwrap(), peer_server(&material.only(B).unwrap(), B).unwrap());
+        let reissued = material.reissued().unwrap();
+        let shown = async || {
+            let client = Arc::new(edge_client(material.ca(), &[b"h2"]).unwrap());
+            let (client, _) = connect(client, edge.clone(), edge_name(&material).unwrap()).await.unwrap();
+            client.get_ref().1.peer_certificates().unwrap().to_vec()
+        };
+        let before = material.edge_identity().unwrap().chain();
+        assert_eq!(shown().await, before);
+
+        // Refused as a whole: another CA, another time, another key, no certificate.
+        let refused = |fresh: &ClusterMaterial, now| part.renew(fresh, now).unwrap_err().to_string();
+        assert!(refused(&self::material("test"), now).contains("the CA changed"));
+        let ages_later = Timestamp::new(now.number() + 20 * 365 * 86_400_000);
+        let expired = refused(&reissued, ages_later);
+        assert!(expired.contains("not accepted") && expired.contains("expired"), "{expired}");
+        assert!(refused(&reissued.only(B).unwrap(), now).contains("dc-1.peer.test.sluice"));
+        assert_eq!(shown().await, before);
+
+        // The edge's, a peer's, and one for each role; who shares the material sees them.
+        let roles = Role::ALL.len();
+        assert_eq!(part.renew(&reissued, now).unwrap(), 2 + roles);
+        assert_eq!(part.renew(&reissued, now).unwrap(), 0);
+        assert_eq!(shown().await, reissued.edge_identity().unwrap().chain());
+        assert_ne!(shown().await, before);
+        let (_, server) = connect(peers.0, peers.1, peer_name(&material, B).unwrap()).await.unwrap();
+        let seen = server.get_ref().1.peer_certificates().map(<[_]>::to_vec);
+        assert_eq!(seen, Some(reissued.peer_identity(A).unwrap().chain()));
+        assert_eq!(peer_dc(&material, seen.as_deref()), Ok(A));
+    }
+
+    #[tokio::test]
     async fn peers_know_one_another_and_nobody_else_gets_in() {
         let material = material("test");
         let server = peer_server(&material, A).unwrap();
@@ -374,7 +427,7 @@ mod tests {
         let other = self::material("test");
         assert!(connect(peer_client(&other, B).unwrap(), server, name).await.is_err());
         assert_eq!(peer_dc(&material, None), Err(PeerError::Missing));
-        let edge = &material.edge_identity().unwrap().chain;
+        let edge = &material.edge_identity().unwrap().chain();
         assert_eq!(peer_dc(&material, Some(edge)), Err(PeerError::Name));
     }
 

@@ -208,9 +208,9 @@ fn make_directory(path: &Path) -> Result<(), MaterialError> {
 }
 
 fn write_identity(directory: &Path, name: &str, identity: &Identity) -> Result<(), MaterialError> {
-    let chain: String = identity.chain.iter().map(certificate_pem).collect();
+    let chain: String = identity.chain().iter().map(certificate_pem).collect();
     write(&directory.join(format!("{name}.pem")), 0o644, &chain)?;
-    write(&directory.join(format!("{name}-key.pem")), 0o600, &pem(PRIVATE_KEY, identity.key.secret_der()))
+    write(&directory.join(format!("{name}-key.pem")), 0o600, &pem(PRIVATE_KEY, identity.key().secret_der()))
 }
 
 /// Writes a file so that it is there whole or not at all, with the directory entry durable.
@@ -265,7 +265,12 @@ fn read_identity(directory: &Path, name: &str) -> Result<Option<Identity>, Mater
     let key_path = directory.join(format!("{name}-key.pem"));
     match (read_chain(&chain_path)?, read_key(&key_path)?) {
         (Some(chain), Some(PrivateKey(key))) => {
-            Ok(Some(Identity { chain, key: PrivateKeyDer::Pkcs8(key.into()) }))
+            let identity = Identity::new(chain, PrivateKeyDer::Pkcs8(key.into()));
+            let garbled = |_| MaterialError::Garbled {
+                path: key_path,
+                expected: "the key of the certificate beside it",
+            };
+            identity.map(Some).map_err(garbled)
         }
         (None, None) => Ok(None),
         (Some(_), None) => Err(MaterialError::Missing { path: key_path }),

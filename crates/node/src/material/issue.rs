@@ -32,22 +32,15 @@ fn failed(what: &'static str) -> impl Fn(rcgen::Error) -> MaterialError {
 
 pub(super) fn generate(name: &str, dcs: &[(DcId, &str)]) -> Result<ClusterMaterial, MaterialError> {
     let ca_key = KeyPair::generate().map_err(failed("the CA's key"))?;
-    let mut params = parameters(&[], &format!("Sluice CA of {name}"))?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let params = ca_parameters(name)?;
     let ca = params.self_signed(&ca_key).map_err(failed("the CA"))?.der().clone();
     let issuer = Issuer::from_params(&params, &ca_key);
 
-    let edge_names = [format!("edge.{name}.sluice"), "localhost".into(), "127.0.0.1".into(), "::1".into()];
-    let edge = issue(&issuer, &edge_names, &[ExtendedKeyUsagePurpose::ServerAuth])?;
-
+    let edge = issue_edge(&issuer, name)?;
     let mut ids = Vec::new();
     let mut materials = BTreeMap::new();
     for (dc, dc_name) in dcs {
-        let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let peer = issue(&issuer, &[peer_tls_name(name, *dc)], &usages)?;
-        let role = |role| Ok((role, issue(&issuer, &[role_tls_name(name, *dc, role)], &usages)?));
-        let roles = Role::ALL.into_iter().map(role).collect::<Result<_, MaterialError>>()?;
+        let (peer, roles) = issue_dc(&issuer, name, *dc)?;
         let command = signing(&mut ids)?;
         let context = signing(&mut ids)?;
         let material = DcMaterial { name: (*dc_name).to_owned(), command, context, peer: Some(peer), roles };
@@ -68,6 +61,46 @@ pub(super) fn generate(name: &str, dcs: &[(DcId, &str)]) -> Result<ClusterMateri
         token_key: Some(PrivateKey(token_key.as_ref().to_vec())),
         ticket_secret: Some(random_bytes()),
     })
+}
+
+/// The same with new certificates, of the same CA.
+pub(super) fn reissue(material: &ClusterMaterial) -> Result<ClusterMaterial, MaterialError> {
+    let ca_key = material.ca_key.as_ref().ok_or_else(|| MaterialError::Absent("the CA".into()))?;
+    let ca_key = KeyPair::try_from(&ca_key.0[..]).map_err(failed("the CA's key"))?;
+    // Who issues is known by its name and key; what else is in the certificate of the CA is not copied.
+    let params = ca_parameters(&material.name)?;
+    let issuer = Issuer::from_params(&params, &ca_key);
+    let mut reissued =
+        ClusterMaterial { edge: Some(issue_edge(&issuer, &material.name)?), ..material.clone() };
+    for (dc, part) in &mut reissued.dcs {
+        let (peer, roles) = issue_dc(&issuer, &material.name, *dc)?;
+        (part.peer, part.roles) = (Some(peer), roles);
+    }
+    Ok(reissued)
+}
+
+fn ca_parameters(name: &str) -> Result<CertificateParams, MaterialError> {
+    let mut params = parameters(&[], &format!("Sluice CA of {name}"))?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    Ok(params)
+}
+
+fn issue_edge(issuer: &Issuer<'_, &KeyPair>, name: &str) -> Result<Identity, MaterialError> {
+    let names = [format!("edge.{name}.sluice"), "localhost".into(), "127.0.0.1".into(), "::1".into()];
+    issue(issuer, &names, &[ExtendedKeyUsagePurpose::ServerAuth])
+}
+
+/// A datacenter's certificates: towards its peers, and of each of its roles.
+fn issue_dc(
+    issuer: &Issuer<'_, &KeyPair>,
+    name: &str,
+    dc: DcId,
+) -> Result<(Identity, BTreeMap<Role, Identity>), MaterialError> {
+    let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+    let peer = issue(issuer, &[peer_tls_name(name, dc)], &usages)?;
+    let role = |role| Ok((role, issue(issuer, &[role_tls_name(name, dc, role)], &usages)?));
+    Ok((peer, Role::ALL.into_iter().map(role).collect::<Result<_, MaterialError>>()?))
 }
 
 fn parameters(names: &[String], common_name: &str) -> Result<CertificateParams, MaterialError> {
@@ -93,7 +126,8 @@ fn issue(
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(&key, issuer).map_err(failed("a certificate"))?;
     let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
-    Ok(Identity { chain: vec![certificate.der().clone()], key })
+    Identity::new(vec![certificate.der().clone()], key)
+        .map_err(|error| MaterialError::Issue { what: "a certificate", reason: error.to_string() })
 }
 
 /// A new Ed25519 key. Its id is drawn at random, so that no id is ever used twice without anybody counting.

@@ -1,0 +1,119 @@
+//! What running processes take over when their files change.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustix::process::{Pid, Signal, kill_process};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use serde_json::Value;
+use sluice_node::tls;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use crate::fake::noise;
+use crate::processes::{Running, done, eventually};
+use crate::roles::Fleet;
+
+/// The certificate that an edge shows.
+async fn shown(ca: &CertificateDer<'static>, edge: SocketAddr) -> CertificateDer<'static> {
+    let mut config = tls::edge_client(ca, &[b"http/1.1"]).unwrap();
+    config.resumption = rustls::client::Resumption::disabled();
+    let stream = TcpStream::connect(edge).await.unwrap();
+    let name = ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    stream.get_ref().1.peer_certificates().unwrap()[0].clone()
+}
+
+async fn metric(said: &Value, name: &str) -> Option<i64> {
+    let url = format!("{}/metrics", said["admin"].as_str().unwrap());
+    let text = reqwest::get(url).await.unwrap().text().await.unwrap();
+    let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")))?;
+    line.rsplit(' ').next()?.parse().ok()
+}
+
+fn hang_up(process: &Running) {
+    kill_process(Pid::from_child(&process.0), Signal::HUP).unwrap();
+}
+
+/// Waits for a metric, in a test whose other tasks go on.
+fn becomes(said: &Value, name: &str, value: i64) {
+    let runtime = tokio::runtime::Handle::current();
+    eventually(name, || {
+        tokio::task::block_in_place(|| (runtime.block_on(metric(said, name)) == Some(value)).then_some(()))
+    });
+}
+
+fn change(path: &Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.contains(from), "{text}");
+    std::fs::write(path, text.replace(from, to)).unwrap();
+}
+
+const OK: &str = "sluice_config_last_reload_successful";
+const MEMORY: &str = "sluice_memory_budget_bytes";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn certificates_and_limits_are_taken_over_without_a_restart() {
+    tls::install_provider();
+    let fleet = Fleet::new();
+    let home = &fleet.site.home;
+    let run = |args: &[&str]| done(home.command(args).output().unwrap().into());
+    let (dc, dc_said) = fleet.site.begin("dc", "dc-a");
+    let (session, session_said) = fleet.site.begin("session", "session");
+    let (edge, edge_said) = fleet.site.begin("edge", "edge-0");
+    let ca = CertificateDer::from_pem_file(home.path("ca.pem")).unwrap();
+    let address = fleet.edges[0].address();
+    let url = format!("https://{address}");
+    let put = |name: &str, seed: u64| {
+        home.write(name, &noise(seed, 3 << 20));
+        run(&["put", name, "--wait", "assembled", "--url", &url]);
+    };
+    put("before", 1);
+    let before = shown(&ca, address).await;
+    for said in [&dc_said, &session_said, &edge_said] {
+        becomes(said, OK, 1);
+    }
+
+    // Nobody is told.
+    let renewed = run(&["admin", "key", "renew", "keys"]);
+    assert!(renewed.contains("keys/dc-a"), "{renewed}");
+    let runtime = tokio::runtime::Handle::current();
+    eventually("the new certificate", || {
+        tokio::task::block_in_place(|| (runtime.block_on(shown(&ca, address)) != before).then_some(()))
+    });
+    put("renewed", 2);
+    // Between processes as well: this one shakes hands with both anew.
+    session.stop();
+    let (session, _) = fleet.site.begin("session", "session");
+    put("renewed inside", 3);
+
+    // What cannot be taken over is said, and changes nothing.
+    let file = home.path("edge-0.toml");
+    change(&file, "role = \"edge\"", "role = \"edge\"\nmemory = \"lots\"");
+    hang_up(&edge);
+    becomes(&edge_said, OK, 0);
+    becomes(&edge_said, MEMORY, 256 << 20);
+    put("as before", 4);
+    change(&file, "lots", "64MiB");
+    hang_up(&edge);
+    becomes(&edge_said, OK, 1);
+    becomes(&edge_said, MEMORY, 64 << 20);
+    change(&home.path("dc-a.toml"), "takeover_after", "memory = \"32MiB\"\ntakeover_after");
+    becomes(&dc_said, MEMORY, 32 << 20);
+
+    // The keys of another cluster.
+    let other = home.path("other");
+    run(&["admin", "key", "make", "other", "--cluster", "test", "--dc", "dc-a"]);
+    std::fs::rename(home.path("keys"), home.path("aside")).unwrap();
+    std::fs::rename(&other, home.path("keys")).unwrap();
+    becomes(&edge_said, OK, 0);
+    becomes(&dc_said, OK, 0);
+    assert_ne!(shown(&ca, address).await, before);
+    put("as ever", 5);
+
+    for process in [edge, session, dc] {
+        process.stop();
+    }
+}
