@@ -195,7 +195,15 @@ fn mint(keys: &Path, grant: &TokenGrant, out: &Path, context: &Context) -> anyho
         file.write_all(token.as_bytes())?;
         file.sync_all()
     };
-    write().with_context(|| format!("cannot write {}", out.display()))?;
+    match write() {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            let message = format!("{} exists already", out.display());
+            return Err(
+                Failure::usage("exists", message, "tokens are never written over: name another").into()
+            );
+        }
+        written => written.with_context(|| format!("cannot write {}", out.display()))?,
+    }
     context.answer(&json!({ "token_file": out, "tenant": grant.tenant.number() }), || {
         format!("{}\n", out.display())
     })

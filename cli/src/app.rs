@@ -2,10 +2,13 @@
 //!
 //! To add one: a module with `Args` (clap) and `run`, a variant of [`Verb`], and an arm in [`dispatch`].
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
+use serde_json::json;
+use sluice_client::ExitClass;
 
 use crate::context::Context;
 use crate::failure::{Failure, report};
@@ -127,7 +130,10 @@ const MAX_BLOCKING: usize = 32;
 
 /// Runs the command line to its end.
 pub(crate) fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_understood(&error),
+    };
     let context = Context::new(cli.json, cli.flags);
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .max_blocking_threads(MAX_BLOCKING)
@@ -150,6 +156,22 @@ pub(crate) fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => report(&error, &context),
     }
+}
+
+/// Help and versions, too, are what clap calls errors.
+fn not_understood(error: &clap::Error) -> ExitCode {
+    // With both closed there is nobody left to tell.
+    let _ = error.print();
+    if error.use_stderr() && std::env::args_os().any(|arg| arg == "--json") {
+        let rendered = error.render().to_string();
+        let message = rendered.split("\n\n").next().unwrap_or_default().trim_start_matches("error: ");
+        let object = json!({ "error": {
+            "code": "usage", "message": message, "hint": "see --help", "trace": null, "dc": null,
+            "exit": error.exit_code(), "resume": null,
+        }});
+        let _ = writeln!(std::io::stdout().lock(), "{object}");
+    }
+    ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(ExitClass::Unexpected.code()))
 }
 
 async fn interrupted() {

@@ -70,6 +70,23 @@ async fn bad_commands_get_the_named_error() {
 }
 
 #[tokio::test]
+async fn arguments_that_make_no_sense_are_refused_in_words_and_as_an_object() {
+    let home = Home::new(None);
+    let refused = home.run(&["put", "--json", "--jbos", "3"]).await;
+    assert_eq!(refused.code, Some(2));
+    assert!(refused.stderr.starts_with("error: unexpected argument '--jbos' found"), "{}", refused.stderr);
+    let error = &refused.json()["error"];
+    assert_eq!((&error["code"], &error["exit"]), (&"usage".into(), &2.into()));
+    assert!(error["message"].as_str().unwrap().starts_with("unexpected argument '--jbos' found"), "{error}");
+    let help = home.run(&["put", "--json", "--help"]).await;
+    assert_eq!((help.code, help.stderr.as_str()), (Some(0), ""));
+    assert!(help.stdout.contains("Usage: sluice put"), "{}", help.stdout);
+
+    let no_file = home.run(&["demo", "."]).await;
+    assert_eq!(no_file.code, Some(2), "{}", no_file.stderr);
+}
+
+#[tokio::test]
 async fn settings_say_where_they_come_from() {
     let home = Home::new(None);
     let file = home.path("config/sluice/config.toml");

@@ -199,9 +199,11 @@ fn keys_and_files_that_are_wrong_are_named_and_nothing_is_written_over() {
         (&["admin", "token", "mint", "--keys", "keys/dc-a", "--tenant", "7", "--out", "t"], 2, "authority"),
         (
             &["admin", "token", "mint", "--keys", "keys/authority", "--tenant", "7", "--out", "token"],
-            1,
-            "token",
+            2,
+            "token exists already (exists)",
         ),
+        (&["admin", "key", "renew", "nowhere"], 2, "(keys)"),
+        (&["admin", "key", "renew", "keys/dc-a"], 2, "(keys)"),
         (&["dc", "--config", "none.toml"], 2, "none.toml does not exist"),
     ] {
         let ended = run(args);

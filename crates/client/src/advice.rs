@@ -104,7 +104,11 @@ impl ClientError {
             | Self::Range { .. }
             | Self::Geometry(_)
             | Self::Hash(_) => ExitClass::Usage,
-            Self::Source { cause, .. } if cause.kind() == io::ErrorKind::NotFound => ExitClass::Usage,
+            Self::Source { cause, .. }
+                if matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) =>
+            {
+                ExitClass::Usage
+            }
             Self::Dropped { .. } => ExitClass::NotFound,
             Self::RootMismatch { .. }
             | Self::ExpectedRoot { .. }

@@ -68,10 +68,12 @@ pub(crate) fn recover(
     let (segments, on_disk) = (numbers("log-"), numbers("run-"));
     let (manifest, runs) = match open_runs(disk, layout, volume) {
         Ok(found) => found,
+        // A log that fits in memory has no index yet.
+        Err(_) if on_disk.is_empty() && !names.iter().any(|name| name == "manifest") => {
+            (Manifest::default(), Vec::new())
+        }
         Err(reason) => {
-            if !segments.is_empty() {
-                tracing::warn!(reason, "the log's index is made again from the log");
-            }
+            tracing::warn!(reason, "the log's index is made again from the log");
             (Manifest::default(), Vec::new())
         }
     };
