@@ -172,7 +172,8 @@ fn save(material: &ClusterMaterial, directory: &Path) -> anyhow::Result<()> {
 }
 
 fn renew(directory: &Path, context: &Context) -> anyhow::Result<()> {
-    let material = ClusterMaterial::load(&directory.join(AUTHORITY)).map_err(|error| {
+    // One that was cut short is made good by the next.
+    let material = ClusterMaterial::load_keys(&directory.join(AUTHORITY)).map_err(|error| {
         Failure::usage("keys", error.to_string(), "give the directory that `sluice admin key make` made")
     })?;
     let reissued = material.reissued().map_err(StartError::from)?;

@@ -12,7 +12,7 @@ use sluice_node::telemetry;
 use self::file::DcFile;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::reload::{self, ConfigFile as _};
+use crate::reload::{self, ConfigFile as _, Hangup};
 use crate::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -33,7 +33,8 @@ A file looks like this; what is left out of it has a default, paths are relative
   url = \"https://dc-b.example:8443\"
 
 Of a process that runs, log, memory and the certificates of the keys are taken over when the files
-change, at once at SIGHUP; a change that cannot be is logged, and nothing of it counts.
+change, at once at SIGHUP; one that makes no sense is logged, and nothing of it counts. All else
+counts from the next start.
 
 Examples:
   sluice config check /etc/sluice/dc-a.toml
@@ -56,12 +57,13 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         .map_err(|error| Failure::usage("configuration", error.to_string(), "such as warn or info"))?;
     raise_descriptors();
     let config = file.reserve()?;
+    let hangup = Hangup::listen()?;
     let (signals, datacenter) = Signals::start(Datacenter::start(&config)).await?;
     let object = json!({ "dc": config.name(), "url": config.url(), "admin": config.admin_url() });
     context.answer(&object, || {
         format!("{:<7} {}   admin {}\n", config.name(), config.url(), config.admin_url())
     })?;
-    let _watching = reload::watch(args.config, file, log, datacenter.live().clone())?;
+    let _watching = reload::watch(args.config, file, log, datacenter.live().clone(), hangup);
     signals.serve_until(context, |deadline| datacenter.stop(deadline)).await;
     Ok(())
 }

@@ -2,7 +2,7 @@
 //! its keys, for certificates. When they change, and at SIGHUP.
 
 use std::fs;
-use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,13 +11,14 @@ use sluice::live::Live;
 use sluice_node::clock::{Clock as _, SystemClock};
 use sluice_node::material::ClusterMaterial;
 use sluice_node::telemetry::LogLevel;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::spawn_blocking;
 use tokio_util::task::AbortOnDropHandle;
 
 /// How often the files are looked at.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// How many files of keys are looked at, and how deep they lie.
+/// How many files of keys are looked at, and how deep they lie at most.
 const MAX_FILES: usize = 1000;
 const MAX_DEPTH: usize = 4;
 
@@ -37,119 +38,155 @@ pub(crate) trait ConfigFile: Sized + Send + Sync + 'static {
     fn is_like(&self, other: &Self) -> bool;
 }
 
-/// Reads again what `file` came from, until the handle is dropped.
+/// SIGHUP, from when it is made: the signal no longer ends the process.
+#[derive(Debug)]
+pub(crate) struct Hangup(Signal);
+
+impl Hangup {
+    /// Begins to listen.
+    pub(crate) fn listen() -> anyhow::Result<Self> {
+        Ok(Self(signal(SignalKind::hangup()).context("cannot listen for signals")?))
+    }
+}
+
+/// Reads again what `file` came from, until the handle is dropped. What changed while the process started counts, too.
 pub(crate) fn watch<F: ConfigFile>(
     path: PathBuf,
     file: F,
     log: LogLevel,
     live: Live,
-) -> anyhow::Result<AbortOnDropHandle<()>> {
-    let mut hangup = signal(SignalKind::hangup()).context("cannot listen for signals")?;
-    live.metrics.config_reloaded.set(1);
-    let mut watch = Watch { path, file, log, live, resizing: None };
-    let mut seen = watch.fingerprint();
-    Ok(AbortOnDropHandle::new(tokio::spawn(async move {
+    mut hangup: Hangup,
+) -> AbortOnDropHandle<()> {
+    let mut watch = Watch {
+        path,
+        log,
+        level: file.log().to_owned(),
+        memory: file.memory(),
+        started: file,
+        live,
+        failed: None,
+        resizing: None,
+    };
+    AbortOnDropHandle::new(tokio::spawn(async move {
+        // Of what was taken over last; none if that failed, so that it is tried again.
+        let mut seen = None;
         loop {
-            let asked = tokio::select! {
-                signal = hangup.recv() => signal.is_some(),
-                () = tokio::time::sleep(EVERY) => false,
-            };
-            let now = watch.fingerprint();
-            if asked || now != seen {
-                seen = now;
-                watch.reload();
+            let (path, keys) = (watch.path.clone(), watch.started.keys().to_owned());
+            let now = spawn_blocking(move || fingerprint(path, &keys)).await.ok();
+            if seen.is_none() || now != seen {
+                seen = now.filter(|_| watch.reload());
+            }
+            tokio::select! {
+                signal = hangup.0.recv() => if signal.is_some() {
+                    seen = None;
+                },
+                () = tokio::time::sleep(EVERY) => {}
             }
         }
-    })))
+    }))
 }
 
 struct Watch<F> {
     path: PathBuf,
-    /// What is in force.
-    file: F,
+    /// What the process runs with, but for what follows.
+    started: F,
     log: LogLevel,
+    level: String,
+    memory: Option<u64>,
     live: Live,
-    /// Waits until memory that is no longer there was given back.
+    /// Why it was not taken over the last time: said once.
+    failed: Option<String>,
+    /// Waits until memory that is no longer there was given back. A newer change takes its place.
     resizing: Option<AbortOnDropHandle<()>>,
 }
 
 impl<F: ConfigFile> Watch<F> {
-    fn reload(&mut self) {
+    /// Whether all is as the files say.
+    fn reload(&mut self) -> bool {
         let result = self.try_reload();
         let path = self.path.display();
+        self.live.metrics.config_reloaded.set(i64::from(result.is_ok()));
         match result {
             Ok(done) => {
-                self.live.metrics.config_reloaded.set(1);
-                tracing::info!(%path, done, "configuration was read again");
+                if !done.is_empty() || self.failed.take().is_some() {
+                    tracing::info!(%path, done = done.join(", "), "configuration was taken over");
+                }
+                true
             }
             // What ran goes on as it was.
             Err(error) => {
-                self.live.metrics.config_reloaded.set(0);
-                tracing::error!(%path, error = format!("{error:#}"), "configuration was not taken over");
+                let error = format!("{error:#}");
+                if self.failed.as_ref() != Some(&error) {
+                    tracing::error!(%path, error, "configuration was not taken over");
+                }
+                self.failed = Some(error);
+                false
             }
         }
     }
 
-    fn try_reload(&mut self) -> anyhow::Result<String> {
+    fn try_reload(&mut self) -> anyhow::Result<Vec<String>> {
         let file = F::read(&self.path)?;
         file.check()?;
         let mut done = Vec::new();
-        let fresh = ClusterMaterial::load(file.keys())?;
+        let fresh = ClusterMaterial::load(self.started.keys())?;
         let renewed = self.live.material.renew(&fresh, SystemClock.now())?;
         if renewed > 0 {
             done.push(format!("{renewed} certificates"));
         }
-        if file.log() != self.file.log() {
+        if file.log() != self.level {
             self.log.set(file.log())?;
+            file.log().clone_into(&mut self.level);
             done.push("log".to_owned());
         }
-        if let Some(memory) = file.memory().filter(|memory| Some(*memory) != self.file.memory()) {
-            // One change after the other: the last one waits until the one before it is through.
-            let (budget, before) = (self.live.memory.clone(), self.resizing.take());
-            self.resizing = Some(AbortOnDropHandle::new(tokio::spawn(async move {
-                if let Some(before) = before {
-                    let _ = before.await;
-                }
-                budget.resize(memory).await;
-            })));
+        if let Some(memory) = file.memory().filter(|memory| Some(*memory) != self.memory) {
+            let budget = self.live.memory.clone();
+            self.resizing =
+                Some(AbortOnDropHandle::new(tokio::spawn(async move { budget.resize(memory).await })));
+            self.memory = Some(memory);
             done.push("memory".to_owned());
         }
-        if !file.is_like(&self.file) {
+        if !file.is_like(&self.started) {
             let path = self.path.display();
             tracing::warn!(%path, "changes of anything but log, memory and certificates count from the next start");
         }
-        self.file = file;
-        Ok(if done.is_empty() { "nothing changed".to_owned() } else { done.join(", ") })
-    }
-
-    /// What the files hold, as far as they can be read.
-    fn fingerprint(&self) -> blake3::Hash {
-        let mut files = vec![self.path.clone()];
-        // What cannot be listed cannot be loaded either, and that is told then.
-        let _ = find(self.file.keys(), MAX_DEPTH, &mut files);
-        files.sort_unstable();
-        let mut hash = blake3::Hasher::new();
-        for file in files {
-            let content = fs::read(&file).map_or(blake3::Hash::from([0; 32]), |bytes| blake3::hash(&bytes));
-            hash.update(file.as_os_str().as_encoded_bytes()).update(content.as_bytes());
-        }
-        hash.finalize()
+        Ok(done)
     }
 }
 
-/// The files below a directory. Names that begin with a dot are how a mounted secret is replaced, and no keys.
-fn find(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<()> {
-    for entry in fs::read_dir(directory)? {
-        let path = entry?.path();
+/// Which files there are, and when they were written.
+fn fingerprint(path: PathBuf, keys: &Path) -> blake3::Hash {
+    let mut files = vec![path];
+    find(keys, MAX_DEPTH, &mut files);
+    files.sort_unstable();
+    let mut hash = blake3::Hasher::new();
+    for file in files {
+        hash.update(file.as_os_str().as_encoded_bytes());
+        if let Ok(metadata) = fs::metadata(&file) {
+            let numbers =
+                [metadata.ino(), metadata.len(), metadata.ctime() as u64, metadata.ctime_nsec() as u64];
+            numbers.iter().for_each(|number| {
+                hash.update(&number.to_be_bytes());
+            });
+        }
+    }
+    hash.finalize()
+}
+
+/// The files of keys below a directory. Names that begin with a dot are how a mounted secret is replaced, and no keys.
+fn find(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) {
+    // What cannot be read is missed when it is loaded.
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
         let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(b"."));
         if hidden || found.len() >= MAX_FILES {
             continue;
         }
-        match fs::metadata(&path)? {
-            metadata if metadata.is_dir() && depth > 0 => find(&path, depth - 1, found)?,
-            metadata if metadata.is_file() => found.push(path),
-            _ => {}
+        let is_key = path.extension().is_some_and(|kind| ["pem", "key", "json"].iter().any(|of| kind == *of));
+        if is_key {
+            found.push(path);
+        } else if depth > 0 && path.is_dir() {
+            find(&path, depth - 1, found);
         }
     }
-    Ok(())
 }

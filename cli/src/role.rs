@@ -12,7 +12,7 @@ use sluice_node::telemetry;
 use self::file::RoleFile;
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::reload::{self, ConfigFile as _};
+use crate::reload::{self, ConfigFile as _, Hangup};
 use crate::signals::Signals;
 
 pub(crate) const EDGE_EXAMPLES: &str = "\
@@ -29,7 +29,8 @@ file looks like this; what is left out of it has a default, paths are relative t
   log = \"warn\"
 
 Of a process that runs, log, memory and certificates are taken over when the files change, at once
-at SIGHUP; a change that cannot be is logged, and nothing of it counts.
+at SIGHUP; one that makes no sense is logged, and nothing of it counts. All else counts from the
+next start.
 
 Examples:
   sluice config check /etc/sluice/edge.toml
@@ -67,11 +68,12 @@ pub(crate) async fn run(role: Role, args: Args, context: &Context) -> anyhow::Re
     let log = telemetry::init(file.log())
         .map_err(|error| Failure::usage("configuration", error.to_string(), "such as warn or info"))?;
     raise_descriptors();
+    let hangup = Hangup::listen()?;
     let (signals, process) = Signals::start(file.start()).await?;
     let (listen, admin) = (process.address().to_string(), format!("http://{}", process.admin_address()));
     let object = json!({ "role": role.name(), "listen": listen, "admin": admin });
     context.answer(&object, || format!("{role:<10} {listen}   admin {admin}\n"))?;
-    let _watching = reload::watch(args.config, file, log, process.live().clone())?;
+    let _watching = reload::watch(args.config, file, log, process.live().clone(), hangup);
     signals.serve_until(context, |deadline| process.stop(deadline)).await;
     Ok(())
 }

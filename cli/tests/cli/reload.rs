@@ -103,6 +103,14 @@ async fn certificates_and_limits_are_taken_over_without_a_restart() {
     change(&home.path("dc-a.toml"), "takeover_after", "memory = \"32MiB\"\ntakeover_after");
     becomes(&dc_said, MEMORY, 32 << 20);
 
+    // One that was cut short: a certificate without its key. The next makes it good.
+    let key = "keys/authority/edge-key.pem";
+    std::fs::copy(home.path("keys/dc-a/dc-1/peer-key.pem"), home.path(key)).unwrap();
+    std::fs::copy(home.path(key), home.path("keys/roles/dc-a/edge/edge-key.pem")).unwrap();
+    becomes(&edge_said, OK, 0);
+    run(&["admin", "key", "renew", "keys"]);
+    becomes(&edge_said, OK, 1);
+
     // The keys of another cluster.
     let other = home.path("other");
     run(&["admin", "key", "make", "other", "--cluster", "test", "--dc", "dc-a"]);

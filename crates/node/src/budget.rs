@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use prometheus_client::metrics::gauge::Gauge;
 use sluice_proto::problem::{Problem, Refusal};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
 
 use crate::metrics::Metrics;
 
@@ -24,6 +24,8 @@ pub struct MemoryBudget {
     units: Arc<Semaphore>,
     /// Bytes in all.
     total: Arc<AtomicU64>,
+    /// Units that are granted or could be: more than in all while it shrinks. Whoever changes it holds the lock.
+    units_there: Arc<Mutex<u64>>,
     used: Gauge,
     limit: Gauge,
 }
@@ -80,22 +82,24 @@ impl MemoryBudget {
         let units = whole_units(bytes);
         let total = Arc::new(AtomicU64::new(units * UNIT));
         limit.set(i64::try_from(units * UNIT).unwrap_or(i64::MAX));
-        Self { units: Arc::new(Semaphore::new(units as usize)), total, used, limit }
+        let units_there = Arc::new(Mutex::new(units));
+        Self { units: Arc::new(Semaphore::new(units as usize)), total, units_there, used, limit }
     }
 
     /// Changes how much it is. More is there at once; less when what was granted is given back, and nobody is granted
-    /// any until then. Returns when it is so; changes that overlap are not for one budget.
+    /// any until then. Returns when it is so. Who no longer waits gives the change up, and another can be made.
     pub async fn resize(&self, bytes: u64) {
-        let units = whole_units(bytes);
-        let was = self.total.swap(units * UNIT, Ordering::Relaxed) / UNIT;
-        self.limit.set(i64::try_from(units * UNIT).unwrap_or(i64::MAX));
-        self.units.add_permits(units.saturating_sub(was) as usize);
-        let mut surplus = was.saturating_sub(units);
-        while surplus > 0 {
-            let part = u32::try_from(surplus).unwrap_or(u32::MAX);
+        let wanted = whole_units(bytes);
+        let mut there = self.units_there.lock().await;
+        self.total.store(wanted * UNIT, Ordering::Relaxed);
+        self.limit.set(i64::try_from(wanted * UNIT).unwrap_or(i64::MAX));
+        self.units.add_permits(wanted.saturating_sub(*there) as usize);
+        *there = wanted.max(*there);
+        while *there > wanted {
+            let part = u32::try_from(*there - wanted).unwrap_or(u32::MAX);
             let Ok(permit) = self.units.acquire_many(part).await else { return };
             permit.forget();
-            surplus -= u64::from(part);
+            *there -= u64::from(part);
         }
     }
 
@@ -233,7 +237,14 @@ mod tests {
         assert_eq!(budget.used(), 0);
         let all = budget.try_take(8 << 10).unwrap();
         assert!(budget.try_take(4096).is_err());
-        drop(all);
+        // Less was a mistake, and is taken back before it could come about.
+        let mistake = tokio::time::timeout(Duration::from_secs(1), budget.resize(4096)).await;
+        assert!(mistake.is_err());
+        budget.resize(16 << 10).await;
+        assert!(budget.try_take(12 << 10).is_err());
+        drop((budget.try_take(8 << 10).unwrap(), all));
+        assert!(budget.try_take(16 << 10).is_ok());
+        budget.resize(8 << 10).await;
         assert!(budget.try_take((8 << 10) + 1).is_err());
     }
 

@@ -29,6 +29,7 @@ use sluice_engine::limits::MAX_DCS;
 
 pub use self::identity::Identity;
 
+use crate::clock::{Clock as _, SystemClock};
 use crate::role::Role;
 use crate::tls;
 use crate::token::{TokenMint, TokenVerifier};
@@ -155,7 +156,12 @@ impl ClusterMaterial {
 
     /// Reads what [`save`](Self::save) wrote. Files of secrets may be absent; garbled ones are an error.
     pub fn load(directory: &Path) -> Result<Self, MaterialError> {
-        disk::load(directory)
+        disk::load(directory, true)
+    }
+
+    /// The same without certificates but the CA's, whether or not they are sound: to [make them anew](Self::reissued).
+    pub fn load_keys(directory: &Path) -> Result<Self, MaterialError> {
+        disk::load(directory, false)
     }
 
     /// The part that one datacenter needs: no secrets of others, of the CA, or of whoever mints tokens.
@@ -195,7 +201,9 @@ impl ClusterMaterial {
 
     /// The same with new certificates, and new keys of these. It takes the key of the CA.
     pub fn reissued(&self) -> Result<Self, MaterialError> {
-        issue::reissue(self)
+        let reissued = issue::reissue(self)?;
+        reissued.identities().try_for_each(|(name, new)| self.check_chain(name, new, SystemClock.now()))?;
+        Ok(reissued)
     }
 
     /// Takes over the certificates of `fresh`, in every TLS configuration that was made of this material or of a part of
@@ -208,13 +216,18 @@ impl ClusterMaterial {
             let new = fresh.identities().find(|(other, _)| *other == name);
             let (_, new) = new.ok_or_else(|| MaterialError::Absent(name.clone()))?;
             if mine.chain() != new.chain() {
-                tls::check_chain(&self.ca, &name, &new.chain(), now)
-                    .map_err(|reason| MaterialError::Renewal { whose: name, reason })?;
+                self.check_chain(name, new, now)?;
                 pairs.push((mine, new));
             }
         }
         pairs.iter().for_each(|(mine, new)| mine.renew(new));
         Ok(pairs.len())
+    }
+
+    fn check_chain(&self, whose: String, new: &Identity, now: Timestamp) -> Result<(), MaterialError> {
+        let mutual = whose != self.edge_tls_name();
+        tls::check_chain(&self.ca, &whose, mutual, &new.chain(), now)
+            .map_err(|reason| MaterialError::Renewal { whose, reason })
     }
 
     fn check_same(&self, other: &Self) -> Result<(), MaterialError> {

@@ -221,21 +221,30 @@ fn mutual_client(
     Ok(Arc::new(config))
 }
 
-/// Whether whoever trusts the CA would take a chain for this name, at this time; if not, why.
+/// Whether whoever trusts the CA would take a chain for this name, at this time; if not, why. `mutual`: of a client, too,
+/// and for this name only.
 pub(crate) fn check_chain(
     ca: &CertificateDer<'static>,
     name: &str,
-    chain: &[CertificateDer<'_>],
+    mutual: bool,
+    chain: &[CertificateDer<'static>],
     now: Timestamp,
 ) -> Result<(), String> {
+    fn reason(error: impl fmt::Display) -> String {
+        error.to_string()
+    }
     let (leaf, between) = chain.split_first().ok_or("it is empty")?;
-    let roots = roots(ca).map_err(|error| error.to_string())?;
-    let verifier = WebPkiServerVerifier::builder_with_provider(roots, Arc::new(provider())).build();
-    let verifier = verifier.map_err(|error| error.to_string())?;
-    let name = server_name(name.to_owned()).map_err(|error| error.to_string())?;
+    let (roots, provider) = (roots(ca).map_err(reason)?, Arc::new(provider()));
     let now = UnixTime::since_unix_epoch(Duration::from_millis(now.number()));
-    let verified = verifier.verify_server_cert(leaf, between, &name, &[], now);
-    verified.map(|_| ()).map_err(|error| error.to_string())
+    let server = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
+    let named = server_name(name.to_owned()).map_err(reason)?;
+    server.map_err(reason)?.verify_server_cert(leaf, between, &named, &[], now).map_err(reason)?;
+    if mutual {
+        let client = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
+        client.map_err(reason)?.verify_client_cert(leaf, between, now).map_err(reason)?;
+        only_name(Some(chain), |only| (only == name).then_some(())).map_err(reason)?;
+    }
+    Ok(())
 }
 
 /// Ticket keys that every datacenter derives from the cluster's secret, so that a client resumes at any of them.

@@ -111,7 +111,7 @@ pub(super) fn save(material: &ClusterMaterial, directory: &Path) -> Result<(), M
     write(&directory.join(INDEX), 0o644, &(text + "\n"))
 }
 
-pub(super) fn load(directory: &Path) -> Result<ClusterMaterial, MaterialError> {
+pub(super) fn load(directory: &Path, certificates: bool) -> Result<ClusterMaterial, MaterialError> {
     let path = directory.join(INDEX);
     let garbled = |expected| MaterialError::Garbled { path: path.clone(), expected };
     let text = read(&path)?.ok_or(MaterialError::Missing { path: path.clone() })?;
@@ -137,8 +137,8 @@ pub(super) fn load(directory: &Path) -> Result<ClusterMaterial, MaterialError> {
             name: dc.name.clone(),
             command: key(&dc.command, "command.key")?,
             context: key(&dc.context, "context.key")?,
-            peer: read_identity(&place, "peer")?,
-            roles: read_roles(&place)?,
+            peer: if certificates { read_identity(&place, "peer")? } else { None },
+            roles: if certificates { read_roles(&place)? } else { BTreeMap::new() },
         };
         dcs.insert(number, material);
     }
@@ -156,7 +156,7 @@ pub(super) fn load(directory: &Path) -> Result<ClusterMaterial, MaterialError> {
         dcs,
         ca,
         ca_key: read_key(&directory.join("ca-key.pem"))?,
-        edge: read_identity(directory, "edge")?,
+        edge: if certificates { read_identity(directory, "edge")? } else { None },
         token_public,
         token_key,
         ticket_secret: read_secret(&directory.join("tickets.key"))?,

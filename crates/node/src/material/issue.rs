@@ -146,3 +146,42 @@ fn signing(ids: &mut Vec<KeyId>) -> Result<SigningMaterial, MaterialError> {
     ids.push(id);
     Ok(SigningMaterial { id, public, seed: Some(seed) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::{Clock as _, SystemClock};
+
+    #[test]
+    fn a_renewal_takes_only_what_everyone_accepts() {
+        use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
+        let me = DcId::new(1);
+        let material = generate("test", &[(me, "dc-a")]).unwrap();
+        let ca_key = KeyPair::try_from(&material.ca_key.as_ref().unwrap().0[..]).unwrap();
+        let params = ca_parameters("test").unwrap();
+        let issuer = Issuer::from_params(&params, &ca_key);
+        let renew = |names: &[&str], usages: &[ExtendedKeyUsagePurpose]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let mut fresh = material.clone();
+            fresh.dcs.get_mut(&me).unwrap().peer = Some(issue(&issuer, &names, usages).unwrap());
+            material.renew(&fresh, SystemClock.now())
+        };
+        let name = "dc-1.peer.test.sluice";
+        for (names, usages) in [
+            (&["dc-2.peer.test.sluice"][..], &[ServerAuth, ClientAuth][..]),
+            (&[name, "dc-2.peer.test.sluice"], &[ServerAuth, ClientAuth]),
+            (&[name], &[ServerAuth]),
+            (&[name], &[ClientAuth]),
+        ] {
+            let refused = renew(names, usages).unwrap_err();
+            assert!(matches!(&refused, MaterialError::Renewal { whose, .. } if whose == name), "{refused}");
+        }
+        assert_eq!(renew(&[name], &[ServerAuth, ClientAuth]).unwrap(), 1);
+
+        // Keys of another CA under this one's certificate.
+        let other = generate("test", &[(me, "dc-a")]).unwrap();
+        let mixed = ClusterMaterial { ca_key: other.ca_key.clone(), ..material.clone() };
+        assert!(matches!(mixed.reissued(), Err(MaterialError::Renewal { .. })));
+        assert_eq!(other.reissued().unwrap().renew(&other, SystemClock.now()).unwrap(), 2 + Role::ALL.len());
+    }
+}

@@ -136,10 +136,8 @@ impl Check<'_> {
             self.progress.files += 1;
             (self.options.progress)(self.progress);
         }
-        if let Some(id) = id {
-            self.log(id, &files);
-        }
-        self.leftovers(&files);
+        let logged = id.map_or_else(BTreeSet::new, |id| self.log(id, &files));
+        self.leftovers(&files, &logged);
         Ok(())
     }
 
@@ -470,13 +468,16 @@ impl Check<'_> {
     }
 
     /// What lies in the volume and belongs to no file that is known.
-    fn leftovers(&mut self, known: &BTreeSet<FileId>) {
+    fn leftovers(&mut self, known: &BTreeSet<FileId>, logged: &BTreeSet<FileId>) {
         let chunks = self.layout.dir("chunks");
         for shard_name in self.list(&chunks) {
             for name in self.list(&chunks.join(&shard_name)) {
                 let path = chunks.join(&shard_name).join(&name);
                 match name.parse::<FileId>() {
                     Ok(file) if shard(file) == shard_name && known.contains(&file) => self.pages(file, &path),
+                    Ok(file) if logged.contains(&file) => {
+                        self.found(FindingKind::Leftover, &path, "chunks from before the log had the file");
+                    }
                     Ok(file) => self.unrecorded(file, &path),
                     Err(_) => self.unknown(&path),
                 }

@@ -364,6 +364,10 @@ impl Committer {
                         }
                         logged.entry.apply_log(logged.front);
                     }
+                    // The log says now what became of the file: chunks from before have no use.
+                    if lock(&self.shared.kept).remove(&logged.entry.file) {
+                        self.shared.chore(Chore::Sweep(logged.entry.file));
+                    }
                     let _ = logged.answer.send(Ok(logged.reply));
                 }
             }

@@ -49,7 +49,9 @@ pub(crate) fn run(shared: &Arc<Shared>, chores: &Receiver<Chore>) {
                     tracing::warn!(path = %path.display(), %error, "cannot remove");
                 }
             }
-            Chore::Sweep(file) => shared.sweep(file),
+            Chore::Sweep(file) => {
+                shared.sweep(file);
+            }
             Chore::KeepDamage => shared.keep_damage(),
             Chore::Verify { entry, segment } => shared.verify_segment(&entry, segment),
         }
@@ -74,6 +76,10 @@ impl Shared {
                     && !indexed.contains(&name)
                 {
                     self.sweep(file);
+                    if lock(&self.kept).contains(&file) {
+                        Counters::add(&self.counters.integrity_failures, 1);
+                        tracing::error!(%file, "the index of a file is missing; its chunks are kept, and not served");
+                    }
                 }
             }
         }
@@ -87,15 +93,13 @@ impl Shared {
         let was_recorded = self.was_recorded(file);
         {
             let mut live = lock(&entry.live);
-            if !live.state.is_known() && was_recorded {
-                // Told about each time the volume is opened, until the index is back or the file was sent again.
-                Counters::add(&self.counters.integrity_failures, 1);
-                tracing::error!(%file, "the index of a file is missing; its chunks are kept, and not served");
-                return;
-            }
             // What the log keeps has no directory of chunks.
             let has_chunks = live.state.is_known() && !live.state.is_in_log();
             if has_chunks || !live.claims.is_empty() {
+                return;
+            }
+            if !live.state.is_known() && was_recorded {
+                lock(&self.kept).insert(file);
                 return;
             }
             live.begin_life();
@@ -105,9 +109,12 @@ impl Shared {
 
     /// Whether chunks of a file were acknowledged once, whatever is known of it now: values are written beside them only
     /// when a journal says so, and an index says it from then on. What is dropped goes with its values, for good,
-    /// before anything forgets it.
+    /// before anything forgets it. Where that cannot be seen it may be so.
     fn was_recorded(&self, file: FileId) -> bool {
-        self.disk.list(&self.layout.chunks(file)).is_ok_and(has_values)
+        match self.disk.list(&self.layout.chunks(file)) {
+            Ok(names) => has_values(names),
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+        }
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {

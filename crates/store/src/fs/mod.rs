@@ -236,6 +236,7 @@ impl FsStore {
             space: Mutex::new(Space::default()),
             durable_dirs: Mutex::new(BTreeSet::new()),
             damage: Damage::new(id, damage),
+            kept: Mutex::new(BTreeSet::new()),
             next_trash: AtomicU64::new(next_trash),
         });
         shared.counters.journal_bytes.store(journal.end, Ordering::Relaxed);

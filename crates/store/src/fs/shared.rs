@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) tasks: Mutex<Option<mpsc::Sender<Task>>>,
     /// To the janitor. `None` once the store stops.
     pub(crate) chores: Mutex<Option<SyncSender<Chore>>>,
+    /// Files whose chunks are kept though nothing is known of them: their index is missing.
+    pub(crate) kept: Mutex<BTreeSet<FileId>>,
     /// To the keeper of the log. `None` once the store stops.
     pub(crate) keeper: Mutex<Option<SyncSender<Job>>>,
     pub(crate) space: Mutex<Space>,
@@ -295,7 +297,7 @@ impl Shared {
         match self.disk.rename(&self.layout.chunks(file), &trash) {
             Ok(()) => self.chore(Chore::Remove(trash)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            // What stays is not believed, and swept when the volume is opened again.
+            // What stays is not believed. When the volume is opened again it is swept, or kept for its values.
             Err(error) => tracing::warn!(%file, %error, "cannot take chunks away"),
         }
     }

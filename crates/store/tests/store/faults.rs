@@ -8,7 +8,7 @@ use sluice_engine::geometry::Run;
 use sluice_engine::ids::{FileId, Generation};
 use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
 use sluice_store::fs::Disk;
-use sluice_store::{Advice, ChunkStore, FsOptions, FsStore, StoreError};
+use sluice_store::{Advice, ChunkStore, FsOptions, FsStore, StoreError, Whole};
 use tokio::time::timeout;
 
 use crate::fs::options;
@@ -526,6 +526,62 @@ async fn chunks_that_never_got_a_record_are_swept() {
     let store = open(&disk);
     soon("a sweep", || disk.used() < empty + 100).await;
     put(&*store, file(1), 0, &content(1, 8 * FULL)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chunks_whose_index_is_missing_are_kept_until_it_is_back_or_the_file_is_sent_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || FsStore::open(dir.path(), options()).unwrap();
+    let place = |kind: &str, n: u128| {
+        dir.path().join(kind).join(format!("{:03x}", file(n).slot().number())).join(file(n).to_string())
+    };
+    let bytes = |n: u64| content(n, 2 * FULL);
+    let store = open();
+    for n in 1..=4 {
+        store.put_record(&record(n, Some(2 * CHUNK_LEN))).await.unwrap();
+        put_all(&store, file(n), &bytes(n as u64)).await.unwrap();
+        store.publish(file(n), root(&bytes(n as u64))).await.unwrap();
+    }
+    store.close().await.unwrap();
+    drop(store);
+    let aside = dir.path().join("index").join("aside.tmp");
+    std::fs::rename(place("index", 1), &aside).unwrap();
+    (2..=4).for_each(|n| std::fs::remove_file(place("index", n)).unwrap());
+
+    let store = open();
+    soon("all are found", || store.metrics().integrity_failures == 4).await;
+    for n in 1..=4 {
+        assert_eq!(store.summary(file(n)).await.unwrap(), None);
+        let error = store.read_chunk(file(n), index(0)).await.unwrap_err();
+        assert!(matches!(error, StoreError::NoFile(_)), "{error}");
+    }
+    // An upload that is given up takes nothing away.
+    drop(store.begin_run(file(1), TENANT, Run::new(index(0), 1).unwrap(), CHUNK_LEN).await.unwrap());
+    // One is sent again, with another content for all anybody knows; one is ended, and one comes whole.
+    store.put_record(&record(2, Some(2 * CHUNK_LEN))).await.unwrap();
+    put_all(&store, file(2), &bytes(5)).await.unwrap();
+    store.publish(file(2), root(&bytes(5))).await.unwrap();
+    store.drop_file(file(3), TENANT, b"ended").await.unwrap();
+    store.put_whole(&record(4, Some(9)), b"", Whole::of(content(4, 9))).await.unwrap();
+    for n in 3..=4 {
+        soon("what has no use goes", || !place("chunks", n).exists()).await;
+    }
+    assert!(place("chunks", 1).join("data-0").exists());
+    store.close().await.unwrap();
+    drop(store);
+
+    // Of the first the index comes back.
+    std::fs::rename(&aside, place("index", 1)).unwrap();
+    let store = open();
+    for (n, seed) in [(1, 1), (2, 5)] {
+        for i in 0..2 {
+            let got = store.read_chunk(file(n), index(i)).await.unwrap();
+            assert!(got == bytes(seed).slice(i as usize * FULL..(i as usize + 1) * FULL), "{n} {i}");
+        }
+    }
+    assert_eq!(store.read_chunk(file(4), index(0)).await.unwrap(), content(4, 9));
+    store.close().await.unwrap();
+    assert_eq!(store.metrics().integrity_failures, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

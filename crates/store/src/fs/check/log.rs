@@ -21,7 +21,8 @@ struct Newest {
 
 impl Check<'_> {
     /// Looks at every segment. Files with an index are not the log's any more.
-    pub(super) fn log(&mut self, volume: VolumeId, indexed: &BTreeSet<FileId>) {
+    /// Returns the others.
+    pub(super) fn log(&mut self, volume: VolumeId, indexed: &BTreeSet<FileId>) -> BTreeSet<FileId> {
         let dir = self.layout.dir("log");
         let mut segments: BTreeMap<u64, String> = BTreeMap::new();
         for name in self.list(&dir) {
@@ -39,10 +40,8 @@ impl Check<'_> {
         for (&number, name) in &segments {
             self.segment(volume, number, last == Some(number), &dir.join(name), &mut newest);
         }
-        for (file, record) in newest {
-            if indexed.contains(&file) {
-                continue;
-            }
+        newest.retain(|file, _| !indexed.contains(file));
+        for record in newest.values() {
             self.report.files += 1;
             if let Some(len) = record.whole {
                 self.report.published += 1;
@@ -50,6 +49,7 @@ impl Check<'_> {
                 self.report.bytes += u64::from(len);
             }
         }
+        newest.into_keys().collect()
     }
 
     fn segment(
