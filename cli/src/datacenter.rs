@@ -356,6 +356,7 @@ impl Datacenter {
             health: Health::new(),
             tasks: Tasks::default(),
         };
+        crate::volume::show(&datacenter.store, &datacenter.live.metrics);
         match datacenter.open(config).await {
             Ok(()) => Ok(datacenter),
             Err(error) => {

@@ -16,3 +16,4 @@ pub mod datacenter;
 pub mod live;
 pub mod ports;
 pub mod process;
+mod volume;

@@ -21,6 +21,7 @@ impl Live {
     /// What a process begins with.
     pub(crate) fn new(dc: &str, material: &Arc<ClusterMaterial>, memory: u64) -> Self {
         let metrics = Arc::new(Metrics::new(dc));
+        metrics.show_expiries(material.clone());
         Self { material: material.clone(), memory: MemoryBudget::measured(memory, &metrics), metrics }
     }
 }

@@ -15,6 +15,7 @@ mod economy;
 #[path = "../python/interpreter.rs"]
 mod interpreter;
 mod lists;
+mod metrics;
 mod open;
 mod other;
 mod partition;

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
+use sluice_engine::aggregator::{Aggregator, File};
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{DcId, FileId, Generation};
@@ -74,9 +75,30 @@ pub fn after_event(world: &mut World, dc: DcId, before: &BTreeSet<FileId>) {
             }
         }
     }
+    let miscounted = miscounted(agg, dc);
     if let Some(detail) = broken {
         world.violate("G2 integrity", detail);
     }
+    if let Some(detail) = miscounted {
+        world.violate("counts", detail);
+    }
+}
+
+/// What metrics tell of all files, if counting them gives something else.
+fn miscounted(agg: &Aggregator, dc: DcId) -> Option<String> {
+    let awake = |state| agg.files().filter(|(_, file)| file.state() == state).count() as u64;
+    let told: BTreeMap<FileState, u64> = agg.counts().collect();
+    let live = [FileState::Receiving, FileState::Complete, FileState::Conflict];
+    let ended = [FileState::Assembled, FileState::Dropped];
+    let wrong = live.into_iter().find(|state| told.get(state) != Some(&awake(*state)));
+    let sum: u64 = ended.iter().filter_map(|state| told.get(state)).sum();
+    let all = ended.into_iter().map(awake).sum::<u64>() + agg.resting() as u64;
+    let waits = |file: &File| {
+        file.state() == FileState::Complete && file.ledger().claim().is_some_and(|claim| claim.home == dc)
+    };
+    let assembling = agg.files().any(|(_, file)| waits(file));
+    (wrong.is_some() || sum != all || agg.assembling_since().is_some() != assembling)
+        .then(|| format!("{} counts {told:?}, {:?}", dc_name(dc), agg.assembling_since()))
 }
 
 /// Whether another datacenter knows the root as well, so that it may have come from there.

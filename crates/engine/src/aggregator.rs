@@ -9,7 +9,8 @@
 //! before a later [`Effect::Send`] leaves. Files: `receive.rs` (what peers say), `whole.rs` (files that come in one
 //! request), `peer.rs` (links, flights, acknowledgements), `tell.rs` (what
 //! another datacenter is told), `compare.rs` (WANT_FILES), `orphan.rs`, `complete.rs` (home duties), `assemble.rs`,
-//! `release.rs` (CONFIRM before anything is freed), `pages.rs`, `memory.rs` (what outlives the process).
+//! `release.rs` (CONFIRM before anything is freed), `pages.rs`, `memory.rs` (what outlives the process), `overview.rs`
+//! (what metrics tell).
 
 mod assemble;
 mod brief;
@@ -20,6 +21,7 @@ mod effect;
 mod event;
 mod memory;
 mod orphan;
+mod overview;
 mod pages;
 mod peer;
 mod receive;
@@ -33,6 +35,7 @@ pub use config::Config;
 pub use effect::Effect;
 pub use event::{Event, NodeEvent, PullOutcome, RecordSummary, StoredFile};
 pub use memory::{FileMemory, MemoryError, NodeMemory};
+pub use overview::Backlog;
 pub use whole::MeetsWhole;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -72,6 +75,8 @@ pub struct File {
     awake_until: Option<Timestamp>,
     /// The tenant under whose orphans it is counted.
     counted_for: Option<TenantId>,
+    /// As what it is counted among all files.
+    counted: overview::Counted,
     /// When it wants to be looked at.
     wake: Option<Timestamp>,
     /// Under which time it stands in the table of what is due.
@@ -100,6 +105,7 @@ impl File {
             stored: FileMemory::default(),
             awake_until: None,
             counted_for: None,
+            counted: overview::Counted::default(),
             wake: None,
             queued: None,
         }
@@ -155,6 +161,7 @@ pub struct Aggregator {
     peers: BTreeMap<DcId, peer::Peer>,
     files: BTreeMap<FileId, File>,
     rest: rest::Rest,
+    overview: overview::Overview,
     /// Chunks here of files that nobody has described yet.
     orphans: BTreeMap<(TenantId, FileId), u64>,
     /// When which file wants to be looked at.
@@ -183,6 +190,7 @@ impl Aggregator {
             peers: peers.collect(),
             files: BTreeMap::new(),
             rest: rest::Rest::default(),
+            overview: overview::Overview::default(),
             orphans: BTreeMap::new(),
             due: BTreeSet::new(),
             effects: Vec::new(),
@@ -227,6 +235,7 @@ impl Aggregator {
         }
         self.compare_when_due(now);
         self.serve_waiting(now);
+        self.peers.values_mut().for_each(|peer| peer.note_backlog(now));
         std::mem::take(&mut self.effects)
     }
 
@@ -471,6 +480,7 @@ impl Aggregator {
             return;
         }
         self.count_orphan(id);
+        self.count_file(id, now);
         if self.lay_to_rest(id, now) {
             return;
         }

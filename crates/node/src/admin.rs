@@ -134,8 +134,8 @@ async fn accept(listener: TcpListener, health: Health, metrics: Arc<Metrics>, ta
         let (health, metrics, end) = (health.clone(), metrics.clone(), tasks.clone());
         tasks.spawn(async move {
             let service = service_fn(move |request| {
-                let answer = answer(&request, &health, &metrics);
-                async move { Ok::<_, Infallible>(answer) }
+                let (health, metrics) = (health.clone(), metrics.clone());
+                async move { Ok::<_, Infallible>(answer(&request, &health, &metrics).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -152,7 +152,7 @@ async fn accept(listener: TcpListener, health: Health, metrics: Arc<Metrics>, ta
     }
 }
 
-fn answer(request: &Request<Incoming>, health: &Health, metrics: &Metrics) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, health: &Health, metrics: &Metrics) -> Response<Full<Bytes>> {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n");
     }
@@ -163,7 +163,7 @@ fn answer(request: &Request<Incoming>, health: &Health, metrics: &Metrics) -> Re
         "/livez" => text(StatusCode::OK, "alive\n"),
         "/startupz" => probe(health.is_started(), "started\n", "starting\n"),
         "/readyz" => probe(health.is_ready(), "ready\n", "not ready\n"),
-        "/metrics" => match metrics.encode() {
+        "/metrics" => match metrics.read().await {
             Ok(body) => {
                 let mut response = Response::new(Full::new(Bytes::from(body)));
                 let kind = header::HeaderValue::from_static(CONTENT_TYPE);

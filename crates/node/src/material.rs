@@ -7,7 +7,7 @@
 //!
 //! | purpose | what | whose |
 //! | --- | --- | --- |
-//! | clients → edges | one certificate for `edge.<cluster>.sluice`, localhost and loopback | shared by all edges |
+//! | clients → edges | one certificate for `edge.<cluster>.sluice`, one name below it, localhost and loopback | shared by all edges |
 //! | datacenter ↔ datacenter | a certificate for `dc-<number>.peer.<cluster>.sluice`, client and server | one each |
 //! | process ↔ process of a datacenter | a certificate for `<role>.dc-<number>.<cluster>.sluice`, client and server | one for each role and datacenter |
 //! | commands, contexts | Ed25519 keys, used for nothing else | one each |
@@ -261,6 +261,26 @@ impl ClusterMaterial {
             let peer = part.peer.iter().map(|identity| (self.peer_tls_name(*dc), identity));
             peer.chain(part.roles.iter().map(|(role, identity)| (self.role_tls_name(*dc, *role), identity)))
         }))
+    }
+
+    /// When certificates expire, the first of each purpose, in seconds since 1970: `ca`, `edge` (towards clients), `peer`
+    /// (between datacenters), `inside` (between processes of one). What cannot be read is left out.
+    pub fn expiries(&self) -> BTreeMap<&'static str, u64> {
+        let mut first = BTreeMap::new();
+        let mut note = |purpose, certificate: &CertificateDer<'_>| {
+            if let Some(at) = tls::not_after(certificate) {
+                let noted = first.entry(purpose).or_insert(at);
+                *noted = at.min(*noted);
+            }
+        };
+        note("ca", &self.ca);
+        let (edge, dcs) = (self.edge.iter().map(|identity| ("edge", identity)), self.dcs.values());
+        let inside = dcs.clone().flat_map(|dc| dc.roles.values()).map(|identity| ("inside", identity));
+        let peer = dcs.flat_map(|dc| &dc.peer).map(|identity| ("peer", identity));
+        for (purpose, identity) in edge.chain(peer).chain(inside) {
+            identity.chain().iter().for_each(|certificate| note(purpose, certificate));
+        }
+        first
     }
 
     /// Name of the cluster.

@@ -1,22 +1,33 @@
 //! The metrics of one datacenter, by OpenTelemetry's names where there are any. A file id is never a label.
 //!
 //! Owned by the composition and passed to every service of the datacenter; two datacenters in one process have two.
-//! A service with metrics of its own adds them with [`Metrics::register`]. Read by the admin port.
+//! A service with metrics of its own adds them with [`Metrics::register`], and what it would have to be asked for with
+//! [`Metrics::before_reading`]. Read by the admin port.
 
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
-use prometheus_client::encoding::EncodeLabelSet;
+use futures_util::future::join_all;
+use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric as _};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::Registry;
 
+use crate::material::ClusterMaterial;
+
 /// Content type of [`Metrics::encode`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// How long those who are asked before metrics are read may take together: what they told last counts otherwise.
+const ASKING: Duration = Duration::from_secs(2);
 
 /// Bounds of what takes milliseconds to a minute, in seconds.
 const SECONDS: [f64; 14] =
@@ -56,10 +67,17 @@ pub struct RpcLabels {
 /// Labels of [`Metrics::shed`].
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ShedLabels {
-    /// What ran out: `connections`, `requests`, `memory`, or the patience with a `handshake`, a `slow-body`, or a
-    /// connection or a stream that `stalled`.
+    /// One of [`SHED_REASONS`].
     pub reason: &'static str,
 }
+
+/// What ran out when work was refused: `connections`, `requests`, `memory`, or the patience with a `handshake`, a
+/// `slow-body`, or a connection or a stream that `stalled`. Each is counted from 0 on, so that its first rise is seen.
+pub const SHED_REASONS: [&str; 6] =
+    ["connections", "requests", "memory", "handshake", "slow-body", "stalled"];
+
+/// Asks somebody for what metrics should say now.
+type Ask = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
 /// Makes the histograms of a family.
 type MakeHistogram = fn() -> Histogram;
@@ -67,6 +85,7 @@ type MakeHistogram = fn() -> Histogram;
 /// The metrics of one datacenter.
 pub struct Metrics {
     registry: Mutex<Registry>,
+    asked: Mutex<Vec<Ask>>,
     /// Chunks that were taken or refused.
     pub chunks: Family<ChunkLabels, Counter>,
     /// Files that came whole in one request, taken or refused.
@@ -115,7 +134,11 @@ impl Metrics {
             shed: Family::default(),
             integrity_failures: Counter::default(),
             registry: Mutex::new(Registry::default()),
+            asked: Mutex::default(),
         };
+        for reason in SHED_REASONS {
+            drop(metrics.shed.get_or_create(&ShedLabels { reason }));
+        }
         // The encoder appends `_total` to counters and `_info` to infos.
         registry.register("sluice_chunks", "Chunks taken or refused", metrics.chunks.clone());
         registry.register(
@@ -173,6 +196,30 @@ impl Metrics {
         add(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
+    /// Shows when the certificates of `material` expire, as they are when the metrics are read.
+    pub fn show_expiries(&self, material: Arc<ClusterMaterial>) {
+        self.register(|registry| registry.register_collector(Box::new(Expiries(material))));
+    }
+
+    /// Has `ask` brought up to date, each time before the metrics are read, what nobody counts as it changes.
+    pub fn before_reading<F>(&self, ask: impl Fn() -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let ask: Ask = Box::new(move || Box::pin(ask()));
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).push(ask);
+    }
+
+    /// [`encode`](Self::encode), after those who wanted to be asked have been, for a bounded while.
+    pub async fn read(&self) -> Result<String, fmt::Error> {
+        let asked: Vec<_> =
+            self.asked.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|ask| ask()).collect();
+        if tokio::time::timeout(ASKING, join_all(asked)).await.is_err() {
+            tracing::warn!("metrics are not up to date: whoever counts is busy");
+        }
+        self.encode()
+    }
+
     /// Counts work that was refused.
     pub fn count_shed(&self, reason: &'static str) {
         self.shed.get_or_create(&ShedLabels { reason }).inc();
@@ -196,9 +243,43 @@ impl Metrics {
     }
 }
 
+/// When certificates expire.
+#[derive(Debug)]
+struct Expiries(Arc<ClusterMaterial>);
+
+impl Collector for Expiries {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let name = "sluice_key_expiry_timestamp_seconds";
+        let help = "When the first certificate of a purpose expires, in seconds since 1970";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (purpose, at) in self.0.expiries() {
+            let at = i64::try_from(at).unwrap_or(i64::MAX);
+            ConstGauge::new(at).encode(family.encode_family(&[("purpose", purpose)])?)?;
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_wants_to_be_asked_is_and_nobody_keeps_the_others_waiting() {
+        let metrics = std::sync::Arc::new(Metrics::new("dc-a"));
+        metrics.before_reading(std::future::pending);
+        let told = metrics.connections.clone();
+        metrics.before_reading(move || {
+            let told = told.clone();
+            async move {
+                told.inc();
+            }
+        });
+        for times in 1..3 {
+            let text = metrics.read().await.unwrap();
+            assert!(text.contains(&format!("sluice_connections{{dc=\"dc-a\"}} {times}")), "{text}");
+        }
+    }
 
     #[test]
     fn metrics_have_the_names_that_people_rely_on() {

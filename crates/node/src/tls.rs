@@ -247,6 +247,20 @@ pub(crate) fn check_chain(
     Ok(())
 }
 
+/// When a certificate expires, in seconds since 1970: what a verifier says of it at the end of time.
+pub(crate) fn not_after(certificate: &CertificateDer<'_>) -> Option<u64> {
+    let end = UnixTime::since_unix_epoch(Duration::from_secs(u64::from(u32::MAX) << 4));
+    let algorithms = provider().signature_verification_algorithms.all;
+    // Nobody is believed for it: the certificate vouches for itself, and the answer is never yes.
+    let anchor = webpki::anchor_from_trusted_cert(certificate).ok()?;
+    let entity = EndEntityCert::try_from(certificate).ok()?;
+    let usage = webpki::KeyUsage::server_auth();
+    match entity.verify_for_usage(algorithms, &[anchor], &[], end, usage, None, None) {
+        Err(webpki::Error::CertExpired { not_after, .. }) => Some(not_after.as_secs()),
+        Ok(_) | Err(_) => None,
+    }
+}
+
 /// Ticket keys that every datacenter derives from the cluster's secret, so that a client resumes at any of them.
 ///
 /// One key per period of six hours; a ticket of the previous, the current or the next period (of a datacenter whose

@@ -16,7 +16,7 @@ pub mod fs;
 mod whole;
 
 pub use error::{Advice, StoreError};
-pub use fs::{FsMetrics, FsOptions, FsStore};
+pub use fs::{FsMetrics, FsOptions, FsStore, SYNC_BOUNDS};
 pub use whole::Whole;
 
 use std::ops::Range;

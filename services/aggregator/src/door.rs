@@ -6,7 +6,6 @@
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -260,7 +259,7 @@ impl peer_server::Peer for Door {
                         return;
                     }
                 };
-                service.metrics.served_bytes.fetch_add(bytes.len() as u64, Relaxed);
+                service.metrics.served_bytes.inc_by(bytes.len() as u64);
                 for at in (0..bytes.len()).step_by(PIECE) {
                     let data = bytes.slice(at..bytes.len().min(at + PIECE));
                     if sender.send(Ok(ChunkPiece { data })).await.is_err() {

@@ -224,6 +224,16 @@ pub async fn start(
         loaded: tokio::sync::watch::Sender::new(false),
         parts: parts.clone(),
     });
+    let observed = Arc::downgrade(&service);
+    parts.metrics.before_reading(move || {
+        let service = observed.upgrade();
+        async move {
+            let Some(service) = service else { return };
+            let (metrics, material) = (service.metrics.clone(), service.parts.material.clone());
+            // Nobody answers once it has stopped.
+            let _ = service.ledgers.ask(move |aggregator| metrics.show(aggregator, &material, now())).await;
+        }
+    });
     let task = ledgers::LedgerTask::new(aggregator, inputs, service.clone(), Box::new(now));
     let task = task.begin(effects).await?;
     parts.tasks.spawn(task.run());

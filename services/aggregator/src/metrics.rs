@@ -7,10 +7,13 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use sluice_engine::aggregator::Aggregator;
 use sluice_engine::command::Kind;
-use sluice_engine::ids::DcId;
+use sluice_engine::ids::{DcId, Timestamp};
 use sluice_node::material::ClusterMaterial;
 use sluice_node::metrics::Metrics;
+
+use crate::status::state;
 
 /// What went between datacenters, as one of them counted it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,13 +42,25 @@ struct PeerLabels {
     peer: String,
 }
 
+/// Labels of `sluice_files`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StateLabels {
+    state: &'static str,
+}
+
+type Seconds = Gauge<f64, AtomicU64>;
+
 /// The aggregator's metrics.
 pub(crate) struct AggregatorMetrics {
     commands: Family<CommandLabels, Counter>,
     peer_up: Family<PeerLabels, Gauge>,
+    peer_lag: Family<PeerLabels, Seconds>,
+    peer_backlog: Family<PeerLabels, Gauge>,
+    files: Family<StateLabels, Gauge>,
+    assembly_lag: Seconds,
     commands_sent: AtomicU64,
     pub(crate) pulled_bytes: Counter,
-    pub(crate) served_bytes: AtomicU64,
+    pub(crate) served_bytes: Counter,
     pub(crate) integrity_failures: Counter,
     scrub_bytes: Counter,
     pub(crate) scrub_passes: Counter,
@@ -57,9 +72,13 @@ impl AggregatorMetrics {
         let this = Self {
             commands: Family::default(),
             peer_up: Family::default(),
+            peer_lag: Family::default(),
+            peer_backlog: Family::default(),
+            files: Family::default(),
+            assembly_lag: Seconds::default(),
             commands_sent: AtomicU64::new(0),
             pulled_bytes: Counter::default(),
-            served_bytes: AtomicU64::new(0),
+            served_bytes: Counter::default(),
             integrity_failures: metrics.integrity_failures.clone(),
             scrub_bytes: Counter::default(),
             scrub_passes: Counter::default(),
@@ -87,7 +106,28 @@ impl AggregatorMetrics {
                 "Bytes of chunks that came from other datacenters",
                 this.pulled_bytes.clone(),
             );
+            registry.register(
+                "sluice_served_bytes",
+                "Bytes of chunks that went to other datacenters",
+                this.served_bytes.clone(),
+            );
             registry.register("sluice_peer_up", "Whether a peer can be reached", this.peer_up.clone());
+            registry.register(
+                "sluice_peer_lag_seconds",
+                "How long a peer has acknowledged nothing, though something waits for that; 0 if nothing does",
+                this.peer_lag.clone(),
+            );
+            registry.register(
+                "sluice_peer_backlog",
+                "Commands that a peer has not acknowledged, and files of which it must still be told",
+                this.peer_backlog.clone(),
+            );
+            registry.register("sluice_files", "Files that are known here, by where they stand", this.files.clone());
+            registry.register(
+                "sluice_assembly_lag_seconds",
+                "How long the file that waits longest has been complete without being assembled here, its home",
+                this.assembly_lag.clone(),
+            );
         });
         for (dc, name) in material.dcs() {
             if dc != me {
@@ -95,6 +135,22 @@ impl AggregatorMetrics {
             }
         }
         this
+    }
+
+    /// Shows what the engine tells of all files and peers.
+    pub(crate) fn show(&self, aggregator: &Aggregator, material: &ClusterMaterial, now: Timestamp) {
+        let seconds = |since: Option<Timestamp>| since.map_or(0.0, |at| now.since(at) as f64 / 1e3);
+        for (at, count) in aggregator.counts() {
+            let state = state(at).name();
+            self.files.get_or_create(&StateLabels { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        self.assembly_lag.set(seconds(aggregator.assembling_since()));
+        for (dc, name) in material.dcs().filter(|(dc, _)| *dc != aggregator.config().me) {
+            let labels = PeerLabels { peer: name.to_owned() };
+            let backlog = aggregator.backlog(dc);
+            self.peer_lag.get_or_create(&labels).set(seconds(backlog.since));
+            self.peer_backlog.get_or_create(&labels).set(i64::try_from(backlog.count).unwrap_or(i64::MAX));
+        }
     }
 
     pub(crate) fn set_peer(&self, name: &str, up: bool) {
@@ -123,7 +179,7 @@ impl AggregatorMetrics {
             commands_sent,
             command_bytes_sent: commands_sent * sluice_engine::command::COMMAND_LEN as u64,
             pulled_bytes: self.pulled_bytes.get(),
-            served_bytes: self.served_bytes.load(Relaxed),
+            served_bytes: self.served_bytes.get(),
         }
     }
 }

@@ -99,7 +99,9 @@ impl Aggregator {
 
     /// Forgets a file of which nothing is known.
     pub(super) fn forget(&mut self, id: FileId) {
-        if let Some(tenant) = self.files.remove(&id).and_then(|file| file.counted_for) {
+        let Some(file) = self.files.remove(&id) else { return };
+        self.overview.forget(id, &file);
+        if let Some(tenant) = file.counted_for {
             self.orphans.remove(&(tenant, id));
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Aggregator, Effect};
+use super::{Aggregator, Backlog, Effect};
 use crate::command::{Command, Statement, Verified};
 use crate::ids::{DcId, FileId, Generation, Incarnation, Sequence, Timestamp};
 
@@ -29,6 +29,8 @@ pub(super) struct Peer {
     greeted: bool,
     /// Its highest incarnation seen.
     seen: Incarnation,
+    /// Since when it acknowledges nothing, though there is something to be acknowledged.
+    behind_since: Option<Timestamp>,
     /// What waits for an acknowledgement.
     pub(super) flights: BTreeMap<Sequence, FileId>,
     /// Files of which it must still be told something.
@@ -47,6 +49,7 @@ impl Peer {
             down_since: now,
             greeted: false,
             seen,
+            behind_since: None,
             flights: BTreeMap::new(),
             waiting: BTreeSet::new(),
             asked_for: BTreeSet::new(),
@@ -65,6 +68,17 @@ impl Peer {
 
     pub(super) fn next_compare(&self) -> Option<Timestamp> {
         self.up.then_some(self.next_compare)
+    }
+
+    /// Takes note of whether there is something that it has not acknowledged.
+    pub(super) fn note_backlog(&mut self, now: Timestamp) {
+        let is_behind = !self.flights.is_empty() || !self.waiting.is_empty();
+        self.behind_since = is_behind.then(|| self.behind_since.unwrap_or(now));
+    }
+
+    /// What it has not acknowledged.
+    pub(super) fn backlog(&self) -> Backlog {
+        Backlog { count: self.flights.len() + self.waiting.len(), since: self.behind_since }
     }
 
     pub(super) fn wait_for(&mut self, id: FileId) {
@@ -242,6 +256,7 @@ impl Aggregator {
     pub(super) fn acknowledged(&mut self, from: DcId, sequence: Sequence, now: Timestamp) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
         let Some(id) = peer.flights.remove(&sequence) else { return };
+        peer.behind_since = Some(now);
         if let Some(file) = self.files.get_mut(&id) {
             file.landed(from, sequence);
         }

@@ -125,7 +125,7 @@ impl Aggregator {
             }
             Err(error) => {
                 if !known {
-                    self.files.remove(&id);
+                    self.forget(id);
                 }
                 self.refuse(from, statement.kind(), error.to_string());
                 true

@@ -105,6 +105,8 @@ enum Parked {
 #[derive(Clone, Debug)]
 pub(super) struct Rest {
     files: BTreeMap<FileId, Resting>,
+    /// Those of them that were dropped; the others are assembled.
+    dropped: u64,
     sums: BTreeMap<(u16, Option<DcId>), Sums>,
     expiring: BTreeMap<FileId, Timestamp>,
     waking: BTreeMap<FileId, Waking>,
@@ -118,6 +120,7 @@ impl Default for Rest {
     fn default() -> Self {
         Self {
             files: BTreeMap::new(),
+            dropped: 0,
             sums: BTreeMap::new(),
             expiring: BTreeMap::new(),
             waking: BTreeMap::new(),
@@ -135,6 +138,7 @@ impl Rest {
         sums.count += 1;
         sums.with_home.add(resting.sum(id, true));
         sums.without.add(resting.sum(id, false));
+        self.dropped += u64::from(claim.is_none());
         self.files.insert(id, resting);
         if let Some(at) = brief.expires {
             self.expiring.insert(id, at);
@@ -143,6 +147,7 @@ impl Rest {
 
     fn remove(&mut self, id: FileId) -> Option<Timestamp> {
         let resting = self.files.remove(&id)?;
+        self.dropped -= u64::from(resting.claim.is_none());
         let key = (id.slot().number(), resting.claim.map(|claim| claim.home));
         if let Some(sums) = self.sums.get_mut(&key) {
             sums.count -= 1;
@@ -153,6 +158,11 @@ impl Rest {
             }
         }
         self.expiring.remove(&id)
+    }
+
+    /// How many were dropped, and how many are assembled.
+    pub(super) fn counts(&self) -> (u64, u64) {
+        (self.dropped, self.files.len() as u64 - self.dropped)
     }
 
     /// What the files of a range contribute to a comparison between two datacenters, and how many they are.
@@ -443,8 +453,11 @@ impl Aggregator {
         if brief.assembled.is_some() {
             self.persist(id);
         }
-        if let Some(at) = self.files.remove(&id).and_then(|file| file.queued) {
-            self.due.remove(&(at, id));
+        if let Some(file) = self.files.remove(&id) {
+            self.overview.forget(id, &file);
+            if let Some(at) = file.queued {
+                self.due.remove(&(at, id));
+            }
         }
         for peer in self.peers.values_mut() {
             peer.waiting.remove(&id);

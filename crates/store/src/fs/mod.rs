@@ -147,6 +147,11 @@ impl Default for FsOptions {
     }
 }
 
+/// Up to how many microseconds the syncs of each of [`FsMetrics::sync_times`] but the last took.
+pub const SYNC_BOUNDS: [u64; 13] = [
+    250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000, 5_000_000, 30_000_000,
+];
+
 /// Counters of a volume since it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FsMetrics {
@@ -154,6 +159,8 @@ pub struct FsMetrics {
     pub syncs: u64,
     /// Time spent in them.
     pub sync_time: Duration,
+    /// Syncs by how long they took (see [`SYNC_BOUNDS`]); together they are all.
+    pub sync_times: [u64; SYNC_BOUNDS.len() + 1],
     /// Bytes of chunks written.
     pub bytes_written: u64,
     /// Batches appended to the journal.
@@ -289,6 +296,7 @@ impl FsStore {
         FsMetrics {
             syncs: read(&counters.syncs),
             sync_time: Duration::from_micros(read(&counters.sync_micros)),
+            sync_times: counters.sync_times.each_ref().map(read),
             bytes_written: read(&counters.bytes_written),
             batches: read(&counters.batches),
             records: read(&counters.records),

@@ -26,6 +26,7 @@ use super::request::{Answer, Request};
 use super::state::{FileState, Origin};
 use super::{FsOptions, lock};
 use crate::StoreError;
+use crate::fs::SYNC_BOUNDS;
 
 /// How old the answer to "how much room is left" may be.
 const SPACE_AGE: Duration = Duration::from_millis(100);
@@ -93,6 +94,8 @@ pub(crate) struct Writers {
 pub(crate) struct Counters {
     pub(crate) syncs: AtomicU64,
     pub(crate) sync_micros: AtomicU64,
+    /// Syncs by how long they took: the first of [`SYNC_BOUNDS`] that was enough, or none.
+    pub(crate) sync_times: [AtomicU64; SYNC_BOUNDS.len() + 1],
     pub(crate) bytes_written: AtomicU64,
     pub(crate) batches: AtomicU64,
     pub(crate) records: AtomicU64,
@@ -114,7 +117,11 @@ impl Counters {
         let start = Instant::now();
         let result = sync();
         Self::add(&self.syncs, 1);
-        Self::add(&self.sync_micros, u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX));
+        let micros = u64::try_from(start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Self::add(&self.sync_micros, micros);
+        let bound = SYNC_BOUNDS.partition_point(|bound| *bound < micros);
+        // One past the last bound has a place, too.
+        self.sync_times.get(bound).inspect(|times| Self::add(times, 1));
         result
     }
 }
