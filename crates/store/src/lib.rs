@@ -11,10 +11,12 @@
 //! 7. A file that came whole is one durable record, acknowledged once; it is listed and read without a file of its own.
 //! 8. Memory is bounded: a writer holds tens of KiB, an index entry of an idle file is evicted.
 
+mod aligned;
 mod error;
 pub mod fs;
 mod whole;
 
+pub use aligned::{ALIGN, AlignedBuffer};
 pub use error::{Advice, StoreError};
 pub use fs::{FsMetrics, FsOptions, FsStore, SYNC_BOUNDS};
 pub use whole::Whole;

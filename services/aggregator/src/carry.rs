@@ -9,12 +9,12 @@ use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, RecordDigest, Root};
 use sluice_engine::ids::{DcId, FileId, TenantId};
 use sluice_engine::ledger::{FileState, Page};
-use sluice_engine::limits::{MAX_LEVEL, MAX_RUN};
+use sluice_engine::limits::{CHUNK_LEN, MAX_LEVEL, MAX_RUN};
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::resolve::resolve;
 use sluice_engine::span::{Place, Span};
 use sluice_proto::problem::Refusal;
-use sluice_store::{RecordOutcome, StoreError, WholeOutcome};
+use sluice_store::{AlignedBuffer, RecordOutcome, StoreError, WholeOutcome};
 use tracing::{debug, error, info, warn};
 
 use crate::bulk::{self, Incoming, Values};
@@ -292,14 +292,19 @@ async fn pull_run(
         PullOutcome::StoreFailed
     };
     let mut writer = service.parts.store.begin_run(file, tenant, run, len).await.map_err(failed)?;
-    let mut left = len;
+    let (mut left, mut chunk) = (len, AlignedBuffer::new());
     while left > 0 {
-        let piece = incoming.piece(service, left).await.map_err(|refusal: Refusal| {
-            debug!(%file, %refusal, "pull");
-            PullOutcome::Unreachable
-        })?;
-        left -= piece.len() as u64;
-        writer.write(piece).await.map_err(failed)?;
+        let room = left.min(CHUNK_LEN);
+        chunk.reserve(room as usize);
+        while (chunk.len() as u64) < room {
+            let piece = incoming.piece(service, room - chunk.len() as u64).await;
+            chunk.extend(&piece.map_err(|refusal: Refusal| {
+                debug!(%file, %refusal, "pull");
+                PullOutcome::Unreachable
+            })?);
+        }
+        left -= room;
+        writer.write(chunk.take()).await.map_err(failed)?;
     }
     match writer.finish(Some(expected)).await {
         Ok(receipt) => {

@@ -8,9 +8,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use sluice_proto::problem::Refusal;
-use sluice_store::RunWriter;
+use sluice_store::{AlignedBuffer, RunWriter};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -67,7 +67,7 @@ impl Turns {
 pub(crate) struct Gather<'a> {
     turns: &'a Turns,
     turn: Option<Turn>,
-    buffer: BytesMut,
+    buffer: AlignedBuffer,
     /// When the buffer began to be filled.
     since: Instant,
     /// Bytes of the body that are still to come: no more room is taken than they need.
@@ -78,7 +78,7 @@ pub(crate) struct Gather<'a> {
 
 impl<'a> Gather<'a> {
     pub(crate) fn new(turns: &'a Turns, turn: Option<Turn>, len: u64) -> Self {
-        Self { turns, turn, buffer: BytesMut::new(), since: Instant::now(), left: len, slow: false }
+        Self { turns, turn, buffer: AlignedBuffer::new(), since: Instant::now(), left: len, slow: false }
     }
 
     /// Whether there is a turn to give back.
@@ -91,7 +91,7 @@ impl<'a> Gather<'a> {
         self.turn = None;
         self.slow = true;
         self.flush(writer).await?;
-        self.buffer = BytesMut::new();
+        self.buffer = AlignedBuffer::new();
         Ok(())
     }
 
@@ -109,7 +109,7 @@ impl<'a> Gather<'a> {
             }
             let room = self.len() - self.buffer.len();
             let part = piece.split_to(room.min(piece.len()));
-            self.buffer.extend_from_slice(&part);
+            self.buffer.extend(&part);
             self.left = self.left.saturating_sub(part.len() as u64);
             if self.left == 0 || part.len() == room {
                 self.flush(writer).await?;
@@ -140,8 +140,7 @@ impl<'a> Gather<'a> {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let bytes = self.buffer.split().freeze();
-        writer.write(bytes).await.map_err(|error| refusal::of_store(&error))
+        writer.write(self.buffer.take()).await.map_err(|error| refusal::of_store(&error))
     }
 }
 

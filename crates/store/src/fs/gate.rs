@@ -13,6 +13,8 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread;
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use super::disk::{Disk, DiskFile, Open, VolumeLock};
 use super::lock;
 
@@ -169,6 +171,10 @@ impl DiskFile for GatedFile {
 
     fn read_at(&self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         self.gate.pass(|| self.file.read_at(offset, len))
+    }
+
+    fn read_uncached(&self, offset: u64, len: usize) -> io::Result<Bytes> {
+        self.gate.pass(|| self.file.read_uncached(offset, len))
     }
 
     fn sync_data(&self) -> io::Result<()> {

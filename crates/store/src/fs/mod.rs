@@ -59,6 +59,7 @@ mod shared;
 mod state;
 mod values;
 mod volume;
+mod warm;
 mod writer;
 
 use std::collections::BTreeSet;
@@ -93,6 +94,7 @@ use self::log::keeper;
 use self::recovery::Recovered;
 use self::request::{Answer, Request};
 use self::shared::{Counters, Shared, Space, Writers};
+use self::warm::Warm;
 use crate::{
     ChunkStore, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
     RecordOutcome, RunWriter, StoreError, Usage, Whole, WholeOutcome,
@@ -232,6 +234,7 @@ impl FsStore {
             options,
             log,
             handles: Cache::new(OPEN_SEGMENTS),
+            warm: Warm::default(),
             volume: Mutex::new(volume),
             failure: OnceLock::new(),
             counters: Counters::default(),

@@ -35,7 +35,8 @@ impl Shared {
 
     /// The bytes of a chunk. Blocks.
     pub(crate) fn read_chunk(&self, entry: &Entry, index: ChunkIndex) -> Result<Bytes, StoreError> {
-        self.steadily(entry, || self.read_once(entry, index))
+        let again = self.warm.again(entry.file, index.number());
+        self.steadily(entry, || self.read_once(entry, index, again))
     }
 
     /// Runs a read again if it failed while recorded chunks went.
@@ -118,13 +119,13 @@ impl Shared {
         Ok(found)
     }
 
-    fn read_once(&self, entry: &Entry, index: ChunkIndex) -> Result<Bytes, StoreError> {
+    fn read_once(&self, entry: &Entry, index: ChunkIndex, cached: bool) -> Result<Bytes, StoreError> {
         if self.damage.has(entry.file, index.number()) {
             // Missing, if it went meanwhile.
             self.record_of(entry, index)?;
             return Err(StoreError::Corrupt { file: entry.file, index });
         }
-        self.bytes_once(entry, index)
+        self.bytes_once(entry, index, cached)
     }
 
     /// The record of a chunk.
@@ -134,8 +135,8 @@ impl Shared {
         found.into_iter().next().flatten().ok_or(StoreError::Missing { index })
     }
 
-    /// The bytes of a chunk, whatever was known of them before.
-    fn bytes_once(&self, entry: &Entry, index: ChunkIndex) -> Result<Bytes, StoreError> {
+    /// The bytes of a chunk, whatever was known of them before; through the page cache, or past it.
+    fn bytes_once(&self, entry: &Entry, index: ChunkIndex, cached: bool) -> Result<Bytes, StoreError> {
         let corrupt = || StoreError::Corrupt { file: entry.file, index };
         let chunk = self.record_of(entry, index)?;
         let in_log = lock(&entry.live).state.is_in_log();
@@ -150,7 +151,8 @@ impl Shared {
         let segment = number / SEGMENT_CHUNKS;
         let offset = (number % SEGMENT_CHUNKS) * CHUNK_LEN;
         let bytes = match self.handle(entry.file, epoch, Name::Data(segment), Open::Existing) {
-            Ok(handle) => handle.read_at(offset, chunk.len as usize),
+            Ok(handle) if cached => handle.read_at(offset, chunk.len as usize).map(Bytes::from),
+            Ok(handle) => handle.read_uncached(offset, chunk.len as usize),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(corrupt()),
             Err(error) => Err(error),
         };
@@ -165,7 +167,7 @@ impl Shared {
         if bytes.len() != chunk.len as usize || ChainingValue::of_chunk(index, &bytes) != Some(chunk.value) {
             return Err(corrupt());
         }
-        Ok(Bytes::from(bytes))
+        Ok(bytes)
     }
 
     /// Hashes a chunk as the device gives it back now; its length. What is damaged is marked, durably unless the volume
@@ -176,7 +178,7 @@ impl Shared {
         if number.is_multiple_of(FORGET_EVERY) {
             self.forget_cache(entry, number);
         }
-        let read = || self.steadily(entry, || self.bytes_once(entry, index));
+        let read = || self.steadily(entry, || self.bytes_once(entry, index, true));
         let result = match read() {
             Err(StoreError::Corrupt { .. }) => {
                 // Perhaps only the cache has it wrong.

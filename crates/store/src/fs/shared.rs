@@ -24,6 +24,7 @@ use super::log::Log;
 use super::log::keeper::Job;
 use super::request::{Answer, Request};
 use super::state::{FileState, Origin};
+use super::warm::Warm;
 use super::{FsOptions, lock};
 use crate::StoreError;
 use crate::fs::SYNC_BOUNDS;
@@ -41,6 +42,8 @@ pub(crate) struct Shared {
     pub(crate) log: Log,
     /// Open files of segments, by life and name; the bound keeps file descriptors few.
     pub(crate) handles: Cache<(u64, Name), Arc<dyn DiskFile>>,
+    /// What was read lately.
+    pub(crate) warm: Warm,
     pub(crate) volume: Mutex<VolumeState>,
     /// Why the volume is read-only, once it is.
     pub(crate) failure: OnceLock<String>,
