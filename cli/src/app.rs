@@ -65,6 +65,12 @@ pub(crate) enum Verb {
     /// Run one session service of a datacenter here, in the foreground, as a file describes it.
     #[command(after_help = role::SESSION_EXAMPLES)]
     Session(role::Args),
+    /// Run the worker of a datacenter here, in the foreground, as a file describes it.
+    #[command(after_help = role::WORKER_EXAMPLES)]
+    Worker(role::Args),
+    /// Run one aggregator of a datacenter here, in the foreground, as a file describes it.
+    #[command(after_help = role::AGGREGATOR_EXAMPLES)]
+    Aggregator(role::Args),
     /// Send a file; running it again carries on.
     Put(put::Args),
     /// Read a file back, verified; running it again carries on.
@@ -92,7 +98,13 @@ impl Verb {
     /// Whether it deals with signals itself, because there is something to end in order.
     fn minds_signals(&self) -> bool {
         match self {
-            Self::Demo(_) | Self::Dev(_) | Self::Dc(_) | Self::Edge(_) | Self::Session(_) => true,
+            Self::Demo(_)
+            | Self::Dev(_)
+            | Self::Dc(_)
+            | Self::Edge(_)
+            | Self::Session(_)
+            | Self::Worker(_)
+            | Self::Aggregator(_) => true,
             Self::Put(_)
             | Self::Get(_)
             | Self::Status(_)
@@ -113,6 +125,8 @@ async fn dispatch(verb: Verb, context: &Context) -> anyhow::Result<()> {
         Verb::Dc(args) => dc::run(args, context).await,
         Verb::Edge(args) => role::run(Role::Edge, args, context).await,
         Verb::Session(args) => role::run(Role::Session, args, context).await,
+        Verb::Worker(args) => role::run(Role::Worker, args, context).await,
+        Verb::Aggregator(args) => role::run(Role::Aggregator, args, context).await,
         Verb::Put(args) => put::run(args, context).await,
         Verb::Get(args) => get::run(args, context).await,
         Verb::Status(args) => status::run(args, context).await,

@@ -16,7 +16,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use sluice_aggregator::{
-    AggregatorError, AggregatorParts, AggregatorService, AggregatorSettings, Listener, PeerAddress, Traffic,
+    AggregatorError, AggregatorMetrics, AggregatorParts, AggregatorService, AggregatorSettings, Listener,
+    PeerAddress, Traffic,
 };
 use sluice_client::ExitClass;
 use sluice_edge::{Edge, EdgeConfig, EdgeError, EdgeParts, EdgeSettings};
@@ -29,7 +30,7 @@ use sluice_node::role::Role;
 use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_node::tls::{self, TlsError};
 use sluice_proto::calls::Workers;
-use sluice_remote::{Door, DoorError, serve_workers};
+use sluice_remote::{Answers, Door, DoorError, serve_workers};
 use sluice_session::MemorySessions;
 use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError};
 use sluice_worker::{Worker, WorkerParts, WorkerSettings};
@@ -390,7 +391,7 @@ impl Datacenter {
                 material: material.clone(),
                 store: self.store.clone(),
                 access: access.clone(),
-                metrics: metrics.clone(),
+                metrics: AggregatorMetrics::new(&metrics),
                 clock: clock.clone(),
                 tasks: self.tasks.aggregator.clone(),
                 settings: settings.aggregator,
@@ -433,7 +434,9 @@ impl Datacenter {
         )?;
         self.health.set_started();
         if let Some(door) = inside {
-            door.serve(serve_workers(worker), memory.clone(), &self.tasks.requests);
+            let tasks = self.tasks.requests.clone();
+            let answers = Answers { routes: serve_workers(worker), memory: memory.clone(), tasks };
+            door.serve([(Role::Edge, answers)], &self.tasks.requests);
         }
         edge.serve(&self.tasks.requests);
         Ok(())
@@ -496,7 +499,7 @@ impl Drop for Datacenter {
 }
 
 /// Opens the volume in `directory`, which is made if need be.
-async fn open_store(directory: PathBuf, options: FsOptions) -> Result<FsStore, StartError> {
+pub(crate) async fn open_store(directory: PathBuf, options: FsOptions) -> Result<FsStore, StartError> {
     let open = move || {
         let failed = |source| StartError::of_directory(&directory, source);
         std::fs::create_dir_all(&directory).map_err(failed)?;

@@ -1,8 +1,13 @@
-//! Roles of a datacenter as processes of their own: edges and session services, which keep nothing.
+//! Roles of a datacenter as processes of their own: edges and session services, which keep nothing, the worker that owns
+//! the volume, and aggregators, one of which has it.
 //!
-//! [`Process::edge`] and [`Process::session`] start one. Like a [`Datacenter`](crate::datacenter::Datacenter) it stops in
+//! [`Process::edge`], [`session`](Process::session), [`worker`](Process::worker) and [`aggregator`](Process::aggregator)
+//! start one. Like a [`Datacenter`](crate::datacenter::Datacenter) it stops in
 //! order under a deadline: requests first, the admin port last, so that `/readyz` can be seen to fail meanwhile. A process
 //! that is killed costs its callers a try.
+
+mod aggregator;
+mod worker;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,15 +23,26 @@ use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
 use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_node::tls;
-use sluice_remote::{Caller, CallerConfig, Door, RemoteSessions, RemoteWorkers, serve_sessions};
+use sluice_remote::{Answers, Caller, CallerConfig, Door, RemoteSessions, RemoteWorkers, serve_sessions};
 use sluice_session::MemorySessions;
+use sluice_store::{ChunkStore, FsStore};
 use tokio::time::Instant;
 
 use crate::datacenter::StartError;
 use crate::live::Live;
 
+pub use self::aggregator::AggregatorProcess;
+pub use self::worker::WorkerProcess;
+
 /// What a worker may take for an answer: longer than it waits itself for everyone whom it asks, one after the other.
 const WORKER_PATIENCE: Duration = Duration::from_secs(120);
+
+/// What an aggregator may take for an answer: no longer than a worker waits for it.
+const SLOTS_PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a store may take for an answer: whether anybody is there at all is found out otherwise, and large files take their
+/// time.
+const STORE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// What a session service may take for an answer.
 const SESSION_PATIENCE: Duration = Duration::from_secs(5);
@@ -68,12 +84,16 @@ pub struct Process {
     tasks: Tasks,
     listens: SocketAddr,
     admin: SocketAddr,
+    /// The volume, if it owns one: closed last.
+    store: Option<Arc<FsStore>>,
 }
 
 /// What runs, by the order in which it ends.
 #[derive(Debug, Default)]
 struct Tasks {
     requests: Shutdown,
+    /// What it does for others of its datacenter, whom its requests may need.
+    inside: Shutdown,
     /// Connections to whom it asks: they end when nobody asks any more.
     callers: Shutdown,
     admin: Shutdown,
@@ -90,17 +110,10 @@ impl Process {
     pub async fn edge(config: &ProcessConfig, edge: &EdgeProcess) -> Result<Self, StartError> {
         tls::install_provider();
         let ProcessConfig { dc, material, clock, .. } = config;
-        let name = config.name();
-        let (live, health) = (Live::new(&name, material, edge.memory), Health::new());
         let tasks = Tasks::default();
-        let caller = |whom, address: &str, patience| {
-            let address = address.to_owned();
-            Caller::new(
-                CallerConfig { dc: *dc, me: Role::Edge, whom, address, patience },
-                material,
-                &tasks.callers,
-            )
-        };
+        let caller =
+            |whom, address: &str, patience| config.caller(Role::Edge, whom, address, patience, &tasks);
+        let (live, health, admin) = config.admin(edge.memory, &tasks).await?;
         let verifier = ContextVerifier::new(material.context_ring(), *dc, clock.clone(), Revocations::new());
         let sessions = RemoteSessions::new(
             caller(Role::Session, &edge.sessions, SESSION_PATIENCE)?,
@@ -111,7 +124,7 @@ impl Process {
         let door = Edge::bind(
             EdgeConfig {
                 listen: edge.listen,
-                dc: name,
+                dc: config.name(),
                 tls: tls::edge_server(material, clock.clone())?,
                 settings: edge.settings.clone(),
             },
@@ -123,18 +136,16 @@ impl Process {
                 health: health.clone(),
             },
         )?;
-        let admin = Admin::open(config.admin, health.clone(), live.metrics.clone(), &tasks.admin).await?;
         let listens = door.address();
         health.set_started();
         door.serve(&tasks.requests);
-        Ok(Self { live, tasks, listens, admin: admin.address() })
+        Ok(Self { live, tasks, listens, admin, store: None })
     }
 
     /// Starts a session service, which answers edges at `listen`.
     pub async fn session(config: &ProcessConfig, listen: SocketAddr) -> Result<Self, StartError> {
         tls::install_provider();
         let ProcessConfig { dc, material, clock, .. } = config;
-        let (live, health) = (Live::new(&config.name(), material, SESSION_MEMORY), Health::new());
         let sessions = MemorySessions::new(
             *dc,
             material.token_verifier(),
@@ -145,16 +156,12 @@ impl Process {
         let door = Door::bind(listen, material, *dc, Role::Session)?;
         let listens = door.address().map_err(|source| StartError::of_port(listen, source))?;
         let tasks = Tasks::default();
-        let admin = Admin::open(config.admin, health.clone(), live.metrics.clone(), &tasks.admin).await?;
-        door.serve(serve_sessions(Arc::new(sessions)), live.memory.clone(), &tasks.requests);
-        health.set_started();
-        health.set_serving(true);
-        let requests = tasks.requests.clone();
-        tasks.requests.spawn(async move {
-            requests.draining().await;
-            health.set_serving(false);
-        });
-        Ok(Self { live, tasks, listens, admin: admin.address() })
+        let (live, health, admin) = config.admin(SESSION_MEMORY, &tasks).await?;
+        let (routes, memory) = (serve_sessions(Arc::new(sessions)), live.memory.clone());
+        let answers = Answers { routes, memory, tasks: tasks.requests.clone() };
+        door.serve([(Role::Edge, answers)], &tasks.requests);
+        serve_until_drained(&health, &tasks);
+        Ok(Self { live, tasks, listens, admin, store: None })
     }
 
     /// What can be changed while it runs.
@@ -176,12 +183,19 @@ impl Process {
     pub async fn stop(self, deadline: Duration) -> Stopped {
         let until = Instant::now() + deadline;
         let mut killed = 0;
-        for tasks in [&self.tasks.requests, &self.tasks.admin] {
-            let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(200));
-            if let Stopped::Killed { tasks } = tasks.stop(left).await {
+        let left = || until.saturating_duration_since(Instant::now()).max(Duration::from_millis(200));
+        for tasks in [&self.tasks.requests, &self.tasks.inside, &self.tasks.admin] {
+            if let Stopped::Killed { tasks } = tasks.stop(left()).await {
                 killed += tasks;
             }
-            self.tasks.callers.kill().await;
+        }
+        self.tasks.callers.kill().await;
+        if let Some(store) = self.store {
+            match tokio::time::timeout(left(), store.close()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the volume was not closed in order"),
+                Err(_) => tracing::warn!("the volume was not closed in time"),
+            }
         }
         if killed == 0 { Stopped::Clean } else { Stopped::Killed { tasks: killed } }
     }
@@ -192,4 +206,35 @@ impl ProcessConfig {
     pub fn name(&self) -> String {
         self.material.dc_name(self.dc).unwrap_or("unnamed").to_owned()
     }
+
+    /// What calls processes of `whom` at `address`.
+    fn caller(
+        &self,
+        me: Role,
+        whom: Role,
+        address: &str,
+        patience: Duration,
+        tasks: &Tasks,
+    ) -> Result<Caller, StartError> {
+        let config = CallerConfig { dc: self.dc, me, whom, address: address.to_owned(), patience };
+        Ok(Caller::new(config, &self.material, &tasks.callers)?)
+    }
+
+    /// What is seen of the process from outside, and can be changed; and where its admin port is.
+    async fn admin(&self, memory: u64, tasks: &Tasks) -> Result<(Live, Health, SocketAddr), StartError> {
+        let (live, health) = (Live::new(&self.name(), &self.material, memory), Health::new());
+        let admin = Admin::open(self.admin, health.clone(), live.metrics.clone(), &tasks.admin).await?;
+        Ok((live, health, admin.address()))
+    }
+}
+
+/// Says that requests are taken, until they no longer are.
+fn serve_until_drained(health: &Health, tasks: &Tasks) {
+    health.set_started();
+    health.set_serving(true);
+    let (requests, health) = (tasks.requests.clone(), health.clone());
+    tasks.requests.spawn(async move {
+        requests.draining().await;
+        health.set_serving(false);
+    });
 }

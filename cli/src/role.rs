@@ -1,4 +1,5 @@
-//! `sluice edge` and `sluice session`: one role of a datacenter as a process, from a file that says where everything is.
+//! `sluice edge`, `session`, `worker` and `aggregator`: one role of a datacenter as a process, from a file that says where
+//! everything is.
 
 pub(crate) mod file;
 
@@ -25,6 +26,7 @@ file looks like this; what is left out of it has a default, paths are relative t
   admin = \"127.0.0.1:9091\"             # /livez /startupz /readyz /metrics
   sessions = \"sessions.dc-a:8446\"      # each address of the name is a process
   workers = \"workers.dc-a:8445\"        # for `sluice dc` it is listen.inside of its file
+                                        # several names: \"one:8445,other:8445\"
   memory = \"256MiB\"                    # for bodies in flight
   log = \"warn\"
 
@@ -48,6 +50,52 @@ like this:
 
 Examples:
   sluice session --config /etc/sluice/session.toml";
+
+pub(crate) const WORKER_EXAMPLES: &str = "\
+A worker owns the volume in `data`: one process, and one worker for each datacenter on a
+filesystem. It takes and gives chunks for edges, and lets one aggregator at a time reach the
+store. It may be stopped or killed at any time, and started again: clients try again, and
+nothing that was acknowledged is lost. Its file looks like this:
+  role = \"worker\"
+  dc = \"dc-a\"
+  keys = \"keys/roles/dc-a/worker\"      # made by `sluice admin key make`
+  listen = \"0.0.0.0:8445\"              # where edges and aggregators ask
+  admin = \"127.0.0.1:9093\"
+  aggregators = \"aggregators.dc-a:8447\" # each address of the name is a process
+  data = \"/var/lib/sluice\"
+  memory = \"256MiB\"                    # for bodies in flight and chunks read ahead
+  log = \"warn\"
+
+Examples:
+  sluice config check /etc/sluice/worker.toml
+  sluice worker --config /etc/sluice/worker.toml";
+
+pub(crate) const AGGREGATOR_EXAMPLES: &str = "\
+An aggregator knows which chunks of which file are where, talks to other datacenters, and
+assembles files. It has no disk: what it knows it reads from the worker's store, and what must
+not be forgotten is kept there. Run two or more: one has the store, the others stand by with
+their ports closed, and one of them answers within 5 s of when that one is gone. Its file looks
+like this:
+  role = \"aggregator\"
+  dc = \"dc-a\"
+  keys = \"keys/roles/dc-a/aggregator\"  # made by `sluice admin key make`
+  listen = \"0.0.0.0:8447\"              # where workers ask
+  peer = \"0.0.0.0:8444\"                # where other datacenters come in
+  admin = \"127.0.0.1:9094\"             # /readyz: it has the store, or stands by
+  workers = \"workers.dc-a:8445\"
+  url = \"https://dc-a.example:8443\"    # where clients find the datacenter's edges
+  scrub_rate = \"8MiB\"                  # bytes a second that are read again; 0: never
+  takeover_after = \"10min\"             # unfinished files of a datacenter that is gone
+  absent_after = \"1min\"                # until what only such a datacenter has is missing
+  memory = \"64MiB\"                     # for calls that arrive
+  log = \"warn\"
+  [peers.dc-b]
+  address = \"dc-b.example:8444\"
+  url = \"https://dc-b.example:8443\"
+
+Examples:
+  sluice config check /etc/sluice/aggregator.toml
+  sluice aggregator --config /etc/sluice/aggregator.toml";
 
 /// Which process.
 #[derive(Debug, clap::Args)]

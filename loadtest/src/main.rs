@@ -18,6 +18,7 @@ mod measure;
 mod nginx;
 mod peers;
 mod plot;
+mod roles;
 mod run;
 mod server;
 mod size;
@@ -51,6 +52,8 @@ enum Verb {
     Run(run::Args),
     /// Sluice and nginx in turn, with the same bytes and the same client.
     Peers(peers::Args),
+    /// A datacenter in one process and in four, in turn: what it costs to have roles apart.
+    Roles(roles::Args),
     /// What the ledger of a very large file costs.
     Ledger(ledger::Args),
     /// What idle TLS connections cost.
@@ -104,6 +107,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.verb {
         Verb::Run(args) => run::run(args, cli.json).await,
         Verb::Peers(args) => peers::run(args, cli.json).await,
+        Verb::Roles(args) => roles::run(args, cli.json).await,
         Verb::Ledger(args) => {
             let json = cli.json;
             // It computes and never waits; a signal must get through meanwhile.

@@ -120,3 +120,15 @@ fn walk(dir: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
 }
+
+#[test]
+fn roles_are_measured_in_one_process_and_in_four() {
+    let dir = tempfile::tempdir().unwrap();
+    let report = json(&loadtest(dir.path(), &["roles", "--size", "70MiB", "--pairs", "1"]));
+    for direction in ["upload", "download"] {
+        let of = |name: &str| report[direction][name].as_f64().unwrap();
+        assert!(of("one_process") > 0.0 && of("processes") > 0.0 && of("ratio") > 0.0, "{report}");
+        assert_eq!(report[direction]["roles"].as_array().unwrap().len(), 4, "{report}");
+    }
+    assert!(is_empty(dir.path()), "something was left behind");
+}

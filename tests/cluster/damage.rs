@@ -165,7 +165,7 @@ async fn a_scrub_finds_what_nobody_reads_and_fetches_it_again() {
         // Read beside the store, which nobody asks for it.
         let mut found = vec![0; MIB];
         std::fs::File::open(&path).unwrap().read_exact_at(&mut found, MIB as u64).unwrap();
-        (found == chunk(&bytes, 1) && there.damage(file).is_empty()).then_some(())
+        (found == chunk(&bytes, 1) && there.damage(file).await.unwrap().is_empty()).then_some(())
     })
     .await;
     assert!(bed.metric(B, "sluice_integrity_failures_total", "").await >= 1.0);

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use serde::Deserialize;
 use sluice::cluster::Listen;
@@ -16,6 +15,8 @@ use sluice_node::material::ClusterMaterial;
 use sluice_node::telemetry;
 
 use crate::failure::Failure;
+use crate::length::{Length, Takeover};
+use crate::peers::{self, Peer};
 use crate::reload::ConfigFile;
 use crate::settings;
 use crate::size::Bytes;
@@ -61,47 +62,6 @@ struct ListenAt {
     admin: SocketAddr,
     /// For edges that are processes of their own.
     inside: Option<SocketAddr>,
-}
-
-/// Another datacenter.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Peer {
-    /// `host:port` of its port for peers.
-    address: String,
-    /// Where clients find it.
-    url: Option<String>,
-}
-
-/// A length of time such as `10min`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-struct Length(Duration);
-
-impl TryFrom<String> for Length {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        let length = humantime::parse_duration(&text);
-        length.map(Self).map_err(|error| format!("expected a length of time such as 90s or 15min: {error}"))
-    }
-}
-
-/// When files of a datacenter that is gone are taken over, if ever.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(try_from = "String")]
-struct Takeover(Option<Duration>);
-
-impl TryFrom<String> for Takeover {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        if text == "never" {
-            Ok(Self(None))
-        } else {
-            Length::try_from(text).map(|Length(length)| Self(Some(length)))
-        }
-    }
 }
 
 impl ConfigFile for DcFile {
@@ -160,9 +120,9 @@ impl DcFile {
     fn load(&self) -> anyhow::Result<(ClusterMaterial, DcId, Vec<PeerAddress>)> {
         let material = ClusterMaterial::load(&self.keys).map_err(StartError::from)?;
         let Some(dc) = material.dc_named(&self.dc) else {
-            return Err(self.unknown("dc", &self.dc, &material).into());
+            return Err(peers::unknown("dc", &self.dc, &self.keys, &material).into());
         };
-        let peers = self.peers(&material)?;
+        let peers = peers::addresses(&self.peers, &self.dc, &self.keys, &material)?;
         // What it has no need of is not kept in memory either.
         let material = material.only(dc).map_err(StartError::from)?;
         let lacks = [
@@ -209,37 +169,6 @@ impl DcFile {
             clock: SystemClock::shared(),
             settings,
         })
-    }
-
-    fn peers(&self, material: &ClusterMaterial) -> anyhow::Result<Vec<PeerAddress>> {
-        for name in self.peers.keys() {
-            if *name == self.dc {
-                let message = format!("peers.{name} is the datacenter itself");
-                return Err(Failure::usage("configuration", message, "leave it out").into());
-            }
-            if material.dc_named(name).is_none() {
-                return Err(self.unknown("peers", name, material).into());
-            }
-        }
-        let others = material.dcs().filter(|(_, name)| *name != self.dc);
-        others
-            .map(|(dc, name)| match self.peers.get(name) {
-                Some(Peer { address, url }) => {
-                    Ok(PeerAddress { dc, address: address.clone(), edge_url: url.clone() })
-                }
-                None => {
-                    let message = format!("the cluster has {name}, and the file does not say where it is");
-                    let hint = format!("add [peers.{name}] with address = \"host:port\"");
-                    Err(Failure::usage("configuration", message, hint).into())
-                }
-            })
-            .collect()
-    }
-
-    fn unknown(&self, key: &str, name: &str, material: &ClusterMaterial) -> Failure {
-        let known: Vec<&str> = material.dcs().map(|(_, name)| name).collect();
-        let message = format!("{key}: {name} is not in {}", self.keys.display());
-        Failure::usage("configuration", message, format!("the keys are those of {}", known.join(", ")))
     }
 }
 

@@ -1,73 +1,183 @@
-//! The file that describes a process of one role. Everything in it is checked before anything starts.
+//! The files that describe processes of one role. Everything in one is checked before anything starts.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Deserialize;
 use sluice::datacenter::StartError;
-use sluice::process::{EdgeProcess, Process, ProcessConfig};
+use sluice::process::{AggregatorProcess, EdgeProcess, Process, ProcessConfig, WorkerProcess};
+use sluice_aggregator::AggregatorSettings;
 use sluice_edge::EdgeSettings;
 use sluice_node::clock::SystemClock;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
 use sluice_node::telemetry;
+use sluice_store::FsOptions;
+use sluice_worker::WorkerSettings;
 
 use crate::failure::Failure;
+use crate::length::{Length, Takeover};
+use crate::peers::{self, Peer};
 use crate::reload::ConfigFile;
 use crate::settings;
 use crate::size::Bytes;
 
-const KEYS: &str = "role, dc, keys, listen, admin, log; for an edge also sessions, workers, memory";
+const EDGE_KEYS: &str = "role, dc, keys, listen, admin, sessions, workers, memory, log";
+const SESSION_KEYS: &str = "role, dc, keys, listen, admin, log";
+const WORKER_KEYS: &str = "role, dc, keys, listen, admin, aggregators, data, memory, log";
+const AGGREGATOR_KEYS: &str = "role, dc, keys, listen, peer, admin, workers, url, memory, scrub_rate, \
+                               takeover_after, absent_after, log, peers";
 
-/// What an edge may use for bodies in flight, unless its file says otherwise.
+/// What an edge or a worker may use for bodies in flight, unless its file says otherwise.
 const MEMORY: Bytes = Bytes(256 << 20);
 
+/// What an aggregator may use for calls that arrive, unless its file says otherwise.
+const CALLS_MEMORY: Bytes = Bytes(64 << 20);
+
 /// What a file says.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(tag = "role", rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RoleFile {
-    /// An edge.
-    Edge {
-        dc: String,
-        keys: PathBuf,
-        listen: SocketAddr,
-        admin: SocketAddr,
-        sessions: String,
-        workers: String,
-        #[serde(default = "memory")]
-        memory: Bytes,
-        #[serde(default = "warn")]
-        log: String,
-    },
-    /// A session service.
-    Session {
-        dc: String,
-        keys: PathBuf,
-        listen: SocketAddr,
-        admin: SocketAddr,
-        #[serde(default = "warn")]
-        log: String,
-    },
+    Edge(EdgeFile),
+    Session(SessionFile),
+    Worker(WorkerFile),
+    Aggregator(AggregatorFile),
+}
+
+/// What every file says first.
+#[derive(Deserialize)]
+struct Of {
+    role: RoleName,
+}
+
+/// The name of a role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum RoleName {
+    Edge,
+    Session,
+    Worker,
+    Aggregator,
+}
+
+/// An edge.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct EdgeFile {
+    role: RoleName,
+    dc: String,
+    keys: PathBuf,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    sessions: String,
+    workers: String,
+    #[serde(default = "memory")]
+    memory: Bytes,
+    #[serde(default = "warn")]
+    log: String,
+}
+
+/// A session service.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SessionFile {
+    role: RoleName,
+    dc: String,
+    keys: PathBuf,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    #[serde(default = "warn")]
+    log: String,
+}
+
+/// The worker that owns a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct WorkerFile {
+    role: RoleName,
+    dc: String,
+    keys: PathBuf,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    aggregators: String,
+    data: PathBuf,
+    #[serde(default = "memory")]
+    memory: Bytes,
+    #[serde(default = "warn")]
+    log: String,
+}
+
+/// An aggregator.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct AggregatorFile {
+    role: RoleName,
+    dc: String,
+    keys: PathBuf,
+    listen: SocketAddr,
+    peer: SocketAddr,
+    admin: SocketAddr,
+    workers: String,
+    url: Option<String>,
+    #[serde(default = "calls_memory")]
+    memory: Bytes,
+    scrub_rate: Option<Bytes>,
+    takeover_after: Option<Takeover>,
+    absent_after: Option<Length>,
+    #[serde(default = "warn")]
+    log: String,
+    /// Every other datacenter, by name.
+    #[serde(default)]
+    peers: BTreeMap<String, Peer>,
 }
 
 fn memory() -> Bytes {
     MEMORY
 }
 
+fn calls_memory() -> Bytes {
+    CALLS_MEMORY
+}
+
 fn warn() -> String {
     "warn".to_owned()
+}
+
+/// A field that all files have.
+macro_rules! of_all {
+    ($file:expr, $field:ident) => {
+        match $file {
+            RoleFile::Edge(EdgeFile { $field, .. })
+            | RoleFile::Session(SessionFile { $field, .. })
+            | RoleFile::Worker(WorkerFile { $field, .. })
+            | RoleFile::Aggregator(AggregatorFile { $field, .. }) => $field,
+        }
+    };
 }
 
 impl ConfigFile for RoleFile {
     /// Paths in it are relative to its directory.
     fn read(path: &Path) -> anyhow::Result<Self> {
-        let Some(mut file) = settings::parse::<Self>(path, KEYS)? else {
+        let missing = || {
             let message = format!("{} does not exist", path.display());
-            return Err(Failure::usage("configuration", message, "give the path of a file").into());
+            Failure::usage("configuration", message, "give the path of a file")
         };
-        let (Self::Edge { keys, .. } | Self::Session { keys, .. }) = &mut file;
-        *keys = path.parent().unwrap_or(Path::new("")).join(&*keys);
+        let Of { role } = settings::parse(path, "role, and those of the role")?.ok_or_else(missing)?;
+        let mut file = match role {
+            RoleName::Edge => Self::Edge(settings::parse(path, EDGE_KEYS)?.ok_or_else(missing)?),
+            RoleName::Session => Self::Session(settings::parse(path, SESSION_KEYS)?.ok_or_else(missing)?),
+            RoleName::Worker => Self::Worker(settings::parse(path, WORKER_KEYS)?.ok_or_else(missing)?),
+            RoleName::Aggregator => {
+                Self::Aggregator(settings::parse(path, AGGREGATOR_KEYS)?.ok_or_else(missing)?)
+            }
+        };
+        let directory = path.parent().unwrap_or(Path::new(""));
+        let keys = of_all!(&mut file, keys);
+        *keys = directory.join(&*keys);
+        if let Self::Worker(WorkerFile { data, .. }) = &mut file {
+            *data = directory.join(&*data);
+        }
         Ok(file)
     }
 
@@ -77,34 +187,38 @@ impl ConfigFile for RoleFile {
         telemetry::check(self.log()).map_err(|error| {
             Failure::usage("configuration", format!("log: {error}"), "such as warn or info")
         })?;
-        self.config().map(|_| ())
+        let (config, material) = self.config()?;
+        if let Self::Aggregator(file) = self {
+            file.process(&config, &material)?;
+        }
+        Ok(())
     }
 
     fn keys(&self) -> &Path {
-        let (Self::Edge { keys, .. } | Self::Session { keys, .. }) = self;
-        keys
+        of_all!(self, keys)
     }
 
     fn log(&self) -> &str {
-        let (Self::Edge { log, .. } | Self::Session { log, .. }) = self;
-        log
+        of_all!(self, log)
     }
 
     fn memory(&self) -> Option<u64> {
         match self {
-            Self::Edge { memory: Bytes(memory), .. } => Some(*memory),
-            Self::Session { .. } => None,
+            Self::Edge(EdgeFile { memory: Bytes(memory), .. })
+            | Self::Worker(WorkerFile { memory: Bytes(memory), .. })
+            | Self::Aggregator(AggregatorFile { memory: Bytes(memory), .. }) => Some(*memory),
+            Self::Session(_) => None,
         }
     }
 
     fn is_like(&self, other: &Self) -> bool {
         let mut same = self.clone();
+        of_all!(&mut same, log).clone_from(of_all!(other, log));
         match (&mut same, other) {
-            (Self::Edge { log, memory, .. }, Self::Edge { log: new, memory: much, .. }) => {
-                (*log, *memory) = (new.clone(), *much);
-            }
-            (Self::Session { log, .. }, Self::Session { log: new, .. }) => log.clone_from(new),
-            _ => {}
+            (Self::Edge(same), Self::Edge(other)) => same.memory = other.memory,
+            (Self::Worker(same), Self::Worker(other)) => same.memory = other.memory,
+            (Self::Aggregator(same), Self::Aggregator(other)) => same.memory = other.memory,
+            (Self::Edge(_) | Self::Session(_) | Self::Worker(_) | Self::Aggregator(_), _) => {}
         }
         same == *other
     }
@@ -114,16 +228,18 @@ impl RoleFile {
     /// What the process is for.
     pub(crate) fn role(&self) -> Role {
         match self {
-            Self::Edge { .. } => Role::Edge,
-            Self::Session { .. } => Role::Session,
+            Self::Edge(_) => Role::Edge,
+            Self::Session(_) => Role::Session,
+            Self::Worker(_) => Role::Worker,
+            Self::Aggregator(_) => Role::Aggregator,
         }
     }
 
     /// Starts the process.
     pub(crate) async fn start(&self) -> anyhow::Result<Process> {
-        let config = self.config()?;
+        let (config, material) = self.config()?;
         Ok(match self {
-            Self::Edge { listen, sessions, workers, memory: Bytes(memory), .. } => {
+            Self::Edge(EdgeFile { listen, sessions, workers, memory: Bytes(memory), .. }) => {
                 let edge = EdgeProcess {
                     listen: *listen,
                     sessions: sessions.clone(),
@@ -133,30 +249,78 @@ impl RoleFile {
                 };
                 Process::edge(&config, &edge).await?
             }
-            Self::Session { listen, .. } => Process::session(&config, *listen).await?,
+            Self::Session(SessionFile { listen, .. }) => Process::session(&config, *listen).await?,
+            Self::Worker(WorkerFile { listen, aggregators, data, memory: Bytes(memory), .. }) => {
+                let worker = WorkerProcess {
+                    listen: *listen,
+                    aggregators: aggregators.clone(),
+                    data: data.clone(),
+                    memory: *memory,
+                    store: FsOptions::default(),
+                    settings: WorkerSettings::default(),
+                };
+                Process::worker(&config, &worker).await?
+            }
+            Self::Aggregator(file) => {
+                Process::aggregator(&config, &file.process(&config, &material)?).await?
+            }
         })
     }
 
-    fn config(&self) -> anyhow::Result<ProcessConfig> {
-        let (Self::Edge { dc: name, keys, admin, .. } | Self::Session { dc: name, keys, admin, .. }) = self;
-        let material = ClusterMaterial::load(keys).map_err(StartError::from)?;
-        let Some(dc) = material.dc_named(name) else {
-            let known: Vec<&str> = material.dcs().map(|(_, name)| name).collect();
-            let message = format!("dc: {name} is not in {}", keys.display());
-            let hint = format!("the keys are those of {}", known.join(", "));
-            return Err(Failure::usage("configuration", message, hint).into());
+    /// What the process is told, and all of the keys that were read for it.
+    fn config(&self) -> anyhow::Result<(ProcessConfig, ClusterMaterial)> {
+        let (name, keys, admin) = (of_all!(self, dc), self.keys(), of_all!(self, admin));
+        let all = ClusterMaterial::load(keys).map_err(StartError::from)?;
+        let Some(dc) = all.dc_named(name) else {
+            return Err(peers::unknown("dc", name, keys, &all).into());
         };
         // What it has no need of is not kept in memory either.
-        let material = material.only_role(dc, self.role()).map_err(StartError::from)?;
+        let material = all.only_role(dc, self.role()).map_err(StartError::from)?;
         let lacks = match self {
-            Self::Edge { .. } => material.edge_identity().and(material.ticket_secret().map(|_| ())).err(),
-            Self::Session { .. } => material.context_key(dc).err(),
+            Self::Edge(_) => material.edge_identity().and(material.ticket_secret().map(|_| ())).err(),
+            Self::Session(_) => material.context_key(dc).err(),
+            Self::Worker(_) => None,
+            Self::Aggregator(_) => {
+                material.peer_identity(dc).map(|_| ()).and(material.command_key(dc).map(|_| ())).err()
+            }
         };
         if let Some(error) = material.role_identity(dc, self.role()).err().or(lacks) {
             let hint = format!("`sluice admin key make` makes roles/{name}/{} for it", self.role());
             return Err(Failure::usage("keys", format!("{}: {error}", keys.display()), hint).into());
         }
-        Ok(ProcessConfig { dc, material: Arc::new(material), admin: *admin, clock: SystemClock::shared() })
+        let config =
+            ProcessConfig { dc, material: Arc::new(material), admin: *admin, clock: SystemClock::shared() };
+        Ok((config, all))
+    }
+}
+
+impl AggregatorFile {
+    /// What the process is told beside.
+    fn process(
+        &self,
+        config: &ProcessConfig,
+        material: &ClusterMaterial,
+    ) -> anyhow::Result<AggregatorProcess> {
+        if let Some(url) = self.url.as_ref().filter(|url| !url.starts_with("https://")) {
+            let message = format!("url is {url:?}, expected https://host:port");
+            return Err(Failure::usage("configuration", message, "clients come in over TLS only").into());
+        }
+        let defaults = AggregatorSettings::default();
+        let settings = AggregatorSettings {
+            scrub_rate: self.scrub_rate.map_or(defaults.scrub_rate, |Bytes(rate)| rate),
+            takeover_after: self.takeover_after.map_or(defaults.takeover_after, |Takeover(after)| after),
+            absent_after: self.absent_after.map_or(defaults.absent_after, |Length(after)| after),
+            ..defaults
+        };
+        Ok(AggregatorProcess {
+            listen: self.listen,
+            peer: self.peer,
+            workers: self.workers.clone(),
+            url: self.url.clone(),
+            peers: peers::addresses(&self.peers, &config.name(), &self.keys, material)?,
+            memory: self.memory.0,
+            settings,
+        })
     }
 }
 
@@ -176,6 +340,30 @@ workers = "localhost:2"
 memory = "64MiB"
 "#;
 
+    const WORKER: &str = r#"
+role = "worker"
+dc = "dc-a"
+keys = "keys"
+listen = "127.0.0.1:0"
+admin = "127.0.0.1:0"
+aggregators = "agg-0:1,agg-1:1"
+data = "data"
+"#;
+
+    const AGGREGATOR: &str = r#"
+role = "aggregator"
+dc = "dc-a"
+keys = "keys"
+listen = "127.0.0.1:0"
+peer = "127.0.0.1:0"
+admin = "127.0.0.1:0"
+workers = "localhost:2"
+scrub_rate = "0"
+takeover_after = "never"
+[peers.dc-b]
+address = "dc-b.example:8444"
+"#;
+
     fn read(text: &str, kept: Role) -> anyhow::Result<RoleFile> {
         let home = tempfile::tempdir()?;
         let material = ClusterMaterial::generate("test", &[(DcId::new(1), "dc-a"), (DcId::new(2), "dc-b")])?;
@@ -190,26 +378,39 @@ memory = "64MiB"
     #[test]
     fn a_file_describes_a_process_of_one_role() {
         let file = read(EDGE, Role::Edge).unwrap();
-        assert_eq!((file.role(), file.log()), (Role::Edge, "warn"));
-        let RoleFile::Edge { memory, .. } = file else { unreachable!() };
-        assert_eq!(memory, Bytes(64 << 20));
+        assert_eq!((file.role(), file.log(), file.memory()), (Role::Edge, "warn", Some(64 << 20)));
         let session = EDGE.replace("\"edge\"", "\"session\"");
         let session: String = session
             .lines()
             .filter(|line| !line.contains("local") && !line.contains("mem"))
             .map(|line| format!("{line}\n"))
             .collect();
-        assert_eq!(read(&session, Role::Session).unwrap().role(), Role::Session);
+        let file = read(&session, Role::Session).unwrap();
+        assert_eq!((file.role(), file.memory()), (Role::Session, None));
+        let file = read(WORKER, Role::Worker).unwrap();
+        let RoleFile::Worker(WorkerFile { data, .. }) = &file else { unreachable!() };
+        assert!(data.is_absolute() && data.ends_with("data"), "{}", data.display());
+        let file = read(AGGREGATOR, Role::Aggregator).unwrap();
+        assert_eq!((file.role(), file.memory()), (Role::Aggregator, Some(64 << 20)));
     }
 
     #[test]
     fn what_is_wrong_is_named() {
         let wrong = |from: &str, to: &str| read(&EDGE.replace(from, to), Role::Edge).unwrap_err().to_string();
-        assert!(wrong("workers", "wrokers").contains("unknown field `wrokers`"));
-        assert!(wrong("\"edge\"", "\"door\"").contains("unknown variant `door`"));
-        assert!(wrong("64MiB", "much").contains("expected a size"));
+        assert!(wrong("workers", "wrokers").contains("role.toml:8: unknown field `wrokers`"));
+        assert!(wrong("\"edge\"", "\"door\"").contains("role.toml:2: unknown variant `door`"));
+        assert!(wrong("64MiB", "much").contains("role.toml:9: expected a size"));
         assert!(wrong("dc-a", "dc-z").contains("dc: dc-z is not in"));
         let error = read(EDGE, Role::Session).unwrap_err().to_string();
         assert!(error.contains("edge.dc-1.test.sluice"), "{error}");
+        let wrong = |from: &str, to: &str| {
+            read(&AGGREGATOR.replace(from, to), Role::Aggregator).unwrap_err().to_string()
+        };
+        assert!(wrong("peer = ", "data = \"/d\"\npeer = ").contains("role.toml:6: unknown field `data`"));
+        assert!(wrong("never", "soon").contains("role.toml:10: expected a length of time"));
+        assert!(wrong("peers.dc-b", "peers.dc-a").contains("peers.dc-a is the datacenter itself"));
+        assert!(wrong("scrub_rate", "url = \"http://x\"\nscrub_rate").contains("expected https://"));
+        let error = read(WORKER, Role::Aggregator).unwrap_err().to_string();
+        assert!(error.contains("worker.dc-1.test.sluice"), "{error}");
     }
 }

@@ -43,8 +43,7 @@ pub(crate) struct Site {
     pub(crate) home: Home,
     pub(crate) urls: Vec<String>,
     /// So that nobody else takes them, also while a datacenter is down.
-    #[allow(dead_code, reason = "held for its drop")]
-    ports: Vec<ReservedPorts>,
+    pub(crate) ports: Vec<ReservedPorts>,
     /// Where each datacenter answers its own processes.
     pub(crate) inside: Vec<ReservedPort>,
 }
@@ -82,7 +81,7 @@ impl Site {
     }
 
     /// Starts a datacenter, and waits until it serves.
-    fn start(&self, name: &str) -> Running {
+    pub(crate) fn start(&self, name: &str) -> Running {
         let (dc, said) = self.begin("dc", name);
         assert_eq!(said["dc"], name, "{said}");
         dc

@@ -34,13 +34,13 @@ impl Role {
         }
     }
 
-    /// Whether a process of this role answers `caller`: edges ask sessions and workers, workers ask
-    /// aggregators.
+    /// Whether a process of this role answers `caller`: edges ask sessions and workers; workers ask aggregators about files,
+    /// which ask workers about the store.
     pub const fn answers(self, caller: Self) -> bool {
         match self {
             Self::Edge => false,
             Self::Session => matches!(caller, Self::Edge),
-            Self::Worker => matches!(caller, Self::Edge),
+            Self::Worker => matches!(caller, Self::Edge | Self::Aggregator),
             Self::Aggregator => matches!(caller, Self::Worker),
         }
     }
@@ -76,8 +76,12 @@ mod tests {
             .flat_map(|caller| Role::ALL.map(|called| (caller, called)))
             .filter(|(caller, called)| called.answers(*caller))
             .collect();
-        let expected =
-            [(Role::Edge, Role::Session), (Role::Edge, Role::Worker), (Role::Worker, Role::Aggregator)];
+        let expected = [
+            (Role::Edge, Role::Session),
+            (Role::Edge, Role::Worker),
+            (Role::Worker, Role::Aggregator),
+            (Role::Aggregator, Role::Worker),
+        ];
         assert_eq!(calls, expected);
         assert_eq!("worker".parse(), Ok(Role::Worker));
         assert_eq!("door".parse::<Role>(), Err(NoRole));

@@ -20,26 +20,30 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sluice_engine::context::SignedContext;
-use sluice_engine::limits::CHUNK_LEN;
 use sluice_node::budget::{MemoryBudget, MemoryPermit};
 use sluice_proto::calls::ByteStream;
 use sluice_proto::problem::{Problem, Refusal};
+use sluice_store::MAX_PAGE_LEN;
+
+use crate::tenure::Tenure;
 
 pub(crate) const CONTEXT: &str = "sluice-context";
 pub(crate) const ARGUMENTS: &str = "sluice-arguments";
+pub(crate) const TENURE: &str = "sluice-tenure";
 
-/// The most that arguments and what is sent along take: a chunk, and room for a metadata record.
-const MAX_CALL_LEN: usize = CHUNK_LEN as usize + (1 << 20);
+/// The most that arguments and what is sent along take: a page of a ledger, or a chunk, and room for a metadata record.
+const MAX_CALL_LEN: usize = MAX_PAGE_LEN + (1 << 20);
 
 /// How long a call may take to arrive that is collected before it is acted on.
 const COLLECTING: Duration = Duration::from_secs(30);
 
-/// The most that an answer takes, in JSON.
-pub(crate) const MAX_ANSWER_LEN: usize = 16 << 20;
+/// The most that an answer takes, if it is no stream: a summary of a file of some ten million separate ranges.
+pub(crate) const MAX_ANSWER_LEN: usize = 64 << 20;
 
 /// A call with its arguments, and the bytes that were sent along.
 pub(crate) struct Call<Q> {
     pub(crate) context: Result<SignedContext, Refusal>,
+    pub(crate) tenure: Option<Tenure>,
     pub(crate) arguments: Q,
     pub(crate) bytes: Bytes,
 }
@@ -47,6 +51,7 @@ pub(crate) struct Call<Q> {
 /// A call whose body comes as it comes.
 pub(crate) struct Flow<Q> {
     pub(crate) context: Result<SignedContext, Refusal>,
+    pub(crate) tenure: Option<Tenure>,
     pub(crate) arguments: Q,
     pub(crate) body: ByteStream,
 }
@@ -122,6 +127,11 @@ fn context(headers: &HeaderMap) -> Result<SignedContext, Refusal> {
     SignedContext::from_bytes(decoded(headers, CONTEXT)?).map_err(garbled)
 }
 
+/// The tenure that a call names, if it is one.
+pub(crate) fn tenure(headers: &HeaderMap) -> Option<Tenure> {
+    headers.get(TENURE)?.to_str().ok()?.parse().ok()
+}
+
 /// What was paid for the body of a call: whoever collects it takes it.
 #[derive(Clone, Debug)]
 struct Payment(Arc<Mutex<Option<MemoryPermit>>>);
@@ -163,7 +173,8 @@ impl<S: Sync, Q: DeserializeOwned> FromRequest<S> for Call<Q> {
                 return Err(garbled("arguments are cut off"));
             }
             let arguments = serde_json::from_slice(&bytes.split_to(len)).map_err(garbled)?;
-            Ok(Self { context: context(&parts.headers), arguments, bytes })
+            let (context, tenure) = (context(&parts.headers), tenure(&parts.headers));
+            Ok(Self { context, tenure, arguments, bytes })
         };
         split.await.map_err(|refusal| Answer::<()>(Err(refusal)).into_response())
     }
@@ -179,7 +190,8 @@ impl<S: Sync, Q: DeserializeOwned> FromRequest<S> for Flow<Q> {
             .map_err(|refusal| Answer::<()>(Err(refusal)).into_response())?;
         let cut = |_| Refusal::new(Problem::Truncated, "the body broke off before its end");
         let body = body.into_data_stream().map_err(cut).boxed();
-        Ok(Self { context: context(&parts.headers), arguments, body })
+        let (context, tenure) = (context(&parts.headers), tenure(&parts.headers));
+        Ok(Self { context, tenure, arguments, body })
     }
 }
 

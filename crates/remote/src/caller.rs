@@ -14,8 +14,8 @@ use http::header::{CONTENT_LENGTH, EXPECT, HeaderValue};
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::{Connected, Connection};
+use hyper_util::client::legacy::connect::{Connected, Connection, capture_connection};
+use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::pki_types::ServerName;
 use serde::Serialize;
@@ -32,17 +32,22 @@ use sluice_proto::gate::Gate;
 use sluice_proto::problem::{Problem, Refusal};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::call::{ARGUMENTS, CONTEXT, MAX_ANSWER_LEN, WireRefusal, context_header, head, header};
+use crate::call::{ARGUMENTS, CONTEXT, MAX_ANSWER_LEN, TENURE, WireRefusal, context_header, head, header};
 use crate::outgoing::{Cause, Outgoing};
+use crate::tenure::Tenure;
 
 /// How long connecting and shaking hands may take, for one address.
 const CONNECT: Duration = Duration::from_secs(3);
 
 /// How long an idle connection is kept: not long, so that new processes get their share.
 const IDLE: Duration = Duration::from_secs(20);
+
+/// How long a connection is used however busy it is: so a process that a name has only now gets its share, too.
+const RENEW: Duration = Duration::from_secs(60);
 
 /// Who is called, and by whom.
 #[derive(Clone, Debug)]
@@ -53,10 +58,54 @@ pub struct CallerConfig {
     pub me: Role,
     /// The role that is called.
     pub whom: Role,
-    /// `host:port`; each address that the name has is a process of the role.
+    /// `host:port`, or several with commas between them; each address that such a name has is a process of the role.
     pub address: String,
     /// How long an answer may take, from when all of the call was sent.
     pub patience: Duration,
+}
+
+/// What is called, and in whose name.
+#[derive(Clone, Copy)]
+pub(crate) struct Head<'a> {
+    pub(crate) path: &'static str,
+    pub(crate) context: Option<&'a SignedContext>,
+    pub(crate) tenure: Option<Tenure>,
+}
+
+impl<'a> Head<'a> {
+    /// A call for a session.
+    pub(crate) fn of(path: &'static str, context: &'a SignedContext) -> Self {
+        Self { path, context: Some(context), tenure: None }
+    }
+
+    /// A call of one process to another.
+    pub(crate) fn own(path: &'static str) -> Self {
+        Self { path, context: None, tenure: None }
+    }
+
+    /// The same, under a tenure.
+    pub(crate) fn under(self, tenure: Tenure) -> Self {
+        Self { tenure: Some(tenure), ..self }
+    }
+}
+
+/// Why a call failed, by what it may have done.
+#[derive(Clone, Debug)]
+pub(crate) enum Failed {
+    /// The other side refused, and did nothing.
+    Refused(Refusal),
+    /// It was never reached.
+    Unreached(Refusal),
+    /// It may have done it or not.
+    Unknown(Refusal),
+}
+
+impl From<Failed> for Refusal {
+    fn from(failed: Failed) -> Self {
+        match failed {
+            Failed::Refused(refusal) | Failed::Unreached(refusal) | Failed::Unknown(refusal) => refusal,
+        }
+    }
 }
 
 /// Calls processes of one role. Cheap to share; its connections end when the last of it is dropped.
@@ -65,6 +114,7 @@ pub struct Caller {
     client: Client<Connector, Outgoing>,
     whom: Role,
     patience: Duration,
+    renew: Duration,
 }
 
 impl fmt::Debug for Caller {
@@ -87,82 +137,119 @@ impl Caller {
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .build(connector);
-        Ok(Self { client, whom: config.whom, patience: config.patience })
+        Ok(Self { client, whom: config.whom, patience: config.patience, renew: RENEW })
+    }
+
+    /// The same, whose connections are made anew after another time than a minute.
+    #[must_use]
+    pub fn renewing(self, renew: Duration) -> Self {
+        Self { renew, ..self }
+    }
+
+    async fn issue(&self, mut request: Request<Outgoing>) -> Result<Response<Incoming>, Error> {
+        let connection = capture_connection(&mut request);
+        let response = self.client.request(request).await?;
+        let is_old = response.extensions().get::<Since>().is_none_or(|since| since.0.elapsed() > self.renew);
+        if let Some(connected) = connection.connection_metadata().as_ref().filter(|_| is_old) {
+            connected.poison();
+        }
+        Ok(response)
     }
 
     /// A call with arguments and answer in JSON, and `bytes` sent along.
     pub(crate) async fn ask<A: DeserializeOwned>(
         &self,
-        path: &'static str,
-        context: Option<&SignedContext>,
+        call: Head<'_>,
         arguments: &impl Serialize,
         bytes: Bytes,
         longer: Duration,
-    ) -> Result<A, Refusal> {
-        let pieces = [head(arguments)?, bytes].into_iter().filter(|piece| !piece.is_empty()).collect();
-        let request = self.request(path, context)?.body(Outgoing::Whole(pieces));
-        let request = request.map_err(|error| self.unable(error))?;
+    ) -> Result<A, Failed> {
+        let answer = self.ask_bytes(call, arguments, bytes, longer).await?;
+        serde_json::from_slice(&answer).map_err(|error| Failed::Unknown(self.unable(error)))
+    }
+
+    /// A call with arguments in JSON, `bytes` sent along, and an answer that is bytes, and comes whole.
+    pub(crate) async fn ask_bytes(
+        &self,
+        call: Head<'_>,
+        arguments: &impl Serialize,
+        bytes: Bytes,
+        longer: Duration,
+    ) -> Result<Bytes, Failed> {
+        let arguments = head(arguments).map_err(Failed::Refused)?;
+        let pieces = [arguments, bytes].into_iter().filter(|piece| !piece.is_empty()).collect();
+        let request = self.request(call).map_err(Failed::Refused)?.body(Outgoing::Whole(pieces));
+        let request = request.map_err(|error| Failed::Unreached(self.unable(error)))?;
         let answered = async {
-            let response = self.client.request(request).await.map_err(|error| self.unable(error))?;
-            self.json(response).await
+            let response = self.issue(request).await.map_err(|error| self.failed(&error))?;
+            if response.status() != StatusCode::OK {
+                return Err(Failed::Refused(self.refusal(response).await));
+            }
+            self.body(response).await.map_err(Failed::Unknown)
         };
         self.in_time(self.patience + longer, answered).await
     }
 
-    /// A call whose `len` bytes of body come as they come, once the other side asks for them.
+    /// A call whose `len` bytes of body come as they come, once the other side asks for them: then `wanted` is called.
     pub(crate) async fn send<A: DeserializeOwned>(
         &self,
-        path: &'static str,
-        context: &SignedContext,
+        call: Head<'_>,
         arguments: &impl Serialize,
         len: u64,
         stream: ByteStream,
-    ) -> Result<A, Refusal> {
+        wanted: impl Fn() + Send + Sync + 'static,
+    ) -> Result<A, Failed> {
         let (gate, cause) = (Arc::new(Gate::default()), Cause::default());
         let shut = gate.clone();
         let body = Outgoing::Flow { gate: gate.clone(), stream, left: len, last: None, cause: cause.clone() };
         let request = self
-            .request(path, Some(context))?
-            .header(ARGUMENTS, header(arguments)?)
+            .request(call)
+            .map_err(Failed::Refused)?
+            .header(ARGUMENTS, header(arguments).map_err(Failed::Refused)?)
             .header(EXPECT, HeaderValue::from_static("100-continue"))
             .header(CONTENT_LENGTH, len)
             .body(body);
-        let mut request = request.map_err(|error| self.unable(error))?;
+        let mut request = request.map_err(|error| Failed::Unreached(self.unable(error)))?;
         hyper::ext::on_informational(&mut request, move |answer| {
             if answer.status() == StatusCode::CONTINUE {
                 gate.open();
+                wanted();
             }
         });
-        let response = self.client.request(request);
+        let response = self.issue(request);
         let mut response = std::pin::pin!(response);
         // Once it is asked for, whoever sends the body, and whoever takes it, watches over its pace.
         let response = tokio::select! {
             response = response.as_mut() => response,
             () = still_shut(&shut, self.patience) => {
-                return Err(self.unable(format!("it asked for nothing in {} s", self.patience.as_secs())));
+                let late = format!("it asked for nothing in {} s", self.patience.as_secs());
+                return Err(Failed::Unknown(self.unable(late)));
             }
         };
         match response {
             Ok(response) => self.in_time(self.patience, self.json(response)).await,
-            Err(error) => Err(cause.take().unwrap_or_else(|| self.unable(error))),
+            Err(error) => Err(match cause.take() {
+                // It never came to its end, so the other side did nothing with it.
+                Some(refusal) => Failed::Refused(refusal),
+                None => self.failed(&error),
+            }),
         }
     }
 
     /// A call that is answered with bytes.
     pub(crate) async fn receive(
         &self,
-        path: &'static str,
-        context: &SignedContext,
+        call: Head<'_>,
         arguments: &impl Serialize,
-    ) -> Result<ByteStream, Refusal> {
-        let pieces = [head(arguments)?].into();
-        let request = self.request(path, Some(context))?.body(Outgoing::Whole(pieces));
-        let request = request.map_err(|error| self.unable(error))?;
-        let response = self.client.request(request);
-        let response = async { response.await.map_err(|error| self.unable(error)) };
+    ) -> Result<ByteStream, Failed> {
+        let pieces = [head(arguments).map_err(Failed::Refused)?].into();
+        let request = self.request(call).map_err(Failed::Refused)?.body(Outgoing::Whole(pieces));
+        let request = request.map_err(|error| Failed::Unreached(self.unable(error)))?;
+        let response = self.issue(request);
+        let response = async { response.await.map_err(|error| self.failed(&error)) };
         let response = self.in_time(self.patience, response).await?;
         if response.status() != StatusCode::OK {
-            return Err(self.refusal(response).await);
+            return Err(Failed::Refused(self.refusal(response).await));
         }
         let whom = self.whom;
         let broken = move |error: hyper::Error| {
@@ -171,25 +258,35 @@ impl Caller {
         Ok(response.into_body().into_data_stream().map(move |piece| piece.map_err(broken)).boxed())
     }
 
-    fn request(
-        &self,
-        path: &'static str,
-        context: Option<&SignedContext>,
-    ) -> Result<http::request::Builder, Refusal> {
-        let uri = Uri::builder().scheme("http").authority(self.whom.name()).path_and_query(path).build();
-        let request = Request::post(uri.map_err(|error| self.unable(error))?);
-        Ok(match context {
-            Some(context) => request.header(CONTEXT, context_header(context)?),
-            None => request,
-        })
+    fn request(&self, call: Head<'_>) -> Result<http::request::Builder, Refusal> {
+        let Head { path, context, tenure } = call;
+        // Nobody resolves it: it says whose connections may carry the call. Under another tenure another process answers.
+        let whose = match tenure {
+            Some(tenure) => format!("{}-{tenure}", self.whom),
+            None => self.whom.name().to_owned(),
+        };
+        let uri = Uri::builder().scheme("http").authority(whose).path_and_query(path).build();
+        let mut request = Request::post(uri.map_err(|error| self.unable(error))?);
+        if let Some(context) = context {
+            request = request.header(CONTEXT, context_header(context)?);
+        }
+        if let Some(tenure) = tenure {
+            request = request.header(TENURE, tenure.to_string());
+        }
+        Ok(request)
     }
 
-    async fn json<A: DeserializeOwned>(&self, response: Response<Incoming>) -> Result<A, Refusal> {
+    async fn json<A: DeserializeOwned>(&self, response: Response<Incoming>) -> Result<A, Failed> {
         if response.status() != StatusCode::OK {
-            return Err(self.refusal(response).await);
+            return Err(Failed::Refused(self.refusal(response).await));
         }
-        let body = self.body(response).await?;
-        serde_json::from_slice(&body).map_err(|error| self.unable(error))
+        let body = self.body(response).await.map_err(Failed::Unknown)?;
+        serde_json::from_slice(&body).map_err(|error| Failed::Unknown(self.unable(error)))
+    }
+
+    fn failed(&self, error: &Error) -> Failed {
+        let refusal = self.unable(error);
+        if error.is_connect() { Failed::Unreached(refusal) } else { Failed::Unknown(refusal) }
     }
 
     async fn refusal(&self, response: Response<Incoming>) -> Refusal {
@@ -207,9 +304,9 @@ impl Caller {
     async fn in_time<T>(
         &self,
         patience: Duration,
-        answer: impl Future<Output = Result<T, Refusal>>,
-    ) -> Result<T, Refusal> {
-        let late = || self.unable(format!("it did not answer in {} s", patience.as_secs()));
+        answer: impl Future<Output = Result<T, Failed>>,
+    ) -> Result<T, Failed> {
+        let late = || Failed::Unknown(self.unable(format!("it did not answer in {} s", patience.as_secs())));
         tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| Err(late()))
     }
 
@@ -240,9 +337,16 @@ struct Connector {
 impl Connector {
     async fn connect(self) -> std::io::Result<Channel> {
         // Asked anew for each connection: processes come and go.
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host(&self.address).await?.collect();
-        let first = self.next.fetch_add(1, Ordering::Relaxed);
         let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for name in self.address.split(',') {
+            match tokio::net::lookup_host(name.trim()).await {
+                Ok(found) => addresses.extend(found),
+                // The others may have one.
+                Err(error) => last = error,
+            }
+        }
+        let first = self.next.fetch_add(1, Ordering::Relaxed);
         for at in 0..addresses.len() {
             let address = addresses[(first.wrapping_add(at)) % addresses.len()];
             let greeting = async {
@@ -251,7 +355,7 @@ impl Connector {
                 self.tls.connect(self.name.clone(), stream).await
             };
             match tokio::time::timeout(CONNECT, greeting).await {
-                Ok(Ok(stream)) => return Ok(Channel(Box::new(stream))),
+                Ok(Ok(stream)) => return Ok(Channel(Box::new(stream), Since(Instant::now()))),
                 Ok(Err(error)) => last = error,
                 Err(_) => last = std::io::ErrorKind::TimedOut.into(),
             }
@@ -276,12 +380,16 @@ impl tower::Service<Uri> for Connector {
     }
 }
 
+/// Since when a connection is there.
+#[derive(Clone, Copy)]
+struct Since(Instant);
+
 /// A connection to a process of the role.
-struct Channel(Box<TlsStream<TcpStream>>);
+struct Channel(Box<TlsStream<TcpStream>>, Since);
 
 impl Connection for Channel {
     fn connected(&self) -> Connected {
-        Connected::new()
+        Connected::new().extra(self.1)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The port at which a process answers others of its datacenter.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -55,6 +56,16 @@ pub struct Door {
     who: Who,
 }
 
+/// What a process answers to callers of one role.
+pub struct Answers {
+    /// The calls.
+    pub routes: Router,
+    /// Pays for what is collected of a call before it is acted on.
+    pub memory: MemoryBudget,
+    /// Owns the connections: once they are to finish, calls under way are finished, and no more are taken.
+    pub tasks: Shutdown,
+}
+
 /// Whose door it is.
 #[derive(Clone)]
 struct Who {
@@ -81,10 +92,13 @@ impl Door {
         self.listener.local_addr()
     }
 
-    /// Answers the calls of `routes` until the tasks drain; calls under way are finished. What is collected of a call
-    /// before it is acted on is paid for out of `memory`.
-    pub fn serve(self, routes: Router, memory: MemoryBudget, tasks: &Shutdown) {
-        let routes = routes.layer(middleware::from_fn_with_state(memory, call::pay));
+    /// Answers callers by their role until `tasks` drain, which own the port; whoever has a role that is not in `answers`
+    /// has nothing to ask.
+    pub fn serve(self, answers: impl IntoIterator<Item = (Role, Answers)>, tasks: &Shutdown) {
+        let pay = |(caller, Answers { routes, memory, tasks }): (Role, Answers)| {
+            (caller, (routes.layer(middleware::from_fn_with_state(memory, call::pay)), tasks))
+        };
+        let answers: Arc<Table> = Arc::new(answers.into_iter().map(pay).collect());
         let owner = tasks.clone();
         tasks.spawn(async move {
             let (readers, room) = (Readers::default(), Concurrency::new("connections", CONNECTIONS));
@@ -98,42 +112,56 @@ impl Door {
                     continue;
                 };
                 let handshake = (self.tls.clone(), readers.clone(), self.who.clone());
-                let (routes, tasks) = (routes.clone(), owner.clone());
+                let answers = answers.clone();
                 owner.spawn(async move {
-                    connection(stream, handshake, routes, tasks).await;
-                    drop(permit);
+                    let Some((stream, (routes, tasks))) = greeted(stream, handshake, &answers).await else {
+                        return;
+                    };
+                    let owner = tasks.clone();
+                    owner.spawn(async move {
+                        connection(stream, routes, tasks).await;
+                        drop(permit);
+                    });
                 });
             }
         });
     }
 }
 
-async fn connection(
+/// What is answered to whom.
+type Table = BTreeMap<Role, (Router, Shutdown)>;
+
+/// A connection after its handshake, and what is answered on it; `None` if that is nothing.
+async fn greeted(
     stream: TcpStream,
     (tls, readers, who): (Arc<ServerConfig>, Readers, Who),
-    routes: Router,
-    tasks: Shutdown,
-) {
+    answers: &Table,
+) -> Option<(Secure<TcpStream>, (Router, Shutdown))> {
     let _ = tcp::watch_over(&stream);
     let stream = match tokio::time::timeout(HANDSHAKE, Secure::accept(stream, tls, readers)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
             tracing::debug!(%error, "a caller's handshake failed");
-            return;
+            return None;
         }
-        Err(_) => return,
+        Err(_) => return None,
     };
     match tls::peer_role(&who.material, who.dc, stream.peer_certificates()) {
-        Ok(caller) if who.role.answers(caller) => {}
-        Ok(caller) => {
-            tracing::warn!(%caller, role = %who.role, "a role called that has nothing to ask here");
-            return;
-        }
+        Ok(caller) => match answers.get(&caller).filter(|_| who.role.answers(caller)) {
+            Some(answers) => Some((stream, answers.clone())),
+            None => {
+                tracing::warn!(%caller, role = %who.role, "a role called that has nothing to ask here");
+                None
+            }
+        },
         Err(error) => {
             tracing::warn!(%error, "a caller's certificate names no role of this datacenter");
-            return;
+            None
         }
     }
+}
+
+async fn connection(stream: Secure<TcpStream>, routes: Router, tasks: Shutdown) {
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)

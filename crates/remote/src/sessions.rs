@@ -22,7 +22,7 @@ use sluice_proto::calls::Sessions;
 use sluice_proto::problem::{Problem, Refusal};
 
 use crate::call::{Answer, Call, misunderstood};
-use crate::caller::Caller;
+use crate::caller::{Caller, Head};
 
 const CONTEXT: &str = "/v1/sessions/context";
 
@@ -83,7 +83,8 @@ impl RemoteSessions {
 
     async fn ask(&self, token: &str) -> Result<SignedContext, Refusal> {
         let token = Token { token: token.to_owned() };
-        let issued: Issued = self.caller.ask(CONTEXT, None, &token, Bytes::new(), Duration::ZERO).await?;
+        let issued: Issued =
+            self.caller.ask(Head::own(CONTEXT), &token, Bytes::new(), Duration::ZERO).await?;
         let bytes = STANDARD.decode(issued.context).map_err(misunderstood)?;
         SignedContext::from_bytes(bytes).map_err(misunderstood)
     }

@@ -25,7 +25,7 @@ use sluice_proto::problem::Refusal;
 use uuid::Uuid;
 
 use crate::call::{Answer, Call, Flow, bytes_answer, garbled};
-use crate::caller::Caller;
+use crate::caller::{Caller, Head};
 use crate::forms::{Ask, Created, File, List, Nothing, Part, Settle, Tree, WireOpened};
 
 const CREATE: &str = "/v1/workers/create";
@@ -197,7 +197,7 @@ impl RemoteWorkers {
         context: &SignedContext,
         arguments: &impl Serialize,
     ) -> Result<A, Refusal> {
-        self.0.ask(path, Some(context), arguments, Bytes::new(), Duration::ZERO).await
+        Ok(self.0.ask(Head::of(path, context), arguments, Bytes::new(), Duration::ZERO).await?)
     }
 }
 
@@ -216,7 +216,7 @@ impl Workers for RemoteWorkers {
     ) -> Result<(bool, FileStatus), Refusal> {
         let arguments = Create::of(new);
         let Created { new, status } =
-            self.0.ask(CREATE_WHOLE, Some(context), &arguments, bytes, Duration::ZERO).await?;
+            self.0.ask(Head::of(CREATE_WHOLE, context), &arguments, bytes, Duration::ZERO).await?;
         Ok((new, status))
     }
 
@@ -233,7 +233,7 @@ impl Workers for RemoteWorkers {
         let PutChunks { id, start, len, expected, body } = put;
         let expected = expected.map(|values| values.iter().map(ToString::to_string).collect());
         let arguments = Put { id: id.uuid(), start: start.number(), len, expected };
-        self.0.send(PUT, context, &arguments, len, body).await
+        Ok(self.0.send(Head::of(PUT, context), &arguments, len, body, || {}).await?)
     }
 
     async fn status(
@@ -243,7 +243,7 @@ impl Workers for RemoteWorkers {
         wait: Option<Wait>,
     ) -> Result<FileStatus, Refusal> {
         let longer = wait.map_or(Duration::ZERO, |wait| wait.timeout);
-        self.0.ask(STATUS, Some(context), &Ask::of(id, wait), Bytes::new(), longer).await
+        Ok(self.0.ask(Head::of(STATUS, context), &Ask::of(id, wait), Bytes::new(), longer).await?)
     }
 
     async fn list(&self, context: &SignedContext, query: ListQuery) -> Result<FilePage, Refusal> {
@@ -260,7 +260,7 @@ impl Workers for RemoteWorkers {
         id: ClientFileId,
         range: Range<u64>,
     ) -> Result<ByteStream, Refusal> {
-        self.0.receive(READ, context, &Part::of(id, range)).await
+        Ok(self.0.receive(Head::of(READ, context), &Part::of(id, range)).await?)
     }
 
     async fn tree(

@@ -27,7 +27,7 @@ use sluice_proto::calls::{ByteStream, ListQuery, NewFile, Opened, PutChunks, Ses
 use sluice_proto::http::{About, ChunkReceipt, FilePage, FileStatus, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_remote::{
-    Caller, CallerConfig, Door, RemoteSessions, RemoteWorkers, serve_sessions, serve_workers,
+    Answers, Caller, CallerConfig, Door, RemoteSessions, RemoteWorkers, serve_sessions, serve_workers,
 };
 use sluice_session::MemorySessions;
 use uuid::Uuid;
@@ -39,6 +39,8 @@ const ME: DcId = DcId::new(1);
 struct Fake {
     refuse_puts: AtomicBool,
     taken: AtomicUsize,
+    /// Where it says that it is.
+    named: Option<&'static str>,
 }
 
 fn no<T>() -> Result<T, Refusal> {
@@ -121,8 +123,14 @@ impl Workers for Fake {
         Ok(())
     }
     async fn about(&self, _: &SignedContext) -> Result<About, Refusal> {
-        Ok(About { cluster: "test".into(), dc: "dc-a".into(), dcs: Vec::new(), version: "1".into() })
+        let dc = self.named.unwrap_or("dc-a").to_owned();
+        Ok(About { cluster: "test".into(), dc, dcs: Vec::new(), version: "1".into() })
     }
+}
+
+/// Answers edges.
+fn serve(door: Door, routes: axum::Router, memory: MemoryBudget, tasks: &Shutdown) {
+    door.serve([(Role::Edge, Answers { routes, memory, tasks: tasks.clone() })], tasks);
 }
 
 struct Bed {
@@ -144,7 +152,7 @@ impl Bed {
         let open = |role, routes| {
             let door = Door::bind(([127, 0, 0, 1], 0).into(), &material, ME, role).unwrap();
             let address = door.address().unwrap().to_string();
-            door.serve(routes, MemoryBudget::new(64 << 20), &tasks);
+            serve(door, routes, MemoryBudget::new(64 << 20), &tasks);
             address
         };
         let sessions = Arc::new(MemorySessions::new(
@@ -273,7 +281,7 @@ async fn what_is_collected_is_paid_for() {
     let door = Door::bind(([127, 0, 0, 1], 0).into(), &bed.material, ME, Role::Worker).unwrap();
     let address = door.address().unwrap().to_string();
     let memory = MemoryBudget::new(64 << 10);
-    door.serve(serve_workers(bed.fake.clone()), memory.clone(), &bed.tasks);
+    serve(door, serve_workers(bed.fake.clone()), memory.clone(), &bed.tasks);
     let small = RemoteWorkers::new(bed.caller(Role::Edge, Role::Worker, &address));
     let new = || NewFile { id: id(), fields: MetadataFields::default(), home: None };
     let refused = small.create_whole(&bed.context, new(), Bytes::from(vec![0; 1 << 20])).await.unwrap_err();
@@ -286,7 +294,8 @@ async fn what_is_collected_is_paid_for() {
 #[tokio::test]
 async fn who_has_nothing_to_ask_is_not_answered() {
     let bed = Bed::new().await;
-    for me in [Role::Session, Role::Worker] {
+    // An aggregator may ask some workers, and these have no store of their own.
+    for me in [Role::Session, Role::Worker, Role::Aggregator] {
         let stranger = RemoteWorkers::new(bed.caller(me, Role::Worker, &bed.workers));
         let refused = stranger.about(&bed.context).await.unwrap_err();
         assert_eq!(refused.problem, Problem::Unavailable, "{me}");
@@ -317,7 +326,7 @@ async fn a_process_that_is_gone_is_unavailable_and_another_one_of_its_name_is_as
     assert_eq!(remote.about(&bed.context).await.unwrap_err().problem, Problem::Unavailable);
     let (again, at) = (Shutdown::new(), bed.workers.parse().unwrap());
     let door = Door::bind(at, &bed.material, ME, Role::Worker).unwrap();
-    door.serve(serve_workers(bed.fake.clone()), MemoryBudget::new(64 << 20), &again);
+    serve(door, serve_workers(bed.fake.clone()), MemoryBudget::new(64 << 20), &again);
     assert!(remote.about(&bed.context).await.is_ok());
 }
 
@@ -360,4 +369,29 @@ async fn what_makes_no_sense_is_refused_by_name() {
         stream.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 400") && answer.contains(said), "{answer}");
     }
+}
+
+#[tokio::test]
+async fn a_process_that_a_name_has_only_now_gets_its_share_of_a_caller_who_is_never_idle() {
+    let bed = Bed::new().await;
+    let reserved = tokio::net::TcpSocket::new_v4().unwrap();
+    reserved.bind(([127, 0, 0, 1], 0).into()).unwrap();
+    reserved.set_reuseaddr(true).unwrap();
+    let later = reserved.local_addr().unwrap();
+    let caller = || bed.caller(Role::Edge, Role::Worker, &format!("{}, {later}", bed.workers));
+    let busy = RemoteWorkers::new(caller());
+    let renewing = RemoteWorkers::new(caller().renewing(Duration::ZERO));
+    // The one that is not there is passed over.
+    for _ in 0..4 {
+        assert_eq!(busy.about(&bed.context).await.unwrap().dc, "dc-a");
+    }
+    let door = Door::bind(later, &bed.material, ME, Role::Worker).unwrap();
+    let new = Arc::new(Fake { named: Some("the new one"), ..Fake::default() });
+    serve(door, serve_workers(new), MemoryBudget::new(64 << 20), &bed.tasks);
+    let mut names = std::collections::BTreeSet::new();
+    for _ in 0..4 {
+        names.insert(renewing.about(&bed.context).await.unwrap().dc);
+        assert_eq!(busy.about(&bed.context).await.unwrap().dc, "dc-a", "its connection is not a minute old");
+    }
+    assert_eq!(names.len(), 2, "{names:?}");
 }

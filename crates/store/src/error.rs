@@ -1,5 +1,6 @@
 //! Why the store refuses, and what the caller should do about it.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use sluice_engine::geometry::{ChunkIndex, GeometryError};
@@ -102,7 +103,7 @@ pub enum StoreError {
     #[error("{what} has {got} bytes, the limit is {limit}")]
     TooLarge {
         /// What.
-        what: &'static str,
+        what: Cow<'static, str>,
         /// Its length.
         got: usize,
         /// The most that is taken.
@@ -155,8 +156,14 @@ pub enum StoreError {
     #[error("{operation} failed: {reason}")]
     Io {
         /// What was being done.
-        operation: &'static str,
+        operation: Cow<'static, str>,
         /// What the system said.
+        reason: String,
+    },
+    /// The store is in another process, which cannot be asked now.
+    #[error("the store cannot be asked: {reason}")]
+    Unreachable {
+        /// Why.
         reason: String,
     },
 }
@@ -170,9 +177,12 @@ impl StoreError {
     /// What the caller should do.
     pub fn advice(&self) -> Advice {
         match self {
-            Self::ClaimLost | Self::Full { .. } | Self::ReadOnly { .. } | Self::Closing | Self::Io { .. } => {
-                Advice::Retry
-            }
+            Self::ClaimLost
+            | Self::Full { .. }
+            | Self::ReadOnly { .. }
+            | Self::Closing
+            | Self::Io { .. }
+            | Self::Unreachable { .. } => Advice::Retry,
             Self::RecordConflict { .. }
             | Self::SizeConflict { .. }
             | Self::ChunkConflict { .. }

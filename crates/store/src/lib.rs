@@ -204,11 +204,11 @@ pub trait ChunkStore: Send + Sync + 'static {
     async fn verify(&self, file: FileId, index: ChunkIndex) -> Result<u64, StoreError>;
 
     /// The chunks of a file that are known to be damaged, as rising ranges.
-    fn damage(&self, file: FileId) -> Vec<Range<u64>>;
+    async fn damage(&self, file: FileId) -> Result<Vec<Range<u64>>, StoreError>;
 
     /// Files of which chunks are known to be damaged, and those that are kept apart because what the store knows of them
     /// cannot be read, though it changed: every call for one of these fails, and nothing of it is lost.
-    fn damaged_files(&self) -> Vec<FileId>;
+    async fn damaged_files(&self) -> Result<Vec<FileId>, StoreError>;
 
     /// Keeps how far a scrub has come. At most [`MAX_MARK_LEN`] bytes. A cache: it may be lost.
     async fn put_scrub_mark(&self, mark: &[u8]) -> Result<(), StoreError>;
@@ -258,7 +258,7 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// Replaces the volume's state blob, durably. At most [`MAX_STATE_LEN`] bytes.
     async fn put_state(&self, state: &[u8]) -> Result<(), StoreError>;
 
-    /// How full the store is.
+    /// How full the store is, as far as was heard last.
     fn usage(&self) -> Usage;
 
     /// Stops taking work, finishes what was begun, checkpoints, and releases the volume.
@@ -269,7 +269,7 @@ pub trait ChunkStore: Send + Sync + 'static {
 #[async_trait]
 pub trait RunWriter: Send {
     /// Takes the next bytes of the run, in order: hashes them, and writes those of chunks without a record in
-    /// place. More than the run's length is [`StoreError::Length`].
+    /// place. More than the run's length is [`StoreError::Length`]. What fails may be said by a later call.
     async fn write(&mut self, bytes: Bytes) -> Result<(), StoreError>;
 
     /// Ends the run. Fails if bytes are missing ([`StoreError::Length`]), if a value differs from its counterpart in

@@ -38,18 +38,16 @@ use sluice_engine::ids::{DcId, Timestamp};
 use sluice_node::access::ContextVerifier;
 use sluice_node::clock::SharedClock;
 use sluice_node::material::{ClusterMaterial, MaterialError};
-use sluice_node::metrics::Metrics;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls::TlsError;
 use sluice_store::{ChunkStore, StoreError};
 use tokio::time::Instant;
 
 pub use door::Listener;
-pub use metrics::Traffic;
+pub use metrics::{AggregatorMetrics, Traffic};
 
 use crate::catalogue::Catalogue;
 use crate::ledgers::Ledgers;
-use crate::metrics::AggregatorMetrics;
 
 /// What an aggregator is made of.
 #[derive(Clone)]
@@ -62,8 +60,8 @@ pub struct AggregatorParts {
     pub store: Arc<dyn ChunkStore>,
     /// Verifies session contexts.
     pub access: Arc<ContextVerifier>,
-    /// The datacenter's metrics.
-    pub metrics: Arc<Metrics>,
+    /// What it counts: one for all aggregators that follow each other in a process.
+    pub metrics: Arc<AggregatorMetrics>,
     /// The clock of the datacenter.
     pub clock: SharedClock,
     /// Owns the aggregator's tasks.
@@ -119,7 +117,7 @@ impl Default for AggregatorSettings {
 pub struct PeerAddress {
     /// Which.
     pub dc: DcId,
-    /// `host:port` of its port for peers.
+    /// `host:port` of its port for peers, or several with commas between them.
     pub address: String,
     /// Where its edges answer clients.
     pub edge_url: Option<String>,
@@ -194,7 +192,10 @@ pub async fn start(
         }
     }
     let server = sluice_node::tls::peer_server(&parts.material, me)?;
-    let metrics = Arc::new(AggregatorMetrics::new(&parts.metrics, &parts.material, me));
+    let metrics = parts.metrics.clone();
+    for (_, name) in parts.material.dcs().filter(|(dc, _)| *dc != me) {
+        metrics.set_peer(name, false);
+    }
     let links = links::Links::new(&parts, &peers, metrics.clone())?;
 
     let began = Instant::now();

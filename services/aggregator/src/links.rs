@@ -164,9 +164,18 @@ impl tower::Service<tonic::codegen::http::Uri> for Connector {
     fn call(&mut self, _: tonic::codegen::http::Uri) -> Self::Future {
         let Self { address, tls, name } = self.clone();
         Box::pin(async move {
-            let stream = TcpStream::connect(&address).await?;
-            stream.set_nodelay(true)?;
-            Ok(TokioIo::new(tls.connect(name, stream).await?))
+            let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
+            // Of a peer's aggregators one answers; those that stand by are not connected to.
+            for address in address.split(',') {
+                match TcpStream::connect(address.trim()).await {
+                    Ok(stream) => {
+                        stream.set_nodelay(true)?;
+                        return Ok(TokioIo::new(tls.connect(name, stream).await?));
+                    }
+                    Err(error) => last = error,
+                }
+            }
+            Err(last)
         })
     }
 }

@@ -1,7 +1,10 @@
 //! What an aggregator counts.
 
+use std::fmt;
+use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -9,7 +12,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use sluice_engine::aggregator::Aggregator;
 use sluice_engine::command::Kind;
-use sluice_engine::ids::{DcId, Timestamp};
+use sluice_engine::ids::Timestamp;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::metrics::Metrics;
 
@@ -50,8 +53,11 @@ struct StateLabels {
 
 type Seconds = Gauge<f64, AtomicU64>;
 
-/// The aggregator's metrics.
-pub(crate) struct AggregatorMetrics {
+/// Brings up to date what nobody counts as it changes.
+type Ask = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// The metrics of an aggregator, and of whichever follows it in its process.
+pub struct AggregatorMetrics {
     commands: Family<CommandLabels, Counter>,
     peer_up: Family<PeerLabels, Gauge>,
     peer_lag: Family<PeerLabels, Seconds>,
@@ -65,10 +71,19 @@ pub(crate) struct AggregatorMetrics {
     scrub_bytes: Counter,
     pub(crate) scrub_passes: Counter,
     pub(crate) damaged_files: Gauge,
+    /// Asks the aggregator that runs now.
+    ask: Mutex<Option<Ask>>,
+}
+
+impl fmt::Debug for AggregatorMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AggregatorMetrics({:?})", self.traffic())
+    }
 }
 
 impl AggregatorMetrics {
-    pub(crate) fn new(metrics: &Metrics, material: &ClusterMaterial, me: DcId) -> Self {
+    /// Shown among `metrics`.
+    pub fn new(metrics: &Metrics) -> Arc<Self> {
         let this = Self {
             commands: Family::default(),
             peer_up: Family::default(),
@@ -83,6 +98,7 @@ impl AggregatorMetrics {
             scrub_bytes: Counter::default(),
             scrub_passes: Counter::default(),
             damaged_files: Gauge::default(),
+            ask: Mutex::default(),
         };
         metrics.register(|registry| {
             registry.register("sluice_commands", "Commands between datacenters", this.commands.clone());
@@ -129,12 +145,30 @@ impl AggregatorMetrics {
                 this.assembly_lag.clone(),
             );
         });
-        for (dc, name) in material.dcs() {
-            if dc != me {
-                this.set_peer(name, false);
+        let this = Arc::new(this);
+        let shown = Arc::downgrade(&this);
+        metrics.before_reading(move || {
+            let asked = shown.upgrade().and_then(|shown| {
+                let ask = shown.ask.lock().unwrap_or_else(PoisonError::into_inner);
+                ask.as_ref().map(|ask| ask())
+            });
+            async move {
+                if let Some(asked) = asked {
+                    asked.await;
+                }
             }
-        }
+        });
         this
+    }
+
+    /// Has `ask` brought up to date, before the metrics are read, what nobody counts as it changes; instead of what was
+    /// asked before.
+    pub(crate) fn before_reading<F>(&self, ask: impl Fn() -> F + Send + Sync + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let ask: Ask = Box::new(move || Box::pin(ask()));
+        *self.ask.lock().unwrap_or_else(PoisonError::into_inner) = Some(ask);
     }
 
     /// Shows what the engine tells of all files and peers.

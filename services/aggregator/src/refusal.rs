@@ -22,7 +22,8 @@ pub(crate) fn of_store(error: &StoreError) -> Refusal {
         StoreError::TooLarge { .. } => Refusal::new(Problem::TooLarge, detail),
         StoreError::Full { .. } => Refusal::new(Problem::VolumeFull, detail),
         StoreError::ReadOnly { .. } => Refusal::new(Problem::ReadOnly, detail),
-        StoreError::Closing => stopping(),
+        // Another aggregator has the store, or this one begins anew.
+        StoreError::Closing | StoreError::Unreachable { .. } => stopping(),
         StoreError::Missing { .. }
         | StoreError::Corrupt { .. }
         | StoreError::WrongRoot { .. }

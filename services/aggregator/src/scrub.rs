@@ -114,7 +114,7 @@ async fn held(service: &AggregatorService, file: FileId) -> Vec<Range<u64>> {
 /// Verifies one chunk, and does about its damage what can be done; its length as far as it counts, and whether it was
 /// sound.
 async fn verify(service: &Arc<AggregatorService>, file: FileId, index: ChunkIndex) -> (u64, bool) {
-    let was_known = is_known(service, file, index);
+    let was_known = is_known(service, file, index).await;
     match service.parts.store.verify(file, index).await {
         Ok(bytes) => (bytes, true),
         // Freed or ended meanwhile.
@@ -133,7 +133,7 @@ async fn verify(service: &Arc<AggregatorService>, file: FileId, index: ChunkInde
 /// A chunk of the own store did not hash to its value when somebody read it: if the store finds the same, it is
 /// reported, and retracted or mended.
 pub(crate) async fn reported(service: &Arc<AggregatorService>, file: FileId, index: ChunkIndex) {
-    let was_known = is_known(service, file, index);
+    let was_known = is_known(service, file, index).await;
     match service.parts.store.verify(file, index).await {
         Err(StoreError::Corrupt { .. }) => found(service, file, index, was_known).await,
         Ok(_) => warn!(%file, %index, "a chunk was read wrong, and is sound when it is read again"),
@@ -160,8 +160,9 @@ async fn is_published(service: &AggregatorService, file: FileId) -> bool {
 }
 
 /// Whether a chunk was known to be damaged before.
-fn is_known(service: &AggregatorService, file: FileId, index: ChunkIndex) -> bool {
-    service.parts.store.damage(file).iter().any(|range| range.contains(&index.number()))
+async fn is_known(service: &AggregatorService, file: FileId, index: ChunkIndex) -> bool {
+    let damage = service.parts.store.damage(file).await.unwrap_or_default();
+    damage.iter().any(|range| range.contains(&index.number()))
 }
 
 /// The recorded value of a chunk, if it can be read.
@@ -190,9 +191,13 @@ async fn retract(service: &Arc<AggregatorService>, file: FileId, index: ChunkInd
 async fn mend_all(service: &Arc<AggregatorService>) {
     let store = &service.parts.store;
     let mut left = 0;
-    for file in store.damaged_files() {
-        for index in store.damage(file).into_iter().flatten().filter_map(|chunk| ChunkIndex::new(chunk).ok())
-        {
+    let damaged = match store.damaged_files().await {
+        Ok(damaged) => damaged,
+        Err(error) => return warn!(%error, "the store cannot say what is damaged"),
+    };
+    for file in damaged {
+        let damage = store.damage(file).await.unwrap_or_default();
+        for index in damage.into_iter().flatten().filter_map(|chunk| ChunkIndex::new(chunk).ok()) {
             if service.parts.tasks.is_draining() {
                 return;
             }
@@ -202,11 +207,13 @@ async fn mend_all(service: &Arc<AggregatorService>) {
                 } else {
                     retract(service, file, index).await;
                 }
-                left += u64::from(is_known(service, file, index));
+                left += u64::from(is_known(service, file, index).await);
             }
         }
     }
-    service.metrics.damaged_files.set(store.damaged_files().len() as i64);
+    if let Ok(damaged) = store.damaged_files().await {
+        service.metrics.damaged_files.set(damaged.len() as i64);
+    }
     if left > 0 {
         warn!(chunks = left, "damaged chunks wait for somebody who has them");
     }

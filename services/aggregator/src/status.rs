@@ -119,7 +119,8 @@ impl AggregatorService {
     ) -> Result<Option<FileStatus>, Refusal> {
         let session = self.parts.access.verify(context)?;
         let file = FileId::derive(session.tenant, id);
-        let (me, damaged) = (self.parts.dc, self.parts.store.damage(file));
+        let me = self.parts.dc;
+        let damaged = self.parts.store.damage(file).await.map_err(|error| of_store(&error))?;
         let asked = self.look(file, move |aggregator| {
             let file = aggregator.file(file)?;
             Some((file.state(), file.record().is_some(), facts(file, me, &damaged)))

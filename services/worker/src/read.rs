@@ -191,7 +191,12 @@ impl Reader {
             },
             Err(StoreError::Corrupt { .. }) => self.report(index).await,
             // Freed since, or the disk fails: whoever else holds it may answer.
-            Err(StoreError::Missing { .. } | StoreError::NoFile(_) | StoreError::Io { .. }) => Ok(None),
+            Err(
+                StoreError::Missing { .. }
+                | StoreError::NoFile(_)
+                | StoreError::Io { .. }
+                | StoreError::Unreachable { .. },
+            ) => Ok(None),
             Err(error) => Err(refusal::of_store(&error)),
         }
     }

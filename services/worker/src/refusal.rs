@@ -72,6 +72,7 @@ pub(crate) fn of_store(error: &StoreError) -> Refusal {
         }
         StoreError::ReadOnly { .. } => Refusal::new(Problem::ReadOnly, "the volume refuses writes")
             .hint("use another datacenter; reads go on here"),
+        StoreError::Unreachable { .. } => Refusal::new(Problem::Unavailable, detail),
         StoreError::Closing => Refusal::new(Problem::Stopping, detail),
         StoreError::Corrupt { .. } | StoreError::Io { .. } => {
             tracing::error!(%error, "the chunk store failed");

@@ -304,7 +304,7 @@ async fn what_the_store_refuses_is_named() {
         (StoreError::ReadOnly { reason: "EIO".into() }, Problem::ReadOnly),
         (StoreError::Closing, Problem::Stopping),
         (StoreError::ClaimLost, Problem::Timeout),
-        (StoreError::Io { operation: "write", reason: "EIO".into() }, Problem::Unavailable),
+        (StoreError::Io { operation: "write".into(), reason: "EIO".into() }, Problem::Unavailable),
     ] {
         *setup.store.fail.lock().unwrap() = Some(error);
         let refusal = setup.worker.put_chunks(&setup.context, put(0, content(CHUNK_LEN))).await.unwrap_err();

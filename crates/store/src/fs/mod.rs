@@ -342,11 +342,11 @@ impl Drop for FsStore {
 
 /// The committer answers each request in its own kind; this names the bug if it does not.
 fn unexpected_answer() -> StoreError {
-    StoreError::Io { operation: "committing", reason: "an answer of another kind came".into() }
+    StoreError::Io { operation: "committing".into(), reason: "an answer of another kind came".into() }
 }
 
 fn limit(what: &'static str, got: usize, limit: usize) -> Result<(), StoreError> {
-    if got > limit { Err(StoreError::TooLarge { what, got, limit }) } else { Ok(()) }
+    if got > limit { Err(StoreError::TooLarge { what: what.into(), got, limit }) } else { Ok(()) }
 }
 
 /// Locks; a thread that panicked left a state that is as good as any other, since every change is one assignment.
@@ -461,16 +461,16 @@ impl ChunkStore for FsStore {
         self.shared.blocking(move |shared| shared.verify_chunk(&entry, index)).await
     }
 
-    fn damage(&self, file: FileId) -> Vec<Range<u64>> {
-        self.shared.damage.of(file)
+    async fn damage(&self, file: FileId) -> Result<Vec<Range<u64>>, StoreError> {
+        Ok(self.shared.damage.of(file))
     }
 
-    fn damaged_files(&self) -> Vec<FileId> {
+    async fn damaged_files(&self) -> Result<Vec<FileId>, StoreError> {
         let mut files = self.shared.damage.files();
         files.extend(self.shared.table.aside().into_keys());
         files.sort_unstable();
         files.dedup();
-        files
+        Ok(files)
     }
 
     async fn put_scrub_mark(&self, mark: &[u8]) -> Result<(), StoreError> {

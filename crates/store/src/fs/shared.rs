@@ -140,7 +140,7 @@ impl Shared {
             space.free = 0;
             return StoreError::Full { free: 0, reserve: self.options.reserve };
         }
-        StoreError::Io { operation, reason: error.to_string() }
+        StoreError::Io { operation: operation.into(), reason: error.to_string() }
     }
 
     /// Ends all writing: a sync failed, so what is on the device is not what was written.
@@ -207,7 +207,7 @@ impl Shared {
             Ok(result) => result,
             Err(error) if error.is_cancelled() => Err(StoreError::Closing),
             Err(error) => {
-                Err(StoreError::Io { operation: "a blocking operation", reason: error.to_string() })
+                Err(StoreError::Io { operation: "a blocking operation".into(), reason: error.to_string() })
             }
         }
     }

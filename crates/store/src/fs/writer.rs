@@ -188,7 +188,7 @@ impl FsRunWriter {
         let pieces = std::mem::take(&mut self.pieces);
         self.gathered = 0;
         let mut hashing = self.hashing.take().ok_or(StoreError::Io {
-            operation: "writing a run",
+            operation: "writing a run".into(),
             reason: "an earlier write of this run was given up half-way".into(),
         })?;
         let hop = self.seat.hop()?;

@@ -199,7 +199,7 @@ async fn a_damaged_index_stops_neither_the_journal_nor_the_other_files_and_loses
         let store = open(&disk);
         assert!(matches!(store.summary(file(1)).await, Err(StoreError::Unreadable { .. })));
         timeout(Duration::from_secs(60), store.checkpoint()).await.expect("it ends").unwrap();
-        assert_eq!(store.damaged_files(), [file(1)]);
+        assert_eq!(store.damaged_files().await.unwrap(), [file(1)]);
         for n in 2..9 {
             put(&*store, file(n), life, &content(n as u64, FULL)).await.unwrap();
         }
@@ -220,7 +220,7 @@ async fn a_damaged_index_stops_neither_the_journal_nor_the_other_files_and_loses
         // A journal without changes needs no checkpoint.
         store.put_state(b"something").await.unwrap();
         store.checkpoint().await.unwrap();
-        assert!(store.damaged_files().is_empty());
+        assert!(store.damaged_files().await.unwrap().is_empty());
         store.kill();
         disk = disk.after_power_cut(&mut Dice(7));
     }
@@ -243,7 +243,7 @@ async fn what_was_set_aside_comes_back_when_its_place_can_be_read_while_the_stor
         disk.faults(|faults| faults.failing_read = Some(name));
         let store = open(&disk);
         store.checkpoint().await.unwrap();
-        assert_eq!(store.damaged_files(), [file(1)]);
+        assert_eq!(store.damaged_files().await.unwrap(), [file(1)]);
         disk.faults(|faults| faults.failing_read = None);
         assert_eq!(store.summary(file(1)).await.unwrap().unwrap().held, std::slice::from_ref(&(0..1)));
         if ends {
@@ -253,7 +253,7 @@ async fn what_was_set_aside_comes_back_when_its_place_can_be_read_while_the_stor
             put(&*store, file(1), 1, &bytes.slice(FULL..2 * FULL)).await.unwrap();
         }
         store.checkpoint().await.unwrap();
-        assert!(store.damaged_files().is_empty());
+        assert!(store.damaged_files().await.unwrap().is_empty());
         store.kill();
         let store = open(&disk.after_power_cut(&mut Dice(3)));
         let summary = store.summary(file(1)).await.unwrap().unwrap();
@@ -670,7 +670,10 @@ async fn damage_is_remembered_confirmed_to_nobody_and_mended_by_the_same_bytes_o
     assert_eq!(store.recheck(file(1)).await.unwrap(), root(&bytes), "nobody looked at the bytes");
     assert!(matches!(store.verify(file(1), index(1)).await, Err(StoreError::Corrupt { .. })));
     assert!(matches!(store.recheck(file(1)).await, Err(StoreError::Corrupt { .. })));
-    assert_eq!((store.damage(file(1)), store.damaged_files()), (vec![1..2], vec![file(1)]));
+    assert_eq!(
+        (store.damage(file(1)).await.unwrap(), store.damaged_files().await.unwrap()),
+        (vec![1..2], vec![file(1)])
+    );
     // What is published stays so, and what is sound of it is read.
     assert_eq!(store.summary(file(1)).await.unwrap().unwrap().published, Some(root(&bytes)));
     assert_eq!(store.read_chunk(file(1), index(2)).await.unwrap(), bytes[2 * FULL..]);
@@ -679,22 +682,24 @@ async fn damage_is_remembered_confirmed_to_nobody_and_mended_by_the_same_bytes_o
     store.kill();
     let disk = disk.after_power_cut(&mut Dice(1));
     let store = open(&disk);
-    assert_eq!(store.damage(file(1)), [1..2]);
+    assert_eq!(store.damage(file(1)).await.unwrap(), [1..2]);
     assert!(matches!(store.recheck(file(1)).await, Err(StoreError::Corrupt { .. })));
     assert!(matches!(store.read_chunk(file(1), index(1)).await, Err(StoreError::Corrupt { .. })));
 
     let other = put(&*store, file(1), 1, &content(9, FULL)).await.unwrap_err();
     assert!(matches!(other, StoreError::ChunkConflict { .. }), "{other}");
-    assert_eq!(store.damage(file(1)), [1..2]);
+    assert_eq!(store.damage(file(1)).await.unwrap(), [1..2]);
     let receipt = put(&*store, file(1), 1, &bytes.slice(FULL..2 * FULL)).await.unwrap();
     assert_eq!(receipt.new_chunks, 1);
-    assert!(store.damage(file(1)).is_empty());
+    assert!(store.damage(file(1)).await.unwrap().is_empty());
     assert_eq!(store.recheck(file(1)).await.unwrap(), root(&bytes));
     store.kill();
     let disk = disk.after_power_cut(&mut Dice(2));
     let store = open(&disk);
     assert_eq!(store.verify(file(1), index(1)).await.unwrap(), CHUNK_LEN);
-    assert!(store.damage(file(1)).is_empty() && store.damaged_files().is_empty());
+    assert!(
+        store.damage(file(1)).await.unwrap().is_empty() && store.damaged_files().await.unwrap().is_empty()
+    );
     assert_eq!(store.recheck(file(1)).await.unwrap(), root(&bytes));
 
     // A chunk that is forgotten, a file that ends: no mark stays.
@@ -705,7 +710,7 @@ async fn damage_is_remembered_confirmed_to_nobody_and_mended_by_the_same_bytes_o
             0 => drop(store.lose(file(1), &[index(0)]).await.unwrap()),
             _ => store.drop_file(file(1), TENANT, b"end").await.unwrap(),
         }
-        assert!(store.damaged_files().is_empty());
+        assert!(store.damaged_files().await.unwrap().is_empty());
         if end == 0 {
             put(&*store, file(1), 0, &bytes.slice(..FULL)).await.unwrap();
         }

@@ -126,7 +126,7 @@ async fn expect(store: &FsStore, version: u32) {
         assert!(summary(n).await.held.is_empty());
     }
     assert_eq!(summary(8).await.published, Some(root(&damaged())));
-    assert_eq!(store.damage(file(8)), [0..1]);
+    assert_eq!(store.damage(file(8)).await.unwrap(), [0..1]);
     assert!(matches!(store.read_chunk(file(8), index(0)).await, Err(StoreError::Corrupt { .. })));
     if version >= LOG {
         for (n, bytes) in [(9, &b"a small file"[..]), (10, b"")] {

@@ -214,10 +214,10 @@ impl ChunkStore for MemoryStore {
     async fn verify(&self, _: FileId, _: ChunkIndex) -> Result<u64, StoreError> {
         unreachable!("workers do not ask")
     }
-    fn damage(&self, _: FileId) -> Vec<Range<u64>> {
+    async fn damage(&self, _: FileId) -> Result<Vec<Range<u64>>, StoreError> {
         unreachable!("workers do not ask")
     }
-    fn damaged_files(&self) -> Vec<FileId> {
+    async fn damaged_files(&self) -> Result<Vec<FileId>, StoreError> {
         unreachable!("workers do not ask")
     }
     async fn put_scrub_mark(&self, _: &[u8]) -> Result<(), StoreError> {

@@ -1,0 +1,87 @@
+//! A worker as a process: the one that owns a volume. It takes and gives chunks, asks the aggregator that has its store
+//! about files, and lets that one reach the store.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use sluice_node::access::{ContextVerifier, Revocations};
+use sluice_node::budget::MemoryBudget;
+use sluice_node::role::Role;
+use sluice_node::tls;
+use sluice_remote::{Answers, Door, RemoteSlots, Tenures, serve_store, serve_workers};
+use sluice_store::FsOptions;
+use sluice_worker::{Worker, WorkerParts, WorkerSettings};
+
+use super::{Process, ProcessConfig, SLOTS_PATIENCE, Tasks, serve_until_drained};
+use crate::datacenter::{StartError, open_store};
+use crate::volume;
+
+/// What calls to the store may take that are collected before they are acted on: apart from clients' bodies, so that these
+/// never keep an aggregator from what they wait for.
+const STORE_MEMORY: u64 = 64 << 20;
+
+/// What a worker is told beside.
+#[derive(Clone, Debug)]
+pub struct WorkerProcess {
+    /// Where edges and aggregators ask.
+    pub listen: SocketAddr,
+    /// `host:port` of the aggregators.
+    pub aggregators: String,
+    /// The directory of its volume; made if it is missing.
+    pub data: PathBuf,
+    /// Bytes of memory for bodies in flight and chunks read ahead.
+    pub memory: u64,
+    /// Settings of the volume.
+    pub store: FsOptions,
+    /// What it spends otherwise.
+    pub settings: WorkerSettings,
+}
+
+impl Process {
+    /// Starts a worker. It serves when this returns, whether or not there is an aggregator yet.
+    pub async fn worker(config: &ProcessConfig, worker: &WorkerProcess) -> Result<Self, StartError> {
+        tls::install_provider();
+        let ProcessConfig { dc, material, clock, .. } = config;
+        let tasks = Tasks::default();
+        let door = Door::bind(worker.listen, material, *dc, Role::Worker)?;
+        let listens = door.address().map_err(|source| StartError::of_port(worker.listen, source))?;
+        let caller =
+            config.caller(Role::Worker, Role::Aggregator, &worker.aggregators, SLOTS_PATIENCE, &tasks)?;
+        let (live, health, admin) = config.admin(worker.memory, &tasks).await?;
+        let store = Arc::new(open_store(worker.data.clone(), worker.store.clone()).await?);
+        volume::show(&store, &live.metrics);
+        let tenures = Tenures::new();
+        let served = Worker::new(
+            WorkerParts {
+                dc: config.name(),
+                store: store.clone(),
+                slots: Arc::new(RemoteSlots::new(caller, tenures.clone())),
+                access: Arc::new(ContextVerifier::new(
+                    material.context_ring(),
+                    *dc,
+                    clock.clone(),
+                    Revocations::new(),
+                )),
+                memory: live.memory.clone(),
+                metrics: live.metrics.clone(),
+                tasks: tasks.requests.clone(),
+            },
+            worker.settings.clone(),
+        );
+        let edges = Answers {
+            routes: serve_workers(Arc::new(served)),
+            memory: live.memory.clone(),
+            tasks: tasks.requests.clone(),
+        };
+        // These end after the requests, which need them.
+        let aggregators = Answers {
+            routes: serve_store(store.clone(), tenures, tasks.inside.clone()),
+            memory: MemoryBudget::new(STORE_MEMORY),
+            tasks: tasks.inside.clone(),
+        };
+        door.serve([(Role::Edge, edges), (Role::Aggregator, aggregators)], &tasks.inside);
+        serve_until_drained(&health, &tasks);
+        Ok(Self { live, tasks, listens, admin, store: Some(store) })
+    }
+}

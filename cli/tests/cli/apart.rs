@@ -1,0 +1,246 @@
+//! A datacenter of which every role is a process of its own, beside one that is a single process.
+
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use sluice::ports::ReservedPort;
+use sluice_client::{Client, ClientConfig, Event, Source, Token, UploadOptions, Uploaded, WaitFor};
+use sluice_engine::hash::Root;
+
+use crate::Ended;
+use crate::fake::noise;
+use crate::processes::{Running, Site, any, done, eventually};
+
+const MIB: usize = 1 << 20;
+
+/// The promise: how long after the end of one aggregator another answers for its files.
+const SUCCESSION: Duration = Duration::from_secs(5);
+
+/// `dc-a` in processes, and `dc-b` in one.
+struct Apart {
+    site: Site,
+    #[allow(dead_code, reason = "held for its drop")]
+    sessions: ReservedPort,
+    aggregators: Vec<ReservedPort>,
+}
+
+impl Apart {
+    /// With so many aggregators.
+    fn new(aggregators: usize) -> Self {
+        let site = Site::new(&["dc-a", "dc-b"]);
+        let (sessions, inside) = (any(), site.inside[0].address());
+        let aggregators: Vec<ReservedPort> = (0..aggregators).map(|_| any()).collect();
+        let others: Vec<ReservedPort> = aggregators.iter().skip(1).map(|_| any()).collect();
+        let write = |name: &str, role: &str, more: &str| {
+            let text = format!(
+                "role = \"{role}\"\ndc = \"dc-a\"\nkeys = \"keys/roles/dc-a/{role}\"\nadmin = \"127.0.0.1:0\"\n{more}"
+            );
+            site.home.write(&format!("{name}.toml"), text.as_bytes());
+            done(site.home.command(&["config", "check", &format!("{name}.toml")]).output().unwrap().into());
+        };
+        write("session", "session", &format!("listen = \"{}\"\n", sessions.address()));
+        let edge = site.ports[0].edge.address();
+        let asks =
+            format!("sessions = \"{}\"\nworkers = \"localhost:{}\"\n", sessions.address(), inside.port());
+        write("edge", "edge", &format!("listen = \"{edge}\"\n{asks}"));
+        let names: Vec<String> = aggregators.iter().map(|port| port.address().to_string()).collect();
+        let asks = format!("aggregators = \"{}\"\ndata = \"data/dc-a\"\n", names.join(","));
+        write("worker", "worker", &format!("listen = \"{inside}\"\n{asks}"));
+        let peers: Vec<_> = std::iter::once(site.ports[0].peer.address())
+            .chain(others.iter().map(ReservedPort::address))
+            .collect();
+        for (number, (listen, peer)) in aggregators.iter().zip(&peers).enumerate() {
+            let text = format!(
+                "listen = \"{}\"\npeer = \"{peer}\"\nworkers = \"{inside}\"\nurl = \"https://{edge}\"\n\
+                 takeover_after = \"never\"\n[peers.dc-b]\naddress = \"{}\"\nurl = \"{}\"\n",
+                listen.address(),
+                site.ports[1].peer.address(),
+                site.urls[1],
+            );
+            write(&format!("aggregator-{number}"), "aggregator", &text);
+        }
+        // Wherever an aggregator of dc-a answers.
+        let text = std::fs::read_to_string(site.home.path("dc-b.toml")).unwrap();
+        let all: Vec<String> = peers.iter().map(ToString::to_string).collect();
+        let text =
+            text.replace(&format!("address = \"{}\"", peers[0]), &format!("address = \"{}\"", all.join(",")));
+        site.home.write("dc-b.toml", text.as_bytes());
+        Self { site, sessions, aggregators }
+    }
+
+    fn begin(&self, name: &str) -> Running {
+        let role = name.split('-').next().unwrap();
+        let (running, said) = self.site.begin(role, name);
+        assert_eq!(said["role"], role, "{said}");
+        running
+    }
+
+    fn client(&self, dcs: &[usize]) -> Client {
+        let urls = dcs.iter().map(|dc| self.site.urls[*dc].clone()).collect();
+        let ca = std::fs::read(self.site.home.path("ca.pem")).unwrap();
+        let token = Token::new(&std::fs::read_to_string(self.site.home.path("token")).unwrap());
+        Client::new(ClientConfig::new(urls, token, ca)).unwrap()
+    }
+
+    fn run(&self, dc: usize, args: &[&str]) -> Ended {
+        self.site.run(dc, args)
+    }
+}
+
+/// Uploads to wherever the client goes; the home is `dc-a`.
+async fn put(client: &Client, bytes: &[u8]) -> Uploaded {
+    let sent = client.upload(&Source::memory(bytes.to_vec()), &upload_here(), Arc::new(|_: &Event| {})).await;
+    let sent = sent.unwrap();
+    assert_eq!(sent.root, Root::of_bytes(bytes));
+    sent
+}
+
+fn upload_here() -> UploadOptions {
+    UploadOptions {
+        is_new: true,
+        home: Some("dc-a".into()),
+        wait: WaitFor::Assembled,
+        ..UploadOptions::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roles_in_processes_make_a_datacenter_like_any_other() {
+    let apart = Apart::new(1);
+    let processes = ["aggregator-0", "worker", "session", "edge"].map(|name| apart.begin(name));
+    let b = apart.site.start("dc-b");
+    let bytes = noise(21, 40 * MIB + 7);
+    // Over both: what dc-b took is pulled into dc-a.
+    let sent = put(&apart.client(&[0, 1]), &bytes).await;
+    assert_eq!((sent.root, sent.home.as_str()), (Root::of_bytes(&bytes), "dc-a"));
+    let id = sent.id.to_string();
+    for dc in [0, 1] {
+        let copy = format!("copy-{dc}");
+        done(apart.run(dc, &["get", &id, "-o", &copy]));
+        assert!(std::fs::read(apart.site.home.path(&copy)).unwrap() == bytes);
+    }
+    // A small one in one request, and a list.
+    let small = noise(22, 5000);
+    apart.site.home.write("small", &small);
+    let small_id = done(apart.run(0, &["put", "small"])).trim().to_owned();
+    done(apart.run(1, &["get", &small_id, "-o", "small-copy"]));
+    assert!(std::fs::read(apart.site.home.path("small-copy")).unwrap() == small);
+    let listed: Value = serde_json::from_str(&done(apart.run(0, &["ls", "--json"]))).unwrap();
+    assert_eq!(listed["files"].as_array().unwrap().len(), 2, "{listed}");
+    done(apart.run(0, &["rm", &id, "--yes"]));
+    for dc in [0, 1] {
+        eventually("the end of it everywhere", || {
+            let ended = apart.run(dc, &["get", &id, "-o", "gone"]);
+            (ended.code == Some(3)).then_some(())
+        });
+    }
+    // In any order.
+    b.stop();
+    processes.into_iter().for_each(Running::stop);
+    done(apart.site.home.command(&["fsck", "--data", "data/dc-a"]).output().unwrap().into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_role_is_killed_under_uploads_and_comes_back() {
+    let apart = Arc::new(Apart::new(1));
+    let names = ["worker", "aggregator-0", "edge", "session"];
+    let running = Arc::new(names.map(|name| Mutex::new(Some(apart.begin(name)))));
+    let client = apart.client(&[0]);
+    let mut ids = Vec::new();
+    for round in 0..8u64 {
+        let which = round as usize % names.len();
+        let bytes = noise(30 + round, 40 * MIB + round as usize);
+        let (kill, killed) = std::sync::mpsc::channel();
+        let seen = Mutex::new(0);
+        let observer = move |event: &Event| {
+            if let Event::Acknowledged { .. } = event {
+                let mut seen = seen.lock().unwrap();
+                *seen += 1;
+                if *seen == 2 + round / 4 {
+                    kill.send(()).unwrap();
+                }
+            }
+        };
+        let (source, uploading) = (Source::memory(bytes.clone()), client.clone());
+        let upload =
+            tokio::spawn(async move { uploading.upload(&source, &upload_here(), Arc::new(observer)).await });
+        tokio::task::block_in_place(|| {
+            killed.recv().unwrap();
+            // It is gone, and then another one is there.
+            drop(running[which].lock().unwrap().take());
+            *running[which].lock().unwrap() = Some(apart.begin(names[which]));
+        });
+        let sent = upload.await.unwrap().unwrap_or_else(|error| panic!("without {}: {error}", names[which]));
+        assert_eq!(sent.root, Root::of_bytes(&bytes), "without {}", names[which]);
+        ids.push((sent.id.to_string(), bytes));
+    }
+    for (id, bytes) in &ids {
+        done(apart.run(0, &["get", id, "-o", "copy"]));
+        assert!(std::fs::read(apart.site.home.path("copy")).unwrap() == *bytes);
+        std::fs::remove_file(apart.site.home.path("copy")).unwrap();
+    }
+    done(apart.run(0, &["rm", &ids[0].0, "--yes"]));
+    // What is ended stays so, whoever begins anew.
+    for which in [1, 0] {
+        drop(running[which].lock().unwrap().take());
+        *running[which].lock().unwrap() = Some(apart.begin(names[which]));
+        assert_eq!(apart.run(0, &["get", &ids[0].0, "-o", "gone"]).code, Some(3));
+        done(apart.run(0, &["status", &ids[1].0]));
+    }
+    for process in running.iter().filter_map(|process| process.lock().unwrap().take()) {
+        process.stop();
+    }
+    done(apart.site.home.command(&["fsck", "--data", "data/dc-a"]).output().unwrap().into());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_aggregator_that_stands_by_answers_for_the_files_of_one_that_is_killed() {
+    let apart = Apart::new(2);
+    let worker = apart.begin("worker");
+    let mut aggregators = [Some(apart.begin("aggregator-0")), Some(apart.begin("aggregator-1"))];
+    let (session, edge, b) = (apart.begin("session"), apart.begin("edge"), apart.site.start("dc-b"));
+    let active = |_: &str| {
+        eventually("an aggregator that answers", || {
+            apart.aggregators.iter().position(|port| TcpStream::connect(port.address()).is_ok())
+        })
+    };
+    let bytes = noise(41, 24 * MIB + 1);
+    let both = apart.client(&[0, 1]);
+    let sent = put(&both, &bytes).await;
+    let id = sent.id.to_string();
+    for turn in 0..3 {
+        let now = active("first");
+        let answers =
+            apart.aggregators.iter().filter(|port| TcpStream::connect(port.address()).is_ok()).count();
+        assert_eq!(answers, 1, "the other one stands by");
+        drop(aggregators[now].take());
+        let since = Instant::now();
+        let status: Value = serde_json::from_str(&done(apart.run(0, &["status", &id, "--json"]))).unwrap();
+        let took = since.elapsed();
+        println!("turn {turn}: the next one answered after {} ms", took.as_millis());
+        assert_eq!(status["state"], "assembled", "{status}");
+        assert!(took < SUCCESSION, "it took {took:?}");
+        assert_ne!(active("next"), now);
+        // It talks to the other datacenter, too.
+        let more = noise(50 + turn, 8 * MIB);
+        put(&both, &more).await;
+        aggregators[now] = Some(apart.begin(&format!("aggregator-{now}")));
+    }
+    // One that hangs is not waited for, and when it goes on it finds that its time is over.
+    let now = active("the one that is to hang");
+    let hung = Pid::from_child(&aggregators[now].as_ref().unwrap().0);
+    kill_process(hung, Signal::STOP).unwrap();
+    eventually("an answer of the other", || (apart.run(0, &["status", &id]).code == Some(0)).then_some(()));
+    put(&both, &noise(60, 8 * MIB)).await;
+    kill_process(hung, Signal::CONT).unwrap();
+    eventually("the end of its time", || TcpStream::connect(apart.aggregators[now].address()).err());
+    put(&both, &noise(61, 8 * MIB)).await;
+    done(apart.run(1, &["get", &id, "-o", "copy"]));
+    assert!(std::fs::read(apart.site.home.path("copy")).unwrap() == bytes);
+    for process in aggregators.into_iter().flatten().chain([edge, session, worker, b]) {
+        process.stop();
+    }
+}
