@@ -3,6 +3,7 @@
 pub(crate) mod file;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::json;
 use sluice::datacenter::Datacenter;
@@ -47,6 +48,10 @@ pub(crate) struct Args {
     /// The file that describes it.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+
+    /// How long requests in flight may take to finish, after a signal.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    stop_within: Duration,
 }
 
 /// Runs the datacenter until it is told to stop.
@@ -64,6 +69,6 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
         format!("{:<7} {}   admin {}\n", config.name(), config.url(), config.admin_url())
     })?;
     let _watching = reload::watch(args.config, file, log, datacenter.live().clone(), hangup);
-    signals.serve_until(context, |deadline| datacenter.stop(deadline)).await;
+    signals.serve_until(context, args.stop_within, |deadline| datacenter.stop(deadline)).await;
     Ok(())
 }

@@ -23,7 +23,7 @@ use sluice_node::token::TokenGrant;
 use self::directory::Directory;
 use crate::context::{Context, quoted};
 use crate::failure::Failure;
-use crate::signals::Signals;
+use crate::signals::{STOP_WITHIN, Signals};
 
 const EXAMPLES: &str = "\
 Files, keys and ports stay in --data, so that the next run is the same cluster. Ctrl-C stops in
@@ -108,7 +108,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     directory.equip_clients(&ca, &token, &cluster.urls())?;
     announce(&cluster, &directory, context)?;
 
-    signals.serve_until(context, |deadline| cluster.stop_all(deadline)).await;
+    signals.serve_until(context, STOP_WITHIN, |deadline| cluster.stop_all(deadline)).await;
     Ok(())
 }
 

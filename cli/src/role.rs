@@ -4,6 +4,7 @@
 pub(crate) mod file;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde_json::json;
 use sluice_node::descriptors::raise_descriptors;
@@ -103,6 +104,10 @@ pub(crate) struct Args {
     /// The file that describes it.
     #[arg(long, value_name = "FILE")]
     config: PathBuf,
+
+    /// How long requests in flight may take to finish, after a signal.
+    #[arg(long, value_name = "TIME", default_value = "10s", value_parser = humantime::parse_duration)]
+    stop_within: Duration,
 }
 
 /// Runs a process of `role` until it is told to stop.
@@ -122,6 +127,6 @@ pub(crate) async fn run(role: Role, args: Args, context: &Context) -> anyhow::Re
     let object = json!({ "role": role.name(), "listen": listen, "admin": admin });
     context.answer(&object, || format!("{role:<10} {listen}   admin {admin}\n"))?;
     let _watching = reload::watch(args.config, file, log, process.live().clone(), hangup);
-    signals.serve_until(context, |deadline| process.stop(deadline)).await;
+    signals.serve_until(context, args.stop_within, |deadline| process.stop(deadline)).await;
     Ok(())
 }

@@ -10,8 +10,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::context::Context;
 use crate::failure::{Failure, INTERRUPTED};
 
-/// How long requests in flight may take to finish.
-const DEADLINE: Duration = Duration::from_secs(10);
+/// How long requests in flight may take to finish, unless somebody says otherwise.
+pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(10);
 
 /// Listens from when it is made, so that no signal falls between two waits. The signals no longer end the process.
 #[derive(Debug)]
@@ -49,15 +49,19 @@ impl Signals {
 
     /// Serves until a signal comes, then stops in order: `stop` is given how long that may take. A second signal ends the
     /// process at once.
-    pub(crate) async fn serve_until<F>(mut self, context: &Context, stop: impl FnOnce(Duration) -> F)
-    where
+    pub(crate) async fn serve_until<F>(
+        mut self,
+        context: &Context,
+        within: Duration,
+        stop: impl FnOnce(Duration) -> F,
+    ) where
         F: Future<Output = Stopped>,
     {
         context.remark("serving; Ctrl-C stops");
         self.next().await;
         context.remark("stopping; once more to quit at once");
         tokio::select! {
-            stopped = stop(DEADLINE) => if let Stopped::Killed { tasks } = stopped {
+            stopped = stop(within) => if let Stopped::Killed { tasks } = stopped {
                 context.remark(&format!("{tasks} tasks did not finish in time; nothing acknowledged is lost"));
             },
             () = self.next() => std::process::exit(INTERRUPTED.into()),

@@ -11,6 +11,7 @@ mod interpreter;
 mod apart;
 mod cluster;
 mod connections;
+mod kubernetes;
 mod local;
 mod pipe;
 mod processes;

@@ -11,11 +11,13 @@
 //! | `dc-<number>/peer.pem` · `peer-key.pem` | chain towards peers · secret: its key |
 //! | `dc-<number>/<role>.pem` · `<role>-key.pem` | chain of a role inside · secret: its key |
 //! | `dc-<number>/command.key` · `context.key` | secret: Ed25519 seed, 64 hexadecimal digits |
+//!
+//! Where there can be no directories, as in a Secret of Kubernetes, `dc-1.peer.pem` is `dc-1/peer.pem`, and so on.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -228,10 +230,20 @@ fn write(path: &Path, mode: u32, text: &str) -> Result<(), MaterialError> {
     attempt().map_err(failed(path))
 }
 
+/// Where a file is that should be in the directory of a datacenter, if there are no directories.
+fn without_directory(path: &Path) -> Option<PathBuf> {
+    let directory = path.parent()?;
+    let (place, name) = (directory.file_name()?.to_str()?, path.file_name()?.to_str()?);
+    (place.starts_with("dc-") && !directory.exists())
+        .then(|| directory.with_file_name(format!("{place}.{name}")))
+}
+
 fn read(path: &Path) -> Result<Option<String>, MaterialError> {
     let length = match fs::metadata(path) {
         Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return without_directory(path).map_or(Ok(None), |path| read(&path));
+        }
         Err(error) => return Err(failed(path)(error)),
     };
     if length > MAX_FILE_LEN {
@@ -348,6 +360,23 @@ mod tests {
         assert_eq!(mine.dcs.len(), 2);
         assert!(!directory.path().join("ca-key.pem").exists());
         assert_eq!(mine.dcs[&B].signing(Purpose::Context).seed, None);
+    }
+
+    #[test]
+    fn directories_can_be_left_out() {
+        let place = tempfile::tempdir().unwrap();
+        material().only(A).unwrap().save(place.path()).unwrap();
+        let own = place.path().join(dc_directory(A));
+        let mut moved = 0;
+        for entry in fs::read_dir(&own).unwrap() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            fs::rename(own.join(&name), place.path().join(format!("dc-1.{name}"))).unwrap();
+            moved += 1;
+        }
+        fs::remove_dir(&own).unwrap();
+        let loaded = load(place.path(), true).unwrap();
+        assert!(moved > 4 && loaded.peer_identity(A).is_ok() && loaded.command_key(A).is_ok());
+        assert!(loaded.role_identity(A, Role::Worker).is_ok() && loaded.peer_identity(B).is_err());
     }
 
     #[test]

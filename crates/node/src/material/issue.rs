@@ -87,7 +87,14 @@ fn ca_parameters(name: &str) -> Result<CertificateParams, MaterialError> {
 }
 
 fn issue_edge(issuer: &Issuer<'_, &KeyPair>, name: &str) -> Result<Identity, MaterialError> {
-    let names = [format!("edge.{name}.sluice"), "localhost".into(), "127.0.0.1".into(), "::1".into()];
+    // Below the one name each datacenter can have one of its own, so that clients can tell them apart.
+    let names = [
+        format!("edge.{name}.sluice"),
+        format!("*.edge.{name}.sluice"),
+        "localhost".into(),
+        "127.0.0.1".into(),
+        "::1".into(),
+    ];
     issue(issuer, &names, &[ExtendedKeyUsagePurpose::ServerAuth])
 }
 

@@ -1,0 +1,249 @@
+"""Checks `k8s`: renders the manifests, checks them, then runs what they describe and restarts all of it under load.
+
+What runs is every container's own command, arguments, environment, mounts, user and probes, with the root filesystem of the
+image, in a network namespace each; Services are names, NetworkPolicies packet filters, and a rolling restart goes as the
+manifests say. A Prometheus scrapes it, and is asked all that the dashboard and the alerts ask. Needs root, iproute2,
+iptables, prometheus and kubectl (which renders, and asks no server).
+
+  check_kubernetes.py --manifests                      only renders and checks
+  check_kubernetes.py --binary target/debug/sluice --overlay dc-a --overlay dc-b
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+from kubernetes.manifests import Manifests
+from kubernetes.node import Node, secrets
+from kubernetes.observed import Prometheus, check
+from kubernetes.pod import Pod, run
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+OVERLAYS = ("dc-a", "dc-b", "minimal")
+SIZES = (700, 3 << 20, (12 << 20) + 5)
+CLIENTS = 3
+READ_BACK = 40
+
+
+def overlay(name):
+    return str(ROOT / "k8s" / "overlays" / name)
+
+
+def check_manifests():
+    for name in OVERLAYS:
+        manifests = Manifests(overlay(name))
+        unchecked = manifests.check()
+        print(f"{name}: {len(manifests.all)} objects; not checked against a schema: {', '.join(unchecked)}")
+
+
+class Load:
+    """Clients that send files until they are told to stop; each upload must succeed."""
+
+    def __init__(self, node, binary, home, urls):
+        self.node, self.binary, self.home, self.urls = node, binary, home, urls
+        self.stop, self.sent, self.failed, self.lock = threading.Event(), [], [], threading.Lock()
+        self.threads = [threading.Thread(target=self.run, args=(n,), daemon=True) for n in range(CLIENTS)]
+        for thread in self.threads:
+            thread.start()
+
+    def sluice(self, *args):
+        environment = {"HOME": str(self.home), "SLUICE_CA": str(self.home / "keys/ca.pem"),
+                       "SLUICE_TOKEN_FILE": str(self.home / "token"), "SLUICE_URL": ",".join(self.urls)}
+        process = self.node.command("client", [str(self.binary), *args], env=environment)
+        out, errors = process.communicate(timeout=300)
+        return process.returncode, out.strip(), errors
+
+    def run(self, client):
+        number = 0
+        while not self.stop.is_set():
+            number += 1
+            size = SIZES[number % len(SIZES)]
+            path = self.home / f"file-{client}-{number}"
+            path.write_bytes(os.urandom(size))
+            code, id, errors = self.sluice("put", str(path))
+            with self.lock:
+                if code == 0:
+                    self.sent.append((id, path))
+                else:
+                    self.failed.append(f"put of {size} bytes ended with {code}: {errors}")
+
+    def finish(self):
+        self.stop.set()
+        for thread in self.threads:
+            thread.join()
+        assert not self.failed, "\n".join(self.failed)
+        # Some of all of them, the first and the last too.
+        step = max(1, len(self.sent) // READ_BACK)
+        read = [*self.sent[::step], self.sent[-1]]
+        for id, path in read:
+            copy = path.with_suffix(".copy")
+            code, _, errors = self.sluice("get", id, "-o", str(copy))
+            assert code == 0, errors
+            assert copy.read_bytes() == path.read_bytes(), f"{id} came back as something else"
+            copy.unlink()
+        return len(self.sent), len(read)
+
+
+class Cluster:
+    def __init__(self, node, manifests):
+        self.node, self.manifests, self.number = node, manifests, 0
+        self.running = {}
+        for workload in manifests.workloads():
+            pods = [self.start(workload, n) for n in range(manifests.replicas(workload))]
+            self.running[self.key(workload)] = pods
+        for pods in self.running.values():
+            for pod in pods:
+                pod.wait_ready()
+
+    @staticmethod
+    def key(workload):
+        return workload["metadata"]["namespace"], workload["metadata"]["name"]
+
+    def start(self, workload, ordinal):
+        self.number += 1
+        namespace, name = self.key(workload)
+        stays = workload["kind"] == "StatefulSet"
+        short = namespace.removeprefix("sluice-")
+        pod = Pod(self.node, self.manifests, workload, f"{short}-{name}-{ordinal if stays else f'r{self.number}'}",
+                  self.node.address(namespace))
+        pod.start()
+        return pod
+
+    def restart(self, workload):
+        """A rolling restart, as the controller of the workload does it."""
+        pods = self.running[self.key(workload)]
+        for ordinal, old in enumerate(list(pods)):
+            if workload["kind"] == "StatefulSet":
+                took = old.terminate()
+                pods[ordinal] = self.start(workload, ordinal)
+                pods[ordinal].wait_ready()
+            else:
+                rolling = workload["spec"]["strategy"]["rollingUpdate"]
+                assert rolling == {"maxUnavailable": 0, "maxSurge": 1}
+                pods[ordinal] = self.start(workload, ordinal)
+                pods[ordinal].wait_ready()
+                took = old.terminate()
+            print(f"  {old.name} ended in order after {took:.1f} s; {pods[ordinal].name} is ready", flush=True)
+            self.node.check()
+
+
+def cannot_connect(node, address, port):
+    """Whether a client is kept from a port."""
+    script = f"import socket; socket.create_connection(('{address}', {port}), timeout=1)"
+    return node.command("client", [sys.executable, "-c", script]).wait() != 0
+
+
+def check_policies(node, cluster):
+    """Clients reach edges and nothing else; whoever reads metrics reaches every admin port."""
+    for pods in cluster.running.values():
+        for pod in pods:
+            public = {p["targetPort"] for s in node.manifests.of("Service", pod.namespace)
+                      if s["spec"].get("type") == "LoadBalancer" and pod in node.endpoints(s) and s["metadata"]["name"] == "edge"
+                      for p in s["spec"]["ports"]}
+            for name, port in pod.ports.items():
+                kept_out = cannot_connect(node, pod.address, port)
+                assert kept_out != (name in public), f"{pod.name}: a client and port {name}: kept out is {kept_out}"
+            url = f"http://{pod.address}:{pod.ports['admin']}/metrics"
+            script = f"import urllib.request; print(urllib.request.urlopen('{url}', timeout=5).read().decode())"
+            reader = node.command("prometheus", [sys.executable, "-c", script])
+            text, errors = reader.communicate(timeout=10)
+            assert "sluice_build_info" in text, errors
+
+
+CALL = """
+import os, sys
+os.environ["GRPC_DNS_RESOLVER"] = "native"
+import grpc
+credentials = grpc.ssl_channel_credentials(open(sys.argv[1], 'rb').read())
+with grpc.secure_channel(sys.argv[2], credentials) as channel:
+    print(channel.unary_unary('/grpc.health.v1.Health/Check')(b'', timeout=10))
+"""
+
+
+def check_seen(node, cluster, load):
+    """A call over gRPC, and what Prometheus sees."""
+    for url in load.urls:
+        at = url.removeprefix("https://")
+        process = node.command("client", [sys.executable, "-c", CALL, str(load.home / "keys/ca.pem"), at])
+        out, errors = process.communicate(timeout=30)
+        assert process.returncode == 0, errors
+    pods = [pod for pods in cluster.running.values() for pod in pods]
+    prometheus = Prometheus(node, pods)
+    try:
+        prometheus.wait()
+        until = time.monotonic() + 60
+        while len({size for _, path in load.sent if (size := path.stat().st_size)}) < len(SIZES):
+            assert time.monotonic() < until and not load.failed, load.failed
+            time.sleep(0.2)
+        # A rate is there once two scrapes have seen it.
+        while True:
+            try:
+                queries, alerts = check(prometheus, ROOT)
+                break
+            except AssertionError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.5)
+        print(f"  {queries} queries of the dashboard answered, {alerts} alerts have their metrics", flush=True)
+    finally:
+        prometheus.stop()
+
+
+def check_cluster(binary, overlays):
+    manifests = Manifests(*(overlay(name) for name in overlays))
+    with tempfile.TemporaryDirectory(prefix="sluice-kubernetes-") as directory:
+        home = pathlib.Path(directory)
+        # Whoever runs as another user must get to what is theirs.
+        home.chmod(0o755)
+        image = home / "image"
+        run(ROOT / "k8s" / "image", image, binary)
+        keys = home / "keys"
+        run(binary, "admin", "key", "make", keys, "--cluster", "prod", "--dc", "dc-a", "--dc", "dc-b")
+        run(binary, "admin", "token", "mint", "--keys", keys / "authority", "--tenant", "7", "--out", home / "token")
+        node = Node(home, image, manifests, secrets(ROOT / "k8s" / "secret", keys, manifests))
+        node.outsider("client", "clients")
+        node.outsider("prometheus", "monitoring")
+        began = time.monotonic()
+        cluster = Cluster(node, manifests)
+        try:
+            count = sum(len(pods) for pods in cluster.running.values())
+            print(f"{' + '.join(overlays)}: {count} processes are ready after {time.monotonic() - began:.1f} s", flush=True)
+            check_policies(node, cluster)
+            urls = [f"https://{name.removeprefix('sluice-')}.edge.prod.sluice:8443" for name in manifests.namespaces()]
+            load = Load(node, binary, home, urls)
+            check_seen(node, cluster, load)
+            for workload in manifests.workloads():
+                cluster.restart(workload)
+            sent, read = load.finish()
+            assert sent > 2 * CLIENTS, f"only {sent} uploads"
+            print(f"  {sent} uploads, none failed; {read} were read back, and equal", flush=True)
+        finally:
+            for pods in cluster.running.values():
+                for pod in pods:
+                    pod.terminating = True
+                    pod.process.kill()
+                    pod.process.wait()
+        node.check()
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    arguments.add_argument("--manifests", action="store_true")
+    arguments.add_argument("--binary", type=pathlib.Path)
+    arguments.add_argument("--overlay", action="append", default=[])
+    arguments = arguments.parse_args()
+    check_manifests()
+    if not arguments.manifests:
+        check_cluster(arguments.binary.resolve(), arguments.overlay)
+    print("passed")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Manifests, rendered by the real kustomize and read as they are."""
+
+import subprocess
+
+import kubernetes_validate
+import yaml
+
+# The oldest version whose API has everything that is used (a preStop that sleeps is there by default since 1.30).
+VERSION = "1.30"
+
+# Their schemas are not Kubernetes' own; only an API server with the operator could check them.
+FOREIGN = {"ServiceMonitor", "PrometheusRule"}
+
+
+def render(overlay):
+    done = subprocess.run(["kubectl", "kustomize", overlay], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [found for found in yaml.safe_load_all(done.stdout) if found]
+
+
+def key(found):
+    return (found["metadata"].get("namespace", ""), found["kind"], found["metadata"]["name"])
+
+
+def matches(selector, labels):
+    assert not set(selector) - {"matchLabels"}, f"a selector that this does not understand: {selector}"
+    return all(labels.get(name) == value for name, value in selector.get("matchLabels", {}).items())
+
+
+class Manifests:
+    """What some overlays make together."""
+
+    def __init__(self, *overlays):
+        self.all = [found for overlay in overlays for found in render(overlay)]
+        keys = [key(found) for found in self.all]
+        assert len(set(keys)) == len(keys), "something is there twice"
+
+    def of(self, kind, namespace=None):
+        return [
+            found
+            for found in self.all
+            if found["kind"] == kind and namespace in (None, found["metadata"].get("namespace"))
+        ]
+
+    def named(self, kind, namespace, name):
+        (found,) = [found for found in self.of(kind, namespace) if found["metadata"]["name"] == name]
+        return found
+
+    def namespaces(self):
+        return [found["metadata"]["name"] for found in self.of("Namespace")]
+
+    def workloads(self, namespace=None):
+        return self.of("StatefulSet", namespace) + self.of("Deployment", namespace)
+
+    def replicas(self, workload):
+        """How many processes it begins with: what its autoscaler says, if it has one."""
+        for scaler in self.of("HorizontalPodAutoscaler", workload["metadata"]["namespace"]):
+            target = scaler["spec"]["scaleTargetRef"]
+            if (target["kind"], target["name"]) == (workload["kind"], workload["metadata"]["name"]):
+                return scaler["spec"]["minReplicas"]
+        return workload["spec"]["replicas"]
+
+    def check(self):
+        """Checks all of it against the published schemas, and what these cannot know."""
+        unchecked = []
+        for found in self.all:
+            if found["kind"] in FOREIGN:
+                unchecked.append("/".join(key(found)))
+            else:
+                kubernetes_validate.validate(found, VERSION, strict=True)
+        for name in self.namespaces():
+            labels = self.named("Namespace", None, name)["metadata"]["labels"]
+            assert labels["pod-security.kubernetes.io/enforce"] == "restricted"
+            denied = [policy for policy in self.of("NetworkPolicy", name) if policy["spec"]["podSelector"] == {}]
+            assert any(set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"} and not
+                       ({"ingress", "egress"} & set(policy["spec"])) for policy in denied), "nothing is denied"
+        for workload in self.workloads():
+            self.check_workload(workload)
+        for kind in ("Service", "PodDisruptionBudget", "NetworkPolicy"):
+            for found in self.of(kind):
+                self.check_selection(found)
+        for monitor in self.of("ServiceMonitor"):
+            wanted = monitor["spec"]["selector"]
+            services = [s for s in self.of("Service", monitor["metadata"]["namespace"])
+                        if matches(wanted, s["metadata"]["labels"])
+                        and any(port["name"] == "admin" for port in s["spec"]["ports"])]
+            selected = {tuple(s["spec"]["selector"].items()) for s in services}
+            assert len(selected) == len(services) == len(self.workloads(monitor["metadata"]["namespace"]))
+        return unchecked
+
+    def check_workload(self, workload):
+        namespace, name = workload["metadata"]["namespace"], workload["metadata"]["name"]
+        spec = workload["spec"]["template"]["spec"]
+        (container,) = spec["containers"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        within = container["securityContext"]
+        assert within["readOnlyRootFilesystem"] and within["allowPrivilegeEscalation"] is False
+        assert within["capabilities"] == {"drop": ["ALL"]}
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert container[probe]["httpGet"]["port"] == "admin"
+        stop = int(container["args"][container["args"].index("--stop-within") + 1].removesuffix("s"))
+        pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        # A chunk takes 80 s at the most.
+        assert 80 < stop and stop + pause < spec["terminationGracePeriodSeconds"]
+        assert container["resources"]["requests"] and container["resources"]["limits"]
+        for volume in spec["volumes"]:
+            if "configMap" in volume:
+                self.named("ConfigMap", namespace, volume["configMap"]["name"])
+            else:
+                assert volume["secret"]["secretName"].startswith("sluice-keys-")
+        assert not self.of("Secret"), "secrets are referred to, and not in here"
+        labels = workload["spec"]["template"]["metadata"]["labels"]
+        assert matches(workload["spec"]["selector"], labels)
+        budgets = [b for b in self.of("PodDisruptionBudget", namespace) if matches(b["spec"]["selector"], labels)]
+        assert len(budgets) == 1, f"{name} has {len(budgets)} budgets"
+        assert self.replicas(workload) >= 1
+        if workload["kind"] == "Deployment":
+            assert self.replicas(workload) > 1 and spec["topologySpreadConstraints"]
+
+    def check_selection(self, found):
+        """Whatever selects something, and names a port of it, finds it."""
+        namespace, spec = found["metadata"]["namespace"], found["spec"]
+        templates = [workload["spec"]["template"] for workload in self.workloads(namespace)]
+        if found["kind"] == "Service":
+            selector = {"matchLabels": spec["selector"]}
+            ports = [port["targetPort"] for port in spec["ports"]]
+        elif found["kind"] == "PodDisruptionBudget":
+            selector, ports = spec["selector"], []
+        else:
+            selector = spec["podSelector"]
+            ports = [port["port"] for rule in spec.get("ingress", []) for port in rule.get("ports", [])]
+        selected = [t for t in templates if matches(selector, t["metadata"]["labels"])]
+        assert selected, f"{key(found)} selects nothing"
+        for port in ports:
+            for template in selected:
+                names = {p["name"] for p in template["spec"]["containers"][0]["ports"]}
+                assert port in names, f"{key(found)}: {template['metadata']['labels']} has no port {port}"
