@@ -152,9 +152,11 @@ class Datacenter(pb_grpc.PeerServicer):
         hello = next(frames).hello
         if hello.dc != self.peer:
             context.abort(grpc.StatusCode.PERMISSION_DENIED, "the certificate is another datacenter's")
-        if hello.incarnation < self.seen:
+        seen = self.seen
+        self.seen = max(seen, hello.incarnation)
+        yield pb.LinkFrame(hello=pb.Hello(dc=self.me, incarnation=self.incarnation, seen=seen))
+        if hello.incarnation < seen:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "a newer incarnation has spoken")
-        yield pb.LinkFrame(hello=pb.Hello(dc=self.me, incarnation=self.incarnation, seen=self.seen))
         for frame in frames:
             data = frame.commands
             if not data or len(data) % 160 or len(data) > 64 * 160:
@@ -213,6 +215,9 @@ class Datacenter(pb_grpc.PeerServicer):
             self.say(c.ROOT, id, aux=epoch, home=home, a=size, digest=root)
         if self.me in ledger.assembled:
             self._say_assembled(id, 0)
+        if ledger.assembled_at(self.peer):
+            fields = {"aux": ledger.assembled[self.peer], "home": self.peer, "a": ledger.size}
+            self.say(c.ASSEMBLED, id, digest=ledger.root, **fields)
         if ledger.conflict:
             start, level, root, found_by = ledger.conflict
             self.say(c.CONFLICT, id, aux=level, home=found_by, a=start, digest=root)
@@ -325,6 +330,8 @@ class Datacenter(pb_grpc.PeerServicer):
 
     def _fact(self, said, of_it):
         file = self.files.get(said.file) or File()
+        if said.kind == c.ASSEMBLED and said.home == self.me and not self._reminded(said, file):
+            return
         before = file.ledger.state(), file.ledger.claim
         if not file.ledger.take(said):
             return
@@ -337,6 +344,19 @@ class Datacenter(pb_grpc.PeerServicer):
         if before[0] == "unheard" and said.file in self.asked_in_vain:
             self.asked_in_vain.discard(said.file)
         self.work.put(said.file)
+
+    def _reminded(self, said, file):
+        """The peer believes that the file is assembled here; whether that may be acknowledged."""
+        ledger, claim = file.ledger, (said.aux, said.home)
+        if ledger.drop:
+            return True
+        if ledger.claim is None or ledger.claim < claim or not ledger.metas:
+            return False
+        if ledger.claim == claim and not file.published:
+            record, tenant = ledger.metas[0]
+            size = names.UNKNOWN_SIZE if ledger.size is None else ledger.size
+            self._own(said.file, c.META, aux=said.aux + 1, home=self.me, a=size, b=tenant, digest=record)
+        return True
 
     # What takes time
 

@@ -13,6 +13,7 @@ mod cluster;
 mod connections;
 mod kubernetes;
 mod local;
+mod lost_disk;
 mod pipe;
 mod processes;
 mod reload;

@@ -96,6 +96,13 @@ impl Site {
         (Running(child), serde_json::from_str(&line).unwrap_or_default())
     }
 
+    /// The value of one of a datacenter's metrics, named with its labels.
+    pub(crate) async fn metric(&self, dc: usize, name: &str) -> Option<i64> {
+        let url = format!("http://{}/metrics", self.ports[dc].admin.address());
+        let text = reqwest::get(url).await.unwrap().text().await.unwrap();
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    }
+
     pub(crate) fn run(&self, url: usize, args: &[&str]) -> Ended {
         self.home.command(&[args, &["--url", &self.urls[url]]].concat()).output().unwrap().into()
     }

@@ -268,6 +268,15 @@ fn end_of(world: &World, id: FileId) -> Result<Option<FileState>, String> {
         let orphans = !silent && live.iter().any(|dc| dc.disk.files.contains_key(&id));
         return if orphans { Err(format!("orphans of {} remain", short(id))) } else { Ok(None) };
     }
+    // What is said to be assembled is so, unless its home is gone and cannot be asked any more.
+    let home_of = |dc: &super::world::Dc| dc.agg.as_ref()?.standing(id).1;
+    let is_away = |home: DcId| world.dcs.get(&home).is_none_or(|dc| dc.gone);
+    let nobody = !world.dcs.values().any(|dc| dc.disk.files.get(&id).is_some_and(|f| f.published.is_some()));
+    let says = |dc: &&&super::world::Dc| states[&dc.id] == FileState::Assembled;
+    let liar = live.iter().filter(says).find(|dc| home_of(dc).is_none_or(|home| !is_away(home)));
+    if let Some(liar) = liar.filter(|_| nobody) {
+        return Err(format!("{} says that {} is assembled, and nobody has it", dc_name(liar.id), short(id)));
+    }
     if (client.done || client.plan == Plan::Contradict) && !can_finish(world, id) {
         return Ok(None);
     }

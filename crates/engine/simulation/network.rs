@@ -1,6 +1,6 @@
 //! The network: loses, doubles, delays and reorders commands, and finds out who reaches whom.
 
-use sluice_engine::aggregator::{Aggregator, NodeEvent, NodeMemory};
+use sluice_engine::aggregator::{Greeting, NodeEvent};
 use sluice_engine::command::{Command, Statement};
 use sluice_engine::ids::{DcId, Incarnation};
 
@@ -57,21 +57,7 @@ impl World {
         let reach = self.reaches(a, b);
         let linked = self.dcs[&a].links.contains(&b);
         if reach && !linked {
-            let agg = |id: DcId| self.dcs[&id].agg.as_ref();
-            let memory = |id: DcId| NodeMemory::from_bytes(&self.dcs[&id].disk.node).expect("undamaged");
-            if let Some(theirs) = agg(b).map(Aggregator::incarnation) {
-                let mut seen_of_me = memory(b).seen.get(&a).copied().unwrap_or(Incarnation::new(0));
-                if !self.calm && self.random.chance(1) {
-                    // Somebody spoke in our name.
-                    let mine = agg(a).map_or(0, |agg| agg.incarnation().number());
-                    seen_of_me = Incarnation::new(mine + self.random.below(3) as u32);
-                }
-                if let Some(dc) = self.dcs.get_mut(&a) {
-                    dc.links.insert(b);
-                }
-                self.note(|| format!("{} reaches {}", dc_name(a), dc_name(b)));
-                self.feed(a, NodeEvent::LinkUp { peer: b, incarnation: theirs, seen_of_me });
-            }
+            self.feed(a, NodeEvent::Dial { peer: b });
         } else if !reach && linked {
             if let Some(dc) = self.dcs.get_mut(&a) {
                 dc.links.remove(&b);
@@ -82,6 +68,38 @@ impl World {
         if !self.dcs[&a].gone {
             let delay = 200 + self.random.below(800);
             self.schedule(delay, Todo::Hello(a, b));
+        }
+    }
+
+    /// `b` hears the hello of `a`, who dialled.
+    pub fn greet(&mut self, a: DcId, b: DcId, greeting: Greeting) {
+        if self.reaches(a, b) {
+            let Greeting { incarnation, seen } = greeting;
+            self.feed(b, NodeEvent::Hello { peer: a, incarnation, seen_of_me: seen });
+        }
+    }
+
+    /// `a`, who dialled `b`, hears the answer, and is hung up on unless it is welcome.
+    pub fn answer(&mut self, a: DcId, b: DcId, mut greeting: Greeting, welcome: bool) {
+        // A connection may break after the hello and before the answer.
+        if !self.reaches(a, b) || (!self.calm && self.random.chance(2)) {
+            self.note(|| format!("{} hears no answer of {}", dc_name(a), dc_name(b)));
+            return;
+        }
+        if !self.calm && self.random.chance(1) {
+            // Somebody spoke in its name.
+            let mine = self.dcs[&a].agg.as_ref().map_or(0, |agg| agg.incarnation().number());
+            greeting.seen = Incarnation::new(mine + self.random.below(3) as u32);
+        }
+        let how = if welcome { "reaches" } else { "is hung up on by" };
+        self.note(|| format!("{} {how} {}", dc_name(a), dc_name(b)));
+        if let Some(dc) = self.dcs.get_mut(&a) {
+            dc.links.insert(b);
+        }
+        let Greeting { incarnation, seen } = greeting;
+        self.feed(a, NodeEvent::LinkUp { peer: b, incarnation, seen_of_me: seen });
+        if !welcome && self.dcs.get_mut(&a).is_some_and(|dc| dc.links.remove(&b)) {
+            self.feed(a, NodeEvent::LinkDown { peer: b });
         }
     }
 }

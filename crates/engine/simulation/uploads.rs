@@ -262,11 +262,17 @@ impl World {
         let (id, shape) = (client.id, client.shape);
         let mut missing: Option<Vec<u64>> = None;
         let mut over = false;
-        for dc in self.alive() {
+        let alive = self.alive();
+        for dc in alive.iter().copied() {
             self.awake(dc, id);
             let Some(file) = self.dcs[&dc].agg.as_ref().and_then(|agg| agg.file(id)) else { continue };
             match file.state() {
-                FileState::Assembled | FileState::Conflict | FileState::Dropped => over = true,
+                // Who is asked asks the home, if that can be reached: it may have lost its copy.
+                FileState::Assembled => {
+                    let home = file.ledger().claim().map(|claim| claim.home);
+                    over |= home.is_none_or(|home| home == dc || !alive.contains(&home));
+                }
+                FileState::Conflict | FileState::Dropped => over = true,
                 FileState::Receiving | FileState::Complete => {
                     // The home knows best; without it, what the reachable ones hold together counts.
                     let home = file.ledger().claim().map(|claim| claim.home);

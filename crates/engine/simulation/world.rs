@@ -363,11 +363,11 @@ impl World {
                 return;
             }
             Effect::Send(command) => return self.send(command),
+            Effect::Hello { peer, greeting } => return self.greet(id, peer, greeting),
+            Effect::Answer { peer, greeting, welcome } => return self.answer(peer, id, greeting, welcome),
             Effect::CloseLink(peer) => {
-                dc.links.remove(&peer);
-                // The other end sees it, and says hello again.
-                if self.dcs.get_mut(&peer).is_some_and(|dc| dc.links.remove(&id)) {
-                    self.feed(peer, NodeEvent::LinkDown { peer: id });
+                if dc.links.remove(&peer) {
+                    self.feed(id, NodeEvent::LinkDown { peer });
                 }
                 return;
             }

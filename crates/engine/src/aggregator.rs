@@ -36,6 +36,7 @@ pub use effect::Effect;
 pub use event::{Event, NodeEvent, PullOutcome, RecordSummary, StoredFile};
 pub use memory::{FileMemory, MemoryError, NodeMemory};
 pub use overview::Backlog;
+pub use peer::Greeting;
 pub use whole::MeetsWhole;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -136,6 +137,16 @@ impl File {
         self.ledger.state()
     }
 
+    /// Where the file stands for whoever wants to send or to read it. What is complete stays so, whatever was lost since;
+    /// but the home that knows of chunks which nobody has is receiving them again.
+    pub fn standing(&self, me: DcId) -> FileState {
+        let is_home = self.ledger.claim().is_some_and(|claim| claim.home == me);
+        match self.state() {
+            FileState::Complete if is_home && !self.ledger.union().is_whole() => FileState::Receiving,
+            state => state,
+        }
+    }
+
     /// Asks to be looked at again at `at`, or earlier.
     fn wake_at(&mut self, at: Timestamp) {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
@@ -206,8 +217,12 @@ impl Aggregator {
     pub fn handle(&mut self, event: NodeEvent, now: Timestamp) -> Vec<Effect> {
         let event = if self.parks(&event, now) { NodeEvent::Tick } else { event };
         match event {
+            NodeEvent::Dial { peer } => self.dial(peer),
+            NodeEvent::Hello { peer, incarnation, seen_of_me } => {
+                self.hello(peer, Greeting { incarnation, seen: seen_of_me }, now);
+            }
             NodeEvent::LinkUp { peer, incarnation, seen_of_me } => {
-                self.link_up(peer, incarnation, seen_of_me, now);
+                self.link_up(peer, Greeting { incarnation, seen: seen_of_me }, now);
             }
             NodeEvent::LinkDown { peer } => self.link_down(peer, now),
             NodeEvent::File(id, event) => {

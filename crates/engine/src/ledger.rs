@@ -46,7 +46,7 @@ pub enum FileState {
     Receiving,
     /// Every chunk is somewhere, and they merge to one root.
     Complete,
-    /// A home has the whole file.
+    /// The home has the whole file.
     Assembled,
     /// Contradicting facts exist.
     Conflict,
@@ -435,7 +435,10 @@ impl Ledger {
         } else if contradicted {
             FileState::Conflict
         } else if self.roots.first().is_some() {
-            if self.assembled.is_empty() { FileState::Complete } else { FileState::Assembled }
+            match self.claim {
+                Some(claim) if self.is_assembled_at(claim.home) => FileState::Assembled,
+                Some(_) | None => FileState::Complete,
+            }
         } else if self.conflict.is_some() {
             FileState::Conflict
         } else if self.metas.first().is_some() {
@@ -489,7 +492,14 @@ impl Ledger {
         if self.roots.is_contradicted() { None } else { self.roots.first().map(|(root, _)| root) }
     }
 
-    /// The claim under which a datacenter said that it assembled the file.
+    /// Whether a datacenter is the home, and said that it assembled the file since it claimed it last. A home that lost
+    /// its copy claims the file again, and what it said before counts no more.
+    pub fn is_assembled_at(&self, dc: DcId) -> bool {
+        let claim = self.claim.filter(|claim| claim.home == dc);
+        claim.is_some_and(|claim| self.assembled_by(dc) >= Some(claim))
+    }
+
+    /// The highest claim under which a datacenter said that it assembled the file.
     pub fn assembled_by(&self, dc: DcId) -> Option<Claim> {
         self.assembled.get(&dc).copied()
     }

@@ -18,6 +18,10 @@ pub enum Rule {
     RetractFreed,
     /// A confirmation counts only from a claim above the asker's own (design, step 7).
     HigherClaim,
+    /// Whoever hears that a higher incarnation of itself has spoken becomes one above it (hello).
+    ExceedSeen,
+    /// A home that is believed to have a file which it does not have claims it again.
+    ClaimAgain,
 }
 
 /// Which rules are in force.

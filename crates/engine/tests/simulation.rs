@@ -67,3 +67,13 @@ fn not_retracting_what_was_freed_is_noticed() {
 fn freeing_to_a_lower_claim_is_noticed() {
     is_noticed(Rule::HigherClaim);
 }
+
+#[test]
+fn not_exceeding_what_a_peer_has_seen_is_noticed() {
+    is_noticed(Rule::ExceedSeen);
+}
+
+#[test]
+fn not_claiming_again_what_was_lost_is_noticed() {
+    is_noticed(Rule::ClaimAgain);
+}

@@ -113,6 +113,8 @@ pub(crate) async fn carry(service: Arc<AggregatorService>, effect: Effect) {
         | Effect::PersistNode(..)
         | Effect::RaiseGenerations(..)
         | Effect::Send(..)
+        | Effect::Hello { .. }
+        | Effect::Answer { .. }
         | Effect::CloseLink(..)
         | Effect::Drop(..)
         | Effect::Changed(..)

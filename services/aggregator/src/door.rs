@@ -3,9 +3,11 @@
 //! A connection is a datacenter's by its certificate, and a command another's only by its signature. Accepting,
 //! every connection and every stream are tasks of the datacenter: a kill drops them all.
 
+use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +18,7 @@ use sluice_engine::aggregator::NodeEvent;
 use sluice_engine::command::{COMMAND_LEN, Command};
 use sluice_engine::context::SignedContext;
 use sluice_engine::geometry::ChunkIndex;
-use sluice_engine::ids::{ClientFileId, DcId, FileId};
+use sluice_engine::ids::{ClientFileId, DcId, FileId, Incarnation};
 use sluice_engine::limits::UNIT_CHUNKS;
 use sluice_engine::span::Place;
 use sluice_node::budget::Concurrency;
@@ -25,12 +27,12 @@ use sluice_node::shutdown::Shutdown;
 use sluice_node::tls;
 use sluice_proto::peer::peer_server::{self, PeerServer};
 use sluice_proto::peer::{
-    ChunkPiece, ChunksRequest, Hello, LinkFrame, LocateReply, LocateRequest, RecordReply, RecordRequest,
+    ChunkPiece, ChunksRequest, LinkFrame, LocateReply, LocateRequest, RecordReply, RecordRequest,
     StatusReply, StatusRequest, ValuesReply, ValuesRequest,
 };
 use sluice_proto::problem::{Problem, Refusal};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_stream::wrappers::ReceiverStream;
@@ -38,14 +40,18 @@ use tonic::{Request, Response, Status, Streaming};
 use tower::ServiceExt;
 use tracing::{debug, warn};
 
+use crate::ledgers::Greeted;
 use crate::refusal::{of_store, to_status};
-use crate::{AggregatorError, AggregatorService, bulk};
+use crate::{AggregatorError, AggregatorService, bulk, links};
 
 /// Connections at once: each peer has two, and restarts overlap.
 const MAX_CONNECTIONS: usize = 4 * sluice_engine::limits::MAX_DCS;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a link may take to begin with a hello.
+const GREETING: Duration = Duration::from_secs(5);
 
 /// Bytes in one frame of chunk data.
 const PIECE: usize = 256 << 10;
@@ -81,6 +87,20 @@ impl Listener {
 /// Whose connection a request came over.
 #[derive(Clone, Copy)]
 struct Caller(DcId);
+
+/// Who speaks for each peer: of several links the last one that was welcome. A process that was cloned, or whose end nobody
+/// has noticed yet, is not heard beside it.
+#[derive(Debug, Default)]
+pub(crate) struct Speakers(Mutex<BTreeMap<DcId, oneshot::Sender<Infallible>>>);
+
+impl Speakers {
+    /// Makes room for a link; the earlier one is told by this that it is over.
+    fn replace(&self, peer: DcId) -> oneshot::Receiver<Infallible> {
+        let (speaker, replaced) = oneshot::channel();
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(peer, speaker);
+        replaced
+    }
+}
 
 /// Answers peers until the datacenter stops.
 pub(crate) fn serve(service: Arc<AggregatorService>, listener: Listener, config: Arc<ServerConfig>) {
@@ -175,37 +195,42 @@ impl peer_server::Peer for Door {
     ) -> Result<Response<Self::LinkStream>, Status> {
         let from = caller(&request)?;
         let mut frames = request.into_inner();
-        let hello = frames.message().await?.and_then(|frame| frame.hello);
+        let first = tokio::time::timeout(GREETING, frames.message()).await;
+        let first = first.map_err(|_| malformed("no hello came in time"))??;
+        let hello = first.and_then(|frame| frame.hello);
         let hello = hello.ok_or_else(|| malformed("a link begins with a hello"))?;
         if hello.dc != u32::from(from.number()) {
             let detail = "the certificate is another datacenter's";
             return Err(to_status(&Refusal::new(Problem::Forbidden, detail)));
         }
-        let asked =
-            self.service.ledgers.ask(move |aggregator| (aggregator.incarnation(), aggregator.seen(from)));
-        let (incarnation, seen) = asked.await.map_err(|refusal| to_status(&refusal))?;
-        if hello.incarnation < seen.number() {
-            let detail = "a newer incarnation of this datacenter has spoken";
-            return Err(to_status(&Refusal::new(Problem::Precondition, detail)));
-        }
-        let answer = LinkFrame {
-            hello: Some(Hello {
-                dc: u32::from(self.service.parts.dc.number()),
-                incarnation: incarnation.number(),
-                seen: seen.number(),
-            }),
-            commands: Bytes::new(),
+        let heard = NodeEvent::Hello {
+            peer: from,
+            incarnation: Incarnation::new(hello.incarnation),
+            seen_of_me: Incarnation::new(hello.seen),
         };
-        // Holds the hello; stays open for as long as the link does.
-        let (sender, receiver) = mpsc::channel(1);
+        let greeted = self.service.ledgers.greet(heard).await;
+        let Greeted { greeting, welcome } = greeted.map_err(|refusal| to_status(&refusal))?;
+        let answer = links::hello(self.service.parts.dc, greeting);
+        // Holds the hello, and perhaps a refusal; stays open for as long as the link does.
+        let (sender, receiver) = mpsc::channel(2);
         sender.send(Ok(answer)).await.map_err(|_| Status::cancelled("gone"))?;
+        if !welcome {
+            warn!(peer = %from, incarnation = hello.incarnation, seen = %greeting.seen, "an older incarnation calls");
+            let detail = "a newer incarnation of this datacenter has spoken";
+            let refusal = to_status(&Refusal::new(Problem::Precondition, detail));
+            sender.send(Err(refusal)).await.map_err(|_| Status::cancelled("gone"))?;
+            return Ok(Response::new(Box::pin(ReceiverStream::new(receiver))));
+        }
+        let mut replaced = self.service.speakers.replace(from);
         let (service, tasks) = (self.service.clone(), self.tasks.clone());
         self.tasks.spawn(async move {
             let _open = sender;
             loop {
                 tokio::select! {
-                    // Whoever speaks would go on for ever: the end of our silence tells it that we stop.
+                    // Whoever speaks would go on for ever: the end of our silence tells it that we stop, or that somebody
+                    // else has called in its name.
                     () = tasks.draining() => return,
+                    _ = &mut replaced => return,
                     frame = frames.message() => match frame {
                         Ok(Some(frame)) => take_commands(&service, from, &frame.commands).await,
                         Ok(None) | Err(_) => return,

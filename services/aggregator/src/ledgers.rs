@@ -5,17 +5,17 @@
 //! (`carry.rs`) and come back as events. The task ends when its datacenter drains and nothing waits any more, or is
 //! killed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_engine::aggregator::{Aggregator, Effect, Event, FileMemory, NodeEvent};
-use sluice_engine::ids::{FileId, TenantId, Timestamp};
+use sluice_engine::aggregator::{Aggregator, Effect, Event, FileMemory, Greeting, NodeEvent};
+use sluice_engine::ids::{FileId, Incarnation, TenantId, Timestamp};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::{Advice, ChunkStore, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
-use tracing::{debug, error};
+use tracing::{debug, error, warn};
 
 use crate::{AggregatorError, AggregatorService, carry, refusal};
 
@@ -38,10 +38,18 @@ type Question = Box<dyn FnOnce(&Aggregator) + Send>;
 pub(crate) enum Input {
     /// An event, and whom to tell once its effects are durable, or why they are not.
     Event(Box<NodeEvent>, Option<Settled>),
+    /// The beginning of a link, and who waits for what is to be said at it.
+    Greet(Box<NodeEvent>, oneshot::Sender<Greeted>),
     /// A question.
     Ask(Question),
     /// Say when what is known of a file changes.
     Watch(FileId, oneshot::Sender<()>),
+}
+
+/// What to say at the beginning of a link, and whether the other may speak.
+pub(crate) struct Greeted {
+    pub(crate) greeting: Greeting,
+    pub(crate) welcome: bool,
 }
 
 /// Whoever waits until what is known of a file is durable.
@@ -86,6 +94,14 @@ impl Ledgers {
         let _ = self.send(Input::Event(Box::new(event), None)).await;
     }
 
+    /// Begins a link with [`NodeEvent::Dial`] or [`NodeEvent::Hello`]; returns what to say, once the incarnation that
+    /// says it is durable.
+    pub(crate) async fn greet(&self, event: NodeEvent) -> Result<Greeted, Refusal> {
+        let (sender, greeted) = oneshot::channel();
+        self.send(Input::Greet(Box::new(event), sender)).await?;
+        greeted.await.map_err(|_| refusal::stopping())
+    }
+
     /// Asks the engine.
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
@@ -116,6 +132,10 @@ pub(crate) struct LedgerTask {
     now: Box<dyn Fn() -> Timestamp + Send>,
     waiters: HashMap<FileId, Vec<oneshot::Sender<()>>>,
     waiting: usize,
+    /// Who waits for the greetings that the engine is about to give, in their order. As many as inputs in a batch.
+    greeting: VecDeque<oneshot::Sender<Greeted>>,
+    /// As whom it speaks.
+    incarnation: Incarnation,
     /// Files of which the store refused what must be remembered: until it takes it, a restart forgets it, so nobody is
     /// told that it is so.
     unkept: HashMap<FileId, Unkept>,
@@ -129,8 +149,18 @@ impl LedgerTask {
         service: Arc<AggregatorService>,
         now: Box<dyn Fn() -> Timestamp + Send>,
     ) -> Self {
-        let (waiters, unkept) = (HashMap::new(), HashMap::new());
-        Self { aggregator, inputs, service, now, waiters, waiting: 0, unkept, kept_at: Instant::now() }
+        Self {
+            incarnation: aggregator.incarnation(),
+            aggregator,
+            inputs,
+            service,
+            now,
+            waiters: HashMap::new(),
+            waiting: 0,
+            greeting: VecDeque::new(),
+            unkept: HashMap::new(),
+            kept_at: Instant::now(),
+        }
     }
 
     /// Applies the first effects: without its incarnation on disk, an aggregator must not speak.
@@ -186,6 +216,10 @@ impl LedgerTask {
                 effects.extend(self.aggregator.handle(*event, (self.now)()));
                 settled.extend(done);
             }
+            Input::Greet(event, waiter) => {
+                effects.extend(self.aggregator.handle(*event, (self.now)()));
+                self.greeting.push_back(waiter);
+            }
             Input::Ask(question) => question(&self.aggregator),
             Input::Watch(file, sender) => {
                 if self.waiting >= MAX_WAITERS {
@@ -210,6 +244,14 @@ impl LedgerTask {
                     self.keep(file, Unkept::Facts(memory)).await;
                 }
                 Effect::PersistNode(memory) => {
+                    if memory.incarnation > self.incarnation {
+                        self.incarnation = memory.incarnation;
+                        self.service.metrics.reincarnations.inc();
+                        warn!(
+                            incarnation = memory.incarnation.number(),
+                            "begins again: all that is held is said anew"
+                        );
+                    }
                     if let Err(failed) = store.put_state(&memory.to_bytes()).await {
                         error!(%failed, "the datacenter's incarnation could not be stored");
                     }
@@ -223,6 +265,8 @@ impl LedgerTask {
                     self.keep(file, Unkept::End(tenant, memory)).await;
                 }
                 Effect::Send(command) => self.service.links.send(&command),
+                Effect::Hello { greeting, .. } => self.greet(Greeted { greeting, welcome: true }),
+                Effect::Answer { greeting, welcome, .. } => self.greet(Greeted { greeting, welcome }),
                 Effect::CloseLink(peer) => self.service.links.close(peer),
                 Effect::Changed(file) => {
                     for waiter in self.waiters.remove(&file).unwrap_or_default() {
@@ -250,6 +294,13 @@ impl LedgerTask {
                     self.service.parts.tasks.spawn(carry::carry(service, effect));
                 }
             }
+        }
+    }
+
+    fn greet(&mut self, greeted: Greeted) {
+        if let Some(waiter) = self.greeting.pop_front() {
+            // Whoever dialled may have gone.
+            let _ = waiter.send(greeted);
         }
     }
 

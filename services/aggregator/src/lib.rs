@@ -165,6 +165,7 @@ pub struct AggregatorService {
     pub(crate) parts: AggregatorParts,
     pub(crate) ledgers: Ledgers,
     pub(crate) links: links::Links,
+    pub(crate) speakers: door::Speakers,
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) metrics: Arc<AggregatorMetrics>,
     pub(crate) units: locate::Units,
@@ -216,6 +217,7 @@ pub async fn start(
     let service = Arc::new_cyclic(|this| AggregatorService {
         this: this.clone(),
         links,
+        speakers: door::Speakers::default(),
         ledgers,
         catalogue,
         metrics,

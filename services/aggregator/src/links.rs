@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use hyper_util::rt::TokioIo;
-use sluice_engine::aggregator::NodeEvent;
+use sluice_engine::aggregator::{Greeting, NodeEvent};
 use sluice_engine::command::{COMMAND_LEN, Command};
 use sluice_engine::ids::{DcId, Incarnation};
 use sluice_engine::keys::SigningKey;
@@ -18,12 +18,14 @@ use sluice_proto::peer::peer_client::PeerClient;
 use sluice_proto::peer::{Hello, LinkFrame};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, info, warn};
 
+use crate::ledgers::Greeted;
 use crate::metrics::AggregatorMetrics;
 use crate::{AggregatorError, AggregatorParts, AggregatorService, PeerAddress};
 
@@ -191,6 +193,7 @@ async fn dial(service: Arc<AggregatorService>, peer: Arc<Peer>) {
     let mut pause = PAUSES.0;
     loop {
         let mut greeted = false;
+        let began = Instant::now();
         tokio::select! {
             () = service.parts.tasks.draining() => return,
             ended = link(&service, &peer, &mut greeted) => {
@@ -203,6 +206,9 @@ async fn dial(service: Arc<AggregatorService>, peer: Arc<Peer>) {
             info!(peer = %peer.name, "link lost");
             service.metrics.set_peer(&peer.name, false);
             service.ledgers.tell(NodeEvent::LinkDown { peer: peer.dc }).await;
+        }
+        // One that ends at once is dialled ever more slowly: perhaps two processes call in one name.
+        if greeted && began.elapsed() >= PAUSES.1 {
             pause = PAUSES.0;
         }
         // Up to half as much again, so that peers that lost each other do not dial in step.
@@ -218,13 +224,11 @@ async fn dial(service: Arc<AggregatorService>, peer: Arc<Peer>) {
 /// One link, from hello to its end.
 async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut bool) -> Result<(), String> {
     let (me, dc) = (service.parts.dc, peer.dc);
-    let asked = service.ledgers.ask(move |aggregator| (aggregator.incarnation(), aggregator.seen(dc)));
-    let (incarnation, seen) = asked.await.map_err(|error| error.to_string())?;
+    let greeted_with = service.ledgers.greet(NodeEvent::Dial { peer: dc }).await;
+    let Greeted { greeting, .. } = greeted_with.map_err(|error| error.to_string())?;
     let (frames, receiver) = mpsc::channel(FRAMES);
-    let hello = Hello { dc: u32::from(me.number()), incarnation: incarnation.number(), seen: seen.number() };
-    let first = LinkFrame { hello: Some(hello), commands: Bytes::new() };
-    frames.send(first).await.map_err(|_| "closed")?;
-    let greeting = async {
+    frames.send(hello(me, greeting)).await.map_err(|_| "closed")?;
+    let answered = async {
         let channel = peer
             .link
             .connect_with_connector(peer.connector.clone())
@@ -236,7 +240,7 @@ async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut 
         Ok::<_, String>((inbound, first.and_then(|frame| frame.hello).ok_or("no hello")?))
     };
     let (mut inbound, theirs) =
-        tokio::time::timeout(GREETING, greeting).await.map_err(|_| "no answer in time")??;
+        tokio::time::timeout(GREETING, answered).await.map_err(|_| "no answer in time")??;
     if theirs.dc != u32::from(dc.number()) {
         warn!(peer = %peer.name, says = theirs.dc, "a peer says that it is another datacenter");
         return Err("another datacenter answers".into());
@@ -245,8 +249,13 @@ async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut 
     *peer.outlet.lock().unwrap_or_else(PoisonError::into_inner) = Some(outlet);
     let number = peer.count.fetch_add(1, Ordering::Relaxed);
     *greeted = true;
-    info!(peer = %peer.name, number, "link up");
-    service.metrics.set_peer(&peer.name, true);
+    if theirs.seen > greeting.incarnation.number() {
+        // The engine becomes one above that; whatever it says as it was is not heard.
+        warn!(peer = %peer.name, mine = %greeting.incarnation, seen = theirs.seen, "a newer incarnation of this datacenter has spoken");
+    } else {
+        info!(peer = %peer.name, number, "link up");
+        service.metrics.set_peer(&peer.name, true);
+    }
     let up = NodeEvent::LinkUp {
         peer: dc,
         incarnation: Incarnation::new(theirs.incarnation),
@@ -273,6 +282,12 @@ async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut 
             }
         }
     }
+}
+
+/// The first frame of either side of a link.
+pub(crate) fn hello(me: DcId, Greeting { incarnation, seen }: Greeting) -> LinkFrame {
+    let hello = Hello { dc: u32::from(me.number()), incarnation: incarnation.number(), seen: seen.number() };
+    LinkFrame { hello: Some(hello), commands: Bytes::new() }
 }
 
 /// An error with what caused it.

@@ -71,6 +71,7 @@ pub struct AggregatorMetrics {
     scrub_bytes: Counter,
     pub(crate) scrub_passes: Counter,
     pub(crate) damaged_files: Gauge,
+    pub(crate) reincarnations: Counter,
     /// Asks the aggregator that runs now.
     ask: Mutex<Option<Ask>>,
 }
@@ -98,6 +99,7 @@ impl AggregatorMetrics {
             scrub_bytes: Counter::default(),
             scrub_passes: Counter::default(),
             damaged_files: Gauge::default(),
+            reincarnations: Counter::default(),
             ask: Mutex::default(),
         };
         metrics.register(|registry| {
@@ -126,6 +128,11 @@ impl AggregatorMetrics {
                 "sluice_served_bytes",
                 "Bytes of chunks that went to other datacenters",
                 this.served_bytes.clone(),
+            );
+            registry.register(
+                "sluice_reincarnations",
+                "Times that this process began again as a new incarnation: its disk is older than what a peer has heard of it",
+                this.reincarnations.clone(),
             );
             registry.register("sluice_peer_up", "Whether a peer can be reached", this.peer_up.clone());
             registry.register(

@@ -356,11 +356,12 @@ impl Slots for AggregatorService {
         let session = self.parts.access.require(context, Scope::Read)?;
         let file = FileId::derive(session.tenant, id);
         this.known(context, id, file).await?;
+        let me = self.parts.dc;
         let asked = self.look(file, move |aggregator| {
             let file = aggregator.file(file)?;
             // While the size is open, any chunk may be asked for.
             let shape = file.ledger().file().unwrap_or(Geometry::largest());
-            Some((file.state(), shape, file.ledger().root()))
+            Some((file.standing(me), shape, file.ledger().root()))
         });
         let (state, shape, root) = asked.await?.ok_or_else(Refusal::not_found)?;
         place.check(shape).map_err(no_such_place)?;
@@ -551,7 +552,7 @@ impl AggregatorService {
             self.ledgers.tell(NodeEvent::File(file, Event::Wanted)).await;
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(Refusal::new(Problem::Unavailable, "the file's metadata is on its way here"));
+                return Err(status::no_metadata());
             }
             changed(watch, left.min(Duration::from_millis(500))).await;
         }

@@ -64,7 +64,7 @@ fn facts(file: &File, me: DcId, damaged: &[Range<u64>]) -> Option<Facts> {
         (dc, ledger.chunks_held_by(dc), ranges.into_iter().map(pair).collect())
     });
     let mut holders: Vec<_> = holders.collect();
-    if let Some(copy) = ledger.best_copy()
+    if let Some(copy) = ledger.best_copy().filter(|copy| ledger.is_assembled_at(copy.home))
         && !holders.iter().any(|(dc, ..)| *dc == copy.home)
     {
         // Who assembled the file says so once, and not span by span.
@@ -80,7 +80,7 @@ fn facts(file: &File, me: DcId, damaged: &[Range<u64>]) -> Option<Facts> {
     }
     let lost: Vec<Range<u64>> = lost.iter().collect();
     Some(Facts {
-        state: file.state(),
+        state: file.standing(me),
         size: ledger.file(),
         conflict: ledger.conflict_reason(),
         home: claim.home,
@@ -141,7 +141,7 @@ impl AggregatorService {
                         sluice_engine::aggregator::Event::Wanted,
                     ))
                     .await;
-                Err(Refusal::new(Problem::Unavailable, "the file's metadata is on its way here"))
+                Err(no_metadata())
             }
             Some((_, true, None)) => Ok(None),
         }
@@ -290,12 +290,20 @@ fn no_record() -> Refusal {
     Refusal::new(Problem::Unavailable, "the file's metadata is not here")
 }
 
+/// The file is known, and not what it is called, for example. Who has its record is asked for it; after a loss that may be
+/// nobody.
+pub(crate) fn no_metadata() -> Refusal {
+    Refusal::new(Problem::Unavailable, "the file is known, but its metadata is not here (yet)")
+        .hint("try again; if a datacenter lost its disk, and with it the only record, send the file again under its id")
+}
+
 /// The home's view, with what this datacenter has and may not have said yet.
 fn joined(own: FileStatus, home: FileStatus, me: &str) -> FileStatus {
     if own.size.is_some() && home.size.is_none() {
         // The home has not heard of the size yet, and cannot tell what is missing.
         return own;
     }
+    let knows = home.home == home.dc;
     let mut status = FileStatus { dc: me.to_owned(), home_answered: true, ..home };
     for holder in own.holders.into_iter().filter(|holder| holder.dc == me) {
         match status.holders.iter_mut().find(|known| known.dc == me) {
@@ -303,10 +311,11 @@ fn joined(own: FileStatus, home: FileStatus, me: &str) -> FileStatus {
             None => status.holders.push(holder),
         }
     }
-    // A state that is known here and ahead of the home's answer stays.
-    if own.state > status.state {
+    status.root = status.root.or(own.root);
+    // A state that is known here and ahead of the home's answer stays. That the file was complete, or assembled, says
+    // nothing of what the home has lost since.
+    if own.state > status.state && !(knows && matches!(own.state, State::Complete | State::Assembled)) {
         status.state = own.state;
-        status.root = own.root.or(status.root);
         status.conflict = own.conflict.or(status.conflict);
     }
     status

@@ -93,10 +93,14 @@ class Ledger:
         if max(len(self.metas), len(self.sizes), len(self.roots)) > 1:
             return "conflict"
         if self.roots:
-            return "assembled" if self.assembled else "complete"
+            return "assembled" if self.claim and self.assembled_at(self.claim[1]) else "complete"
         if self.conflict:
             return "conflict"
         return "receiving" if self.metas else "unheard"
+
+    def assembled_at(self, dc):
+        """Whether this datacenter is the home, and has said ASSEMBLED since it claimed the file last."""
+        return self.claim is not None and self.claim[1] == dc and self.assembled.get(dc, -1) >= self.claim[0]
 
     def take(self, said):
         """Takes a fact; whether it may be acknowledged."""
@@ -161,7 +165,7 @@ class Ledger:
         out += b"".join(b"root" + root + struct.pack(">Q", size) for root, size in self.roots)
         out = digest(out)[:16]
         for dc in sorted((one, other)):
-            if dc in self.assembled:
+            if self.assembled_at(dc):
                 out += b"assembled" + struct.pack(">HB", dc, self.assembled[dc])
             beside = other if dc == one else one
             if home == beside and dc in self.holders and self.size is not None:

@@ -122,7 +122,14 @@ impl Aggregator {
             self.peers.iter().filter(|(_, peer)| peer.is_up()).map(|(dc, _)| *dc).collect();
         let Some(file) = self.files.get_mut(&id) else { return };
         let is_home = file.ledger.claim().is_some_and(|claim| claim.home == me);
-        if !is_home || file.record.is_none() || file.published || file.assembly.publishing {
+        if !is_home || file.record.is_none() || file.assembly.publishing {
+            return;
+        }
+        if file.published {
+            if file.ledger.state() == FileState::Complete {
+                // It was assembled under an earlier claim.
+                self.announce(id);
+            }
             return;
         }
         let Some(shape) = file.ledger.file() else { return };
@@ -181,7 +188,7 @@ impl Aggregator {
     }
 
     pub(super) fn published(&mut self, id: FileId, ok: bool, now: Timestamp) {
-        let (me, retry_ms) = (self.me(), self.config.retry_ms);
+        let retry_ms = self.config.retry_ms;
         let Some(file) = self.files.get_mut(&id) else { return };
         file.assembly.publishing = false;
         if !ok {
@@ -191,16 +198,26 @@ impl Aggregator {
             file.wake_at(at);
             return;
         }
-        let (Some(size), Some(root), Some(epoch)) = (file.ledger.file(), file.ledger.root(), file.own_claim)
-        else {
-            return;
-        };
-        if file.ledger.state() == FileState::Dropped {
+        if file.ledger.root().is_none()
+            || file.own_claim.is_none()
+            || file.ledger.state() == FileState::Dropped
+        {
             return;
         }
         file.published = true;
         file.last_progress = now;
-        let _ = file.ledger.take(Fact::Assembled { claim: Claim { epoch, home: me }, size, root });
+        self.announce(id);
+    }
+
+    /// Says that the file is assembled here, under the highest claim of this datacenter.
+    fn announce(&mut self, id: FileId) {
+        let home = self.me();
+        let Some(file) = self.files.get_mut(&id) else { return };
+        let (Some(size), Some(root), Some(epoch)) = (file.ledger.file(), file.ledger.root(), file.own_claim)
+        else {
+            return;
+        };
+        let _ = file.ledger.take(Fact::Assembled { claim: Claim { epoch, home }, size, root });
         self.settled(id);
     }
 }

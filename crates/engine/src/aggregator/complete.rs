@@ -189,7 +189,7 @@ impl File {
         let is_settled = self
             .ledger
             .claim()
-            .is_some_and(|claim| claim.home == me || self.ledger.assembled_by(claim.home) == Some(claim));
+            .is_some_and(|claim| claim.home == me || self.ledger.is_assembled_at(claim.home));
         if stored.spans.is_empty() && !is_settled {
             self.tell_nothing(generation);
         }
@@ -346,8 +346,10 @@ impl Aggregator {
 
     /// A new fact of ours: remember it, then tell everyone.
     pub(super) fn settled(&mut self, id: FileId) {
-        if self.files.contains_key(&id) {
-            self.persist(id);
+        if let Some(file) = self.files.get(&id) {
+            if file.is_worth_remembering() {
+                self.persist(id);
+            }
             self.effects.push(Effect::Changed(id));
         }
         self.tell_everyone(id);
@@ -372,20 +374,28 @@ impl Aggregator {
     pub(super) fn take_over(&mut self, id: FileId, now: Timestamp) {
         let me = self.me();
         let Some(file) = self.files.get_mut(&id) else { return };
-        let (Some(record), Some(claim)) = (file.record, file.ledger.claim()) else { return };
-        if claim.home == me || !file.may_change_home(me) {
-            return;
+        let is_elsewhere = file.ledger.claim().is_some_and(|claim| claim.home != me);
+        if is_elsewhere && file.record.is_some() && file.may_change_home(me) {
+            self.claim_next(id, now);
         }
-        let Some(epoch) = claim.epoch.next() else { return };
+    }
+
+    /// Claims a file for this datacenter, above every claim that is known; whether it could.
+    pub(super) fn claim_next(&mut self, id: FileId, now: Timestamp) -> bool {
+        let home = self.me();
+        let Some(file) = self.files.get_mut(&id) else { return false };
+        let (size, before) = (file.ledger.file(), file.ledger.claim());
+        let record = file.ledger.record_digest().zip(file.ledger.tenant());
+        let epoch = before.and_then(|claim| claim.epoch.next());
+        let (Some((digest, tenant)), Some(epoch)) = (record, epoch) else { return false };
         file.own_claim = Some(epoch);
-        let before = Some(claim);
-        let claim = Claim { epoch, home: me };
-        let (size, tenant, digest) = (record.size, record.tenant, record.digest);
+        let claim = Claim { epoch, home };
         let _ = file.ledger.take(Fact::Meta { claim, size, tenant, digest });
-        file.home_changed(me, before, now);
+        file.home_changed(home, before, now);
         // It may be whole already, and then nothing more comes that would make anyone look.
         file.wake_at(now);
         self.settled(id);
+        true
     }
 
     /// Expires a file whose home is here, and takes over one whose home has been silent for too long.

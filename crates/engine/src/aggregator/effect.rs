@@ -4,7 +4,7 @@
 use super::Event;
 use std::collections::BTreeMap;
 
-use super::{FileMemory, NodeMemory};
+use super::{FileMemory, Greeting, NodeMemory};
 use crate::command::{Command, Kind};
 use crate::hash::{RecordDigest, Root};
 use crate::ids::{DcId, FileId, Generation, Nonce, TenantId};
@@ -22,8 +22,25 @@ pub enum Effect {
     RaiseGenerations(Generation),
     /// Sign and send, if the peer can be reached; otherwise drop it.
     Send(Command),
-    /// Close the link to a peer, which is an older incarnation than one that spoke: both ends begin again with a hello,
-    /// in which the peer learns what it must exceed.
+    /// Say this to a peer that is dialled. One for each [`NodeEvent::Dial`](super::NodeEvent::Dial), in their order.
+    Hello {
+        /// The peer.
+        peer: DcId,
+        /// What to say.
+        greeting: Greeting,
+    },
+    /// Answer this to a peer that said hello. One for each [`NodeEvent::Hello`](super::NodeEvent::Hello), in their order.
+    Answer {
+        /// The peer.
+        peer: DcId,
+        /// What to answer. The peer learns from it what it must exceed, also if it is not welcome.
+        greeting: Greeting,
+        /// Whether it may speak. Whoever spoke for this datacenter over an earlier link is heard no longer then;
+        /// otherwise this link is closed after the answer.
+        welcome: bool,
+    },
+    /// Close the link to a peer: one of its ends is an older incarnation than one that spoke. Both begin again with a
+    /// hello.
     CloseLink(DcId),
     /// Read what the store has of a file: [`Event::Loaded`](super::Event::Loaded) or
     /// [`Event::Absent`](super::Event::Absent).

@@ -184,13 +184,29 @@ pub enum Event {
 #[derive(Clone, Debug)]
 #[expect(clippy::large_enum_variant, reason = "events are made and consumed at once, never kept in bulk")]
 pub enum NodeEvent {
-    /// A peer can be reached. Both sides said which incarnation they are, and which they have seen of the other.
-    LinkUp {
+    /// A peer is dialled: [`Effect::Hello`](super::Effect::Hello) is what it is told first, and once its answer is here
+    /// comes [`NodeEvent::LinkUp`].
+    Dial {
+        /// The peer.
+        peer: DcId,
+    },
+    /// A peer dialled and said hello: [`Effect::Answer`](super::Effect::Answer).
+    Hello {
         /// The peer.
         peer: DcId,
         /// Its incarnation.
         incarnation: Incarnation,
         /// The highest incarnation of this datacenter that it has seen.
+        seen_of_me: Incarnation,
+    },
+    /// A peer that was dialled answered. It takes nothing from an incarnation older than what it has seen; this
+    /// datacenter becomes one above that then, and closes the link.
+    LinkUp {
+        /// The peer.
+        peer: DcId,
+        /// Its incarnation.
+        incarnation: Incarnation,
+        /// The highest incarnation of this datacenter that it had seen before.
         seen_of_me: Incarnation,
     },
     /// A peer cannot be reached any more.

@@ -3,7 +3,8 @@
 use super::{Aggregator, Effect, File};
 use crate::command::{Kind, Statement, Verified};
 use crate::ids::{DcId, FileId, Timestamp};
-use crate::ledger::{Fact, Taken};
+use crate::ledger::{Claim, Fact, FileState, Taken};
+use crate::rules::Rule;
 
 impl Aggregator {
     /// Takes what a peer said.
@@ -40,6 +41,12 @@ impl Aggregator {
             Statement::WantFiles { bits, digest } => self.compare(from, id, bits, digest, now),
             Statement::Confirm { nonce } => self.asked_to_confirm(id, from, nonce, now),
             Statement::Ack { sequence, .. } => self.acknowledged(from, sequence, now),
+            Statement::Assembled { epoch, home, .. } if home == self.config.me => {
+                if self.reminded(id, Claim { epoch, home }, now) {
+                    self.acknowledge(verified);
+                }
+                self.advance(id, now);
+            }
             Statement::Assembled { nonce, .. } if nonce.number() != 0 => {
                 self.take_fact(from, id, &command.statement, now);
                 self.confirmed(id, from, &command.statement, now);
@@ -64,6 +71,23 @@ impl Aggregator {
                 // About no file: the driver hands these to the services that they concern.
             }
         }
+    }
+
+    /// A peer believes that this datacenter has assembled the file, under this claim of its own. If it has not, its disk
+    /// was lost with the copy, or is an older one: it claims the file again, and the copy counts no more. Whether that
+    /// may be acknowledged.
+    fn reminded(&mut self, id: FileId, said: Claim, now: Timestamp) -> bool {
+        let Some(file) = self.files.get(&id) else { return false };
+        if file.ledger.state() == FileState::Dropped {
+            return true;
+        }
+        // Whoever says it says META as well, which may not have come yet.
+        let Some(claim) = file.ledger.claim().filter(|claim| *claim >= said) else { return false };
+        let has_it = file.published || file.ledger.is_assembled_at(claim.home);
+        if claim > said || has_it || !self.config.rules.holds(Rule::ClaimAgain) {
+            return true;
+        }
+        self.claim_next(id, now)
     }
 
     /// Takes the fact that a peer stated; whether it may be acknowledged.

@@ -256,7 +256,10 @@ impl Aggregator {
     /// What lists tell of a file: where it stands, its home, and its root if that is in memory.
     pub fn standing(&self, id: FileId) -> (FileState, Option<DcId>, Option<Root>) {
         match self.files.get(&id) {
-            Some(file) => (file.state(), file.ledger.claim().map(|claim| claim.home), file.ledger.root()),
+            Some(file) => {
+                let home = file.ledger.claim().map(|claim| claim.home);
+                (file.standing(self.config.me), home, file.ledger.root())
+            }
             None => {
                 let claim = self.rest.files.get(&id).and_then(|resting| resting.claim);
                 (self.state(id), claim.map(|claim| claim.home), None)
@@ -376,6 +379,8 @@ impl Aggregator {
                 (verified.command().file, Parked::Heard(Box::new(*verified)))
             }
             NodeEvent::Received(_)
+            | NodeEvent::Dial { .. }
+            | NodeEvent::Hello { .. }
             | NodeEvent::LinkUp { .. }
             | NodeEvent::LinkDown { .. }
             | NodeEvent::AtRest(_)

@@ -287,6 +287,10 @@ impl Aggregator {
                 due.retain(|statement| !matches!(statement, Statement::Root { .. }));
                 due.push(assembled);
             }
+            if file.ledger.is_assembled_at(to) {
+                // A home that lost its disk has to learn what is believed of it.
+                due.extend(file.ledger.assembled_statement(to, Nonce::new(0)));
+            }
             tell.told.retain(|told| due.contains(told));
             due.retain(|statement| !tell.told.contains(statement));
             tell.facts = !due.is_empty();

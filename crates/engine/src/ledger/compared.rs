@@ -95,9 +95,9 @@ impl Ledger {
         out
     }
 
-    /// The statement by which `me` says that it has assembled the file.
-    pub fn assembled_statement(&self, me: DcId, nonce: Nonce) -> Option<Statement> {
-        let claim = self.assembled_by(me)?;
+    /// The statement by which `home` says that it has assembled the file.
+    pub fn assembled_statement(&self, home: DcId, nonce: Nonce) -> Option<Statement> {
+        let claim = self.assembled_by(home)?;
         let (size, root) = (self.file()?, self.root()?);
         Some(Statement::Assembled { epoch: claim.epoch, home: claim.home, size, nonce, root })
     }
@@ -121,7 +121,7 @@ impl Ledger {
             return Some(*hash.finalize().as_bytes());
         }
         for dc in [a.min(b), a.max(b)] {
-            if let Some(claim) = self.assembled_by(dc) {
+            if let Some(claim) = self.assembled_by(dc).filter(|_| self.is_assembled_at(dc)) {
                 push_assembled(&mut hash, dc, claim);
             }
             // What a holder says of nothing is not compared: a generation without spans has no weight.

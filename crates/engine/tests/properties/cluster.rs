@@ -4,13 +4,13 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use sluice_engine::aggregator::{
-    Aggregator, Config, Effect, Event, FileMemory, NodeEvent, NodeMemory, PullOutcome, RecordSummary,
-    StoredFile,
+    Aggregator, Config, Effect, Event, FileMemory, Greeting, NodeEvent, NodeMemory, PullOutcome,
+    RecordSummary, StoredFile,
 };
 use sluice_engine::command::{Command, Statement};
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::{ChainingValue, RecordDigest, Root};
-use sluice_engine::ids::{DcId, Generation, Incarnation, Timestamp};
+use sluice_engine::ids::{DcId, Generation, Timestamp};
 use sluice_engine::ledger::{FileState, Page};
 use sluice_engine::resolve::resolve;
 use sluice_engine::rules::Rules;
@@ -141,9 +141,7 @@ impl Cluster {
 
     fn link(&mut self, a: DcId, b: DcId) {
         if self.reaches(a, b) {
-            let incarnation = self.nodes[&b].agg.incarnation();
-            let seen_of_me = self.nodes[&b].node.seen.get(&a).copied().unwrap_or(Incarnation::new(0));
-            self.todo.push_back((a, NodeEvent::LinkUp { peer: b, incarnation, seen_of_me }));
+            self.todo.push_back((a, NodeEvent::Dial { peer: b }));
         }
     }
 
@@ -259,6 +257,13 @@ impl Cluster {
             Effect::PersistNode(memory) => self.node(id).node = memory,
             Effect::RaiseGenerations(floor) => self.node(id).floor = floor,
             Effect::Send(command) => self.send(command),
+            Effect::Hello { peer, greeting: Greeting { incarnation, seen } } => {
+                self.todo.push_back((peer, NodeEvent::Hello { peer: id, incarnation, seen_of_me: seen }));
+            }
+            Effect::Answer { peer, greeting: Greeting { incarnation, seen }, welcome } => {
+                assert!(welcome, "{id} hangs up on {peer}");
+                self.todo.push_back((peer, NodeEvent::LinkUp { peer: id, incarnation, seen_of_me: seen }));
+            }
             Effect::Wake(_) => self.load(id),
             Effect::FetchRecord { from, .. } => match self.nodes[&from].record {
                 Some(record) if self.reaches(id, from) => {
@@ -345,7 +350,8 @@ impl Cluster {
                 node.dropped = true;
                 node.held = SpanTree::new(file);
             }
-            Effect::CloseLink(_) | Effect::DiscardOrphan(_) | Effect::Changed(_) => {}
+            Effect::CloseLink(peer) => panic!("{id} closes its link to {peer}"),
+            Effect::DiscardOrphan(_) | Effect::Changed(_) => {}
             Effect::Refused { peer, kind, reason } => panic!("{id} refuses {kind} of {peer}: {reason}"),
         }
     }

@@ -100,6 +100,12 @@ impl Model {
         }
     }
 
+    /// The claim under which the home said that it assembled the file, unless it has claimed it again since.
+    fn at_home(&self) -> Option<Claim> {
+        let claim = self.claim?;
+        self.assembled.get(&claim.home).copied().filter(|said| *said >= claim)
+    }
+
     fn state(&self) -> FileState {
         if self.drop.is_some() {
             return FileState::Dropped;
@@ -107,9 +113,9 @@ impl Model {
         if self.metas.len() > 1 || self.sizes.len() > 1 || self.roots.len() > 1 {
             return FileState::Conflict;
         }
-        match (self.roots.len(), self.assembled.len()) {
-            (1, 0) => FileState::Complete,
-            (1, _) => FileState::Assembled,
+        match (self.roots.len(), self.at_home()) {
+            (1, None) => FileState::Complete,
+            (1, Some(_)) => FileState::Assembled,
             _ if self.conflict.is_some() => FileState::Conflict,
             _ if self.metas.is_empty() => FileState::Unheard,
             _ => FileState::Receiving,
@@ -145,7 +151,7 @@ impl Model {
         let mut out = format!("{:?} {:?} {:?} {:?}", self.metas, self.sizes, self.claim, self.roots);
         for (dc, other) in [(a.min(b), a.max(b)), (a.max(b), a.min(b))] {
             // Only what there is, and of spans not whose they are: that follows from the home.
-            if let Some(claim) = self.assembled.get(&dc) {
+            if let Some(claim) = self.at_home().filter(|claim| claim.home == dc) {
                 out += &format!(" {dc} {:?}", claim.epoch);
             }
             let told = self.claim.is_some_and(|claim| claim.home == other);

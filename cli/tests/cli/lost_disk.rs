@@ -1,0 +1,179 @@
+//! A datacenter that loses its disk, and comes back with an empty directory.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use sluice_client::{Client, ClientConfig, Event, Order, Source, Token, UploadOptions, WaitFor};
+use sluice_node::tls;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::fake::noise;
+use crate::processes::{Site, done, eventually};
+
+const MIB: usize = 1 << 20;
+const NAMES: [&str; 2] = ["dc-a", "dc-b"];
+
+impl Site {
+    /// Where a file stands, as a datacenter answers; nothing if it cannot tell.
+    fn status(&self, url: usize, id: &str) -> Option<Value> {
+        let ended = self.run(url, &["status", id, "--json"]);
+        serde_json::from_str(&ended.stdout).ok().filter(|_| ended.code == Some(0))
+    }
+
+    /// Waits until both datacenters say the same of a file, and this of it.
+    fn agree(&self, id: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, || {
+            let said: Vec<Value> = (0..2)
+                .filter_map(|url| {
+                    let mut status = self.status(url, id)?;
+                    assert_eq!(status["dc"].take(), NAMES[url]);
+                    Some(status)
+                })
+                .collect();
+            let [a, b] = &said[..] else { return None };
+            (a == b && is_so(a)).then(|| a.clone())
+        })
+    }
+
+    /// Sends a file, new or again.
+    fn put(&self, url: usize, args: &[&str]) -> Value {
+        let said = done(self.run(url, &[&["put", "--json", "--wait", "assembled"], args].concat()));
+        serde_json::from_str(&said).unwrap()
+    }
+
+    /// Reads a file at both, and compares it.
+    fn reads(&self, id: &str, bytes: &[u8]) {
+        for (url, name) in NAMES.iter().enumerate() {
+            let copy = format!("{id}-at-{name}");
+            done(self.run(url, &["get", id, "-o", &copy]));
+            assert!(std::fs::read(self.home.path(&copy)).unwrap() == bytes, "at {name}");
+        }
+    }
+
+    /// Waits until both reach each other.
+    async fn linked(&self) {
+        for (dc, peer) in [(0, "dc-b"), (1, "dc-a")] {
+            let name = format!("sluice_peer_up{{dc=\"{}\",peer=\"{peer}\"}}", NAMES[dc]);
+            let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
+            while self.metric(dc, &name).await != Some(1) {
+                assert!(std::time::Instant::now() < until, "{} does not reach {peer}", NAMES[dc]);
+                tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+/// Sends chunks to both until each has acknowledged some, and gives up.
+async fn send_some(client: &Client, source: &Source, options: &UploadOptions) {
+    let (sender, mut seen) = watch::channel([0u64; 2]);
+    let observer = move |event: &Event| {
+        if let Event::Acknowledged { dc, count, .. } = event {
+            let at = usize::from(*dc != "dc-a");
+            sender.send_modify(|seen| seen[at] += *count);
+        }
+    };
+    tokio::select! {
+        sent = client.upload(source, options, Arc::new(observer)) => panic!("all was sent: {sent:?}"),
+        enough = seen.wait_for(|seen| seen.iter().all(|count| *count >= 8)) => drop(enough.unwrap()),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_datacenter_that_lost_its_disk_is_taken_up_again_and_only_what_it_had_is_sent_again() {
+    tls::install_provider();
+    let site = Site::new(&NAMES);
+    let b = site.start("dc-b");
+    let mut a = site.start("dc-a");
+    for _ in 1..3 {
+        a.stop();
+        a = site.start("dc-a");
+    }
+    site.linked().await;
+
+    // At dc-a: one of which dc-b had chunks, and so its record, one of which it only heard, and one that came whole. At
+    // dc-b one that is safe, and one that both have parts of.
+    let bytes = [noise(1, 4 * MIB + 5), noise(2, 2 * MIB), noise(3, 999), noise(4, 3 * MIB)];
+    let names = ["shared", "alone", "whole", "safe"];
+    let mut ids = Vec::new();
+    for ((name, bytes), url) in names.iter().zip(&bytes).zip([1, 0, 0, 1]) {
+        site.home.write(name, bytes);
+        let home = if *name == "safe" { "dc-b" } else { "dc-a" };
+        let sent = site.put(url, &[name, "--home", home]);
+        assert_eq!((&sent["state"], &sent["home"]), (&"assembled".into(), &home.into()), "{sent}");
+        ids.push(sent["id"].as_str().unwrap().to_owned());
+    }
+    let [shared, alone, whole, safe] = &ids[..] else { unreachable!("four names") };
+    site.agree(shared, "the only copy", |status| {
+        status["holders"].as_array().is_some_and(|all| all.len() == 1 && all[0]["dc"] == "dc-a")
+    });
+    let both = noise(5, 130 * MIB);
+    let source = Source::memory(both.clone());
+    let ca = std::fs::read(site.home.path("ca.pem")).unwrap();
+    let token = Token::new(&std::fs::read_to_string(site.home.path("token")).unwrap());
+    let client = Client::new(ClientConfig::new(site.urls.clone(), token, ca)).unwrap();
+    let options = UploadOptions {
+        id: Some(Uuid::now_v7()),
+        home: Some("dc-b".into()),
+        order: Order::Shuffled { seed: 7, inside: true },
+        wait: WaitFor::Assembled,
+        ..UploadOptions::default()
+    };
+    send_some(&client, &source, &options).await;
+    let half = options.id.unwrap().to_string();
+
+    drop(a);
+    std::fs::remove_dir_all(site.home.path("data/dc-a")).unwrap();
+    let a = site.start("dc-a");
+    site.linked().await;
+    assert_eq!(site.metric(0, "sluice_reincarnations_total{dc=\"dc-a\"}").await, Some(1));
+    assert_eq!(site.metric(1, "sluice_reincarnations_total{dc=\"dc-b\"}").await, Some(0));
+
+    // What was assembled is not called so any more, by either.
+    let roots: Vec<String> = bytes.iter().map(|b| blake3::hash(b).to_string()).collect();
+    for (id, chunks, root) in [(shared, 5, &roots[0]), (whole, 1, &roots[2])] {
+        let lost = site.agree(id, "word of the loss", |status| status["state"] == "receiving");
+        assert_eq!(lost["missing"], serde_json::json!([[0, chunks]]), "{lost}");
+        assert_eq!((&lost["missing_chunks"], &lost["holders"]), (&chunks.into(), &Value::Array(vec![])));
+        assert_eq!(
+            (&lost["root"], &lost["home"], &lost["home_epoch"]),
+            (&root[..].into(), &"dc-a".into(), &1.into())
+        );
+        assert_eq!(lost["home_answered"], true);
+        let ended = site.run(1, &["get", id, "-o", "none"]);
+        assert_ne!(ended.code, Some(0));
+    }
+    // Nobody has its record any more: that is not the same as never having heard of it, nor as having it.
+    for url in 0..2 {
+        let ended = site.run(url, &["status", alone, "--json"]);
+        assert_eq!((ended.code, ended.json()["error"]["code"].as_str()), (Some(6), Some("unavailable")));
+    }
+    assert_eq!(site.agree(safe, "the other home", |_| true)["state"], "assembled");
+    site.reads(safe, &bytes[3]);
+
+    // Sent again, through either; the file is whole again, and what is there is not sent.
+    for (i, chunks, url) in [(0, 5, 1), (1, 2, 0), (2, 1, 1)] {
+        let sent = site.put(url, &[names[i], "--id", &ids[i]]);
+        assert_eq!((&sent["root"], &sent["chunks_sent"]), (&roots[i][..].into(), &chunks.into()), "{sent}");
+        site.agree(&ids[i], "the file again", |status| {
+            status["state"] == "assembled" && status["home"] == "dc-a" && status["missing_chunks"] == 0
+        });
+        site.reads(&ids[i], &bytes[i]);
+        let again = site.put(1 - url, &[names[i], "--id", &ids[i]]);
+        assert_eq!((&again["chunks_sent"], &again["chunks_skipped"]), (&0.into(), &chunks.into()));
+    }
+    let left = site.agree(&half, "what is left", |status| {
+        status["holders"].as_array().is_some_and(|all| all.len() == 1 && all[0]["dc"] == "dc-b")
+    });
+    let held = left["holders"][0]["chunks"].as_u64().unwrap();
+    assert_eq!(left["missing_chunks"], 130 - held, "{left}");
+    let sent = client.upload(&source, &options, Arc::new(|_: &Event| {})).await.unwrap();
+    assert!(held >= 8 && sent.chunks_sent == 130 - held && sent.chunks_skipped == held, "{held}: {sent:?}");
+    site.reads(&half, &both);
+    for dc in [a, b] {
+        dc.stop();
+    }
+    for name in NAMES {
+        done(site.home.command(&["fsck", "--data", &format!("data/{name}")]).output().unwrap().into());
+    }
+}
