@@ -8,9 +8,9 @@ mod fake;
 #[path = "../../../tests/python/interpreter.rs"]
 mod interpreter;
 
-mod apart;
 mod cluster;
 mod connections;
+mod divided;
 mod kubernetes;
 mod local;
 mod lost_disk;

@@ -89,7 +89,8 @@ impl RemoteRun {
         });
         tokio::select! {
             answer = &mut receipt => Err(refused(answer)),
-            _ = is_wanted.wait_for(|wanted| *wanted) => {
+            // Fails once the call has ended: then there is an answer.
+            Ok(_) = is_wanted.wait_for(|wanted| *wanted) => {
                 Ok(Box::new(Self { store, count, left: len, len, pieces, under_way, receipt }))
             }
         }

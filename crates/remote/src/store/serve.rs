@@ -14,10 +14,11 @@ use axum::response::Response;
 use axum::routing::post;
 use bytes::{Bytes, BytesMut};
 use futures_util::{StreamExt, stream};
+use sluice_engine::hash::ChainingValue;
 use sluice_engine::ids::{ClientFileId, Generation, TenantId};
 use sluice_node::shutdown::Shutdown;
 use sluice_proto::calls::ByteStream;
-use sluice_store::{ChunkStore, RunReceipt, StoreError, Whole};
+use sluice_store::{ChunkStore, RunWriter, StoreError, Whole};
 use tokio::sync::{OwnedRwLockReadGuard, oneshot};
 
 use super::forms::{
@@ -232,25 +233,43 @@ async fn listed(AppState(shop): Served, call: Call<ListOf>) -> Answer<Answered<V
 }
 
 async fn run(AppState(shop): Served, mut flow: Flow<NewRun>) -> Answer<Answered<WireReceipt>> {
-    let written = write(&shop, flow.tenure, &flow.arguments, &mut flow.body).await;
-    if written.is_err() {
-        // Closed with bytes on the line, the connection would take the answer with it.
-        let rest = flow.body.for_each(|_| std::future::ready(()));
-        let _ = tokio::time::timeout(DRAIN, rest).await;
-    }
-    Answer(Ok(written.map(|run| WireReceipt::of(&run))))
+    let written = async {
+        let new = &flow.arguments;
+        let tenure = flow.tenure.ok_or(Refused::NotHeld)?;
+        let held = shop.held(flow.tenure).await?;
+        let (id, run) = (file(&new.file)?, new.run()?);
+        let mut writer = shop.store.begin_run(id, TenantId::new(new.tenant), run, new.len).await?;
+        // Looked at, a body is asked for: what was refused until here costs no bytes.
+        let expected = match take(&shop, tenure, new, &mut flow.body, &mut *writer).await {
+            Ok(expected) => expected,
+            Err(refused) => {
+                drop((writer, held));
+                // Closed with bytes on the line, the connection would take the answer with it.
+                let rest = flow.body.for_each(|_| std::future::ready(()));
+                let _ = tokio::time::timeout(DRAIN, rest).await;
+                return Err(refused);
+            }
+        };
+        let (sender, answer) = oneshot::channel();
+        shop.tasks.spawn(async move {
+            let done = writer.finish(expected.as_deref()).await;
+            drop(held);
+            // Whoever asked may have gone.
+            let _ = sender.send(done);
+        });
+        Ok(WireReceipt::of(&answer.await.unwrap_or(Err(StoreError::Closing))?))
+    };
+    Answer(Ok(written.await))
 }
 
-async fn write(
+/// Writes the bytes of a run as they come; what its values must be follows them.
+async fn take(
     shop: &Shop,
-    tenure: Option<Tenure>,
+    tenure: Tenure,
     new: &NewRun,
     body: &mut ByteStream,
-) -> Answered<RunReceipt> {
-    let tenure = tenure.ok_or(Refused::NotHeld)?;
-    let guard = shop.tenures.enter(tenure).await?;
-    let (id, run) = (file(&new.file)?, new.run()?);
-    let mut writer = shop.store.begin_run(id, TenantId::new(new.tenant), run, new.len).await?;
+    writer: &mut dyn RunWriter,
+) -> Answered<Option<Vec<ChainingValue>>> {
     let (mut left, mut gathered) = (new.len, BytesMut::new());
     loop {
         // Nothing is taken under a tenure that has ended, and nothing keeps the next from beginning.
@@ -269,18 +288,10 @@ async fn write(
             return Err(garbled("a run is longer than it said").into());
         }
     }
-    let expected = Tail::decode(&gathered)?;
     if left > 0 || gathered.len() as u64 != Tail::len(new.count) {
         return Err(garbled("a run is shorter than it said").into());
     }
-    let (sender, answer) = oneshot::channel();
-    shop.tasks.spawn(async move {
-        let done = writer.finish(expected.as_deref()).await;
-        drop(guard);
-        // Whoever asked may have gone.
-        let _ = sender.send(done);
-    });
-    Ok(answer.await.unwrap_or(Err(StoreError::Closing))?)
+    Ok(Tail::decode(&gathered)?)
 }
 
 /// Returns once a tenure has ended.

@@ -20,14 +20,14 @@ const MIB: usize = 1 << 20;
 const SUCCESSION: Duration = Duration::from_secs(5);
 
 /// `dc-a` in processes, and `dc-b` in one.
-struct Apart {
+struct Divided {
     site: Site,
     #[allow(dead_code, reason = "held for its drop")]
     sessions: ReservedPort,
     aggregators: Vec<ReservedPort>,
 }
 
-impl Apart {
+impl Divided {
     /// With so many aggregators.
     fn new(aggregators: usize) -> Self {
         let site = Site::new(&["dc-a", "dc-b"]);
@@ -109,46 +109,46 @@ fn upload_here() -> UploadOptions {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn roles_in_processes_make_a_datacenter_like_any_other() {
-    let apart = Apart::new(1);
-    let processes = ["aggregator-0", "worker", "session", "edge"].map(|name| apart.begin(name));
-    let b = apart.site.start("dc-b");
+    let divided = Divided::new(1);
+    let processes = ["aggregator-0", "worker", "session", "edge"].map(|name| divided.begin(name));
+    let b = divided.site.start("dc-b");
     let bytes = noise(21, 40 * MIB + 7);
     // Over both: what dc-b took is pulled into dc-a.
-    let sent = put(&apart.client(&[0, 1]), &bytes).await;
+    let sent = put(&divided.client(&[0, 1]), &bytes).await;
     assert_eq!((sent.root, sent.home.as_str()), (Root::of_bytes(&bytes), "dc-a"));
     let id = sent.id.to_string();
     for dc in [0, 1] {
         let copy = format!("copy-{dc}");
-        done(apart.run(dc, &["get", &id, "-o", &copy]));
-        assert!(std::fs::read(apart.site.home.path(&copy)).unwrap() == bytes);
+        done(divided.run(dc, &["get", &id, "-o", &copy]));
+        assert!(std::fs::read(divided.site.home.path(&copy)).unwrap() == bytes);
     }
     // A small one in one request, and a list.
     let small = noise(22, 5000);
-    apart.site.home.write("small", &small);
-    let small_id = done(apart.run(0, &["put", "small"])).trim().to_owned();
-    done(apart.run(1, &["get", &small_id, "-o", "small-copy"]));
-    assert!(std::fs::read(apart.site.home.path("small-copy")).unwrap() == small);
-    let listed: Value = serde_json::from_str(&done(apart.run(0, &["ls", "--json"]))).unwrap();
+    divided.site.home.write("small", &small);
+    let small_id = done(divided.run(0, &["put", "small"])).trim().to_owned();
+    done(divided.run(1, &["get", &small_id, "-o", "small-copy"]));
+    assert!(std::fs::read(divided.site.home.path("small-copy")).unwrap() == small);
+    let listed: Value = serde_json::from_str(&done(divided.run(0, &["ls", "--json"]))).unwrap();
     assert_eq!(listed["files"].as_array().unwrap().len(), 2, "{listed}");
-    done(apart.run(0, &["rm", &id, "--yes"]));
+    done(divided.run(0, &["rm", &id, "--yes"]));
     for dc in [0, 1] {
         eventually("the end of it everywhere", || {
-            let ended = apart.run(dc, &["get", &id, "-o", "gone"]);
+            let ended = divided.run(dc, &["get", &id, "-o", "gone"]);
             (ended.code == Some(3)).then_some(())
         });
     }
     // In any order.
     b.stop();
     processes.into_iter().for_each(Running::stop);
-    done(apart.site.home.command(&["fsck", "--data", "data/dc-a"]).output().unwrap().into());
+    done(divided.site.home.command(&["fsck", "--data", "data/dc-a"]).output().unwrap().into());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_role_is_killed_under_uploads_and_comes_back() {
-    let apart = Arc::new(Apart::new(1));
+    let divided = Arc::new(Divided::new(1));
     let names = ["worker", "aggregator-0", "edge", "session"];
-    let running = Arc::new(names.map(|name| Mutex::new(Some(apart.begin(name)))));
-    let client = apart.client(&[0]);
+    let running = Arc::new(names.map(|name| Mutex::new(Some(divided.begin(name)))));
+    let client = divided.client(&[0]);
     let mut ids = Vec::new();
     for round in 0..8u64 {
         let which = round as usize % names.len();
@@ -171,54 +171,54 @@ async fn every_role_is_killed_under_uploads_and_comes_back() {
             killed.recv().unwrap();
             // It is gone, and then another one is there.
             drop(running[which].lock().unwrap().take());
-            *running[which].lock().unwrap() = Some(apart.begin(names[which]));
+            *running[which].lock().unwrap() = Some(divided.begin(names[which]));
         });
         let sent = upload.await.unwrap().unwrap_or_else(|error| panic!("without {}: {error}", names[which]));
         assert_eq!(sent.root, Root::of_bytes(&bytes), "without {}", names[which]);
         ids.push((sent.id.to_string(), bytes));
     }
     for (id, bytes) in &ids {
-        done(apart.run(0, &["get", id, "-o", "copy"]));
-        assert!(std::fs::read(apart.site.home.path("copy")).unwrap() == *bytes);
-        std::fs::remove_file(apart.site.home.path("copy")).unwrap();
+        done(divided.run(0, &["get", id, "-o", "copy"]));
+        assert!(std::fs::read(divided.site.home.path("copy")).unwrap() == *bytes);
+        std::fs::remove_file(divided.site.home.path("copy")).unwrap();
     }
-    done(apart.run(0, &["rm", &ids[0].0, "--yes"]));
+    done(divided.run(0, &["rm", &ids[0].0, "--yes"]));
     // What is ended stays so, whoever begins anew.
     for which in [1, 0] {
         drop(running[which].lock().unwrap().take());
-        *running[which].lock().unwrap() = Some(apart.begin(names[which]));
-        assert_eq!(apart.run(0, &["get", &ids[0].0, "-o", "gone"]).code, Some(3));
-        done(apart.run(0, &["status", &ids[1].0]));
+        *running[which].lock().unwrap() = Some(divided.begin(names[which]));
+        assert_eq!(divided.run(0, &["get", &ids[0].0, "-o", "gone"]).code, Some(3));
+        done(divided.run(0, &["status", &ids[1].0]));
     }
     for process in running.iter().filter_map(|process| process.lock().unwrap().take()) {
         process.stop();
     }
-    done(apart.site.home.command(&["fsck", "--data", "data/dc-a"]).output().unwrap().into());
+    done(divided.site.home.command(&["fsck", "--data", "data/dc-a"]).output().unwrap().into());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_aggregator_that_stands_by_answers_for_the_files_of_one_that_is_killed() {
-    let apart = Apart::new(2);
-    let worker = apart.begin("worker");
-    let mut aggregators = [Some(apart.begin("aggregator-0")), Some(apart.begin("aggregator-1"))];
-    let (session, edge, b) = (apart.begin("session"), apart.begin("edge"), apart.site.start("dc-b"));
+    let divided = Divided::new(2);
+    let worker = divided.begin("worker");
+    let mut aggregators = [Some(divided.begin("aggregator-0")), Some(divided.begin("aggregator-1"))];
+    let (session, edge, b) = (divided.begin("session"), divided.begin("edge"), divided.site.start("dc-b"));
     let active = |_: &str| {
         eventually("an aggregator that answers", || {
-            apart.aggregators.iter().position(|port| TcpStream::connect(port.address()).is_ok())
+            divided.aggregators.iter().position(|port| TcpStream::connect(port.address()).is_ok())
         })
     };
     let bytes = noise(41, 24 * MIB + 1);
-    let both = apart.client(&[0, 1]);
+    let both = divided.client(&[0, 1]);
     let sent = put(&both, &bytes).await;
     let id = sent.id.to_string();
     for turn in 0..3 {
         let now = active("first");
         let answers =
-            apart.aggregators.iter().filter(|port| TcpStream::connect(port.address()).is_ok()).count();
+            divided.aggregators.iter().filter(|port| TcpStream::connect(port.address()).is_ok()).count();
         assert_eq!(answers, 1, "the other one stands by");
         drop(aggregators[now].take());
         let since = Instant::now();
-        let status: Value = serde_json::from_str(&done(apart.run(0, &["status", &id, "--json"]))).unwrap();
+        let status: Value = serde_json::from_str(&done(divided.run(0, &["status", &id, "--json"]))).unwrap();
         let took = since.elapsed();
         println!("turn {turn}: the next one answered after {} ms", took.as_millis());
         assert_eq!(status["state"], "assembled", "{status}");
@@ -227,19 +227,19 @@ async fn an_aggregator_that_stands_by_answers_for_the_files_of_one_that_is_kille
         // It talks to the other datacenter, too.
         let more = noise(50 + turn, 8 * MIB);
         put(&both, &more).await;
-        aggregators[now] = Some(apart.begin(&format!("aggregator-{now}")));
+        aggregators[now] = Some(divided.begin(&format!("aggregator-{now}")));
     }
     // One that hangs is not waited for, and when it goes on it finds that its time is over.
     let now = active("the one that is to hang");
     let hung = Pid::from_child(&aggregators[now].as_ref().unwrap().0);
     kill_process(hung, Signal::STOP).unwrap();
-    eventually("an answer of the other", || (apart.run(0, &["status", &id]).code == Some(0)).then_some(()));
+    eventually("an answer of the other", || (divided.run(0, &["status", &id]).code == Some(0)).then_some(()));
     put(&both, &noise(60, 8 * MIB)).await;
     kill_process(hung, Signal::CONT).unwrap();
-    eventually("the end of its time", || TcpStream::connect(apart.aggregators[now].address()).err());
+    eventually("the end of its time", || TcpStream::connect(divided.aggregators[now].address()).err());
     put(&both, &noise(61, 8 * MIB)).await;
-    done(apart.run(1, &["get", &id, "-o", "copy"]));
-    assert!(std::fs::read(apart.site.home.path("copy")).unwrap() == bytes);
+    done(divided.run(1, &["get", &id, "-o", "copy"]));
+    assert!(std::fs::read(divided.site.home.path("copy")).unwrap() == bytes);
     for process in aggregators.into_iter().flatten().chain([edge, session, worker, b]) {
         process.stop();
     }
