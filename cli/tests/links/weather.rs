@@ -1,0 +1,142 @@
+//! Cuts in both directions and in one, links that lose packets, and a home that dies: what clients send, in every shape,
+//! ends with equal bytes wherever it is read.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+
+use sluice_client::{Event, Order, UploadOptions, WaitFor};
+use uuid::Uuid;
+
+use crate::can_be_apart;
+use crate::site::{MIB, Site, eventually, nobody, noise};
+
+/// Those that are gone are given up on soon.
+const HASTY: &str = "takeover_after = \"3s\"\nabsent_after = \"2s\"";
+
+/// Those that are gone will be back.
+const PATIENT: &str = "takeover_after = \"10min\"\nabsent_after = \"10min\"";
+
+fn acknowledged() -> UploadOptions {
+    UploadOptions { wait: WaitFor::Acknowledged, ..UploadOptions::default() }
+}
+
+/// Files in several shapes, sent by way of these datacenters, each under its id.
+fn send_all(site: &Site, seed: u64, dcs: &[usize]) -> Vec<(Uuid, Vec<u8>)> {
+    let mut sent = Vec::new();
+    let mut send = |len: usize, options: UploadOptions| {
+        let bytes = noise(seed * 100 + sent.len() as u64, len);
+        let id = site.upload(dcs, &bytes, &options, nobody()).id;
+        sent.push((id, bytes));
+    };
+    let shuffled = Order::Shuffled { seed, inside: true };
+    send(70 * MIB, UploadOptions { order: shuffled, ..acknowledged() });
+    send(3 * MIB + 17, acknowledged());
+    send(MIB, acknowledged());
+    send(1, acknowledged());
+    send(0, acknowledged());
+    let home = format!("dc-{}", dcs.last().unwrap());
+    send(5 * MIB, UploadOptions { home: Some(home), ..acknowledged() });
+    let bytes = noise(seed * 100 + 99, 9 * MIB + 4);
+    sent.push((site.stream(dcs, &bytes, &acknowledged()), bytes));
+    sent
+}
+
+#[test]
+fn two_datacenters_cut_in_both_directions_and_in_one_end_with_equal_bytes() {
+    if !can_be_apart() {
+        return;
+    }
+    let site = Site::new(2, PATIENT);
+    site.start_all();
+    for (seed, cuts) in [(1, &[(1, 2), (2, 1)][..]), (2, &[(2, 1)][..])] {
+        cuts.iter().for_each(|&(from, to)| site.network.cut(from, to, true));
+        // Over TCP nobody is heard who does not hear: one direction is enough to end both links.
+        site.linked(&[(1, 2)]);
+        let mut sent = send_all(&site, seed, &[1]);
+        sent.extend(send_all(&site, seed + 10, &[2]));
+        // One file by way of both, who cannot tell each other.
+        sent.extend(send_all(&site, seed + 20, &[1, 2]));
+        cuts.iter().for_each(|&(from, to)| site.network.cut(from, to, false));
+        site.linked(&[]);
+        for (id, bytes) in &sent {
+            site.equal(&[1, 2], *id, bytes);
+        }
+        println!("cut {cuts:?}: {} files, {:?}", sent.len(), site.quiet());
+    }
+    site.check_volumes();
+}
+
+#[test]
+fn three_datacenters_on_links_that_lose_one_packet_in_fifty_end_with_equal_bytes() {
+    if !can_be_apart() {
+        return;
+    }
+    let site = Site::new(3, PATIENT);
+    site.start_all();
+    site.network.lose(2);
+    let mut sent = send_all(&site, 40, &[1, 2, 3]);
+    // While one pair does not reach each other at all, and the third reaches both.
+    site.network.cut(1, 2, true);
+    site.network.cut(2, 1, true);
+    sent.extend(send_all(&site, 41, &[2, 3]));
+    site.network.cut(1, 2, false);
+    site.network.cut(2, 1, false);
+    for (id, bytes) in &sent {
+        site.equal(&[1, 2, 3], *id, bytes);
+    }
+    let lost = site.network.lost();
+    assert!(lost > 10, "only {lost} packets were lost");
+    println!("{} files, {lost} packets lost, {:?}", sent.len(), site.quiet());
+    site.check_volumes();
+}
+
+#[test]
+fn a_home_that_is_lost_in_the_middle_costs_only_what_it_alone_had() {
+    if !can_be_apart() {
+        return;
+    }
+    let site = Site::new(3, HASTY);
+    site.start_all();
+    let site = Arc::new(site);
+    let bytes = noise(7, 200 * MIB);
+    let taken = Arc::new(Mutex::new(Vec::new()));
+    let (seen, killer) = (taken.clone(), site.clone());
+    let observer = move |event: &Event<'_>| {
+        if let Event::Acknowledged { dc, start, count, .. } = event {
+            let mut seen = seen.lock().unwrap();
+            seen.push(((*dc).to_owned(), *start..*start + *count));
+            let dcs: BTreeSet<&String> = seen.iter().map(|(dc, _)| dc).collect();
+            if dcs.len() == 3 && seen.len() >= 9 {
+                // Killed, and nothing that is still on its way arrives.
+                killer.kill(1);
+            }
+        }
+    };
+    let options = UploadOptions {
+        id: Some(Uuid::now_v7()),
+        is_new: true,
+        home: Some("dc-1".into()),
+        wait: WaitFor::Assembled,
+        ..UploadOptions::default()
+    };
+    let sent = site.upload(&[1, 2, 3], &bytes, &options, Arc::new(observer));
+    let of = |name: &str| -> BTreeSet<u64> {
+        let taken = taken.lock().unwrap();
+        taken.iter().filter(|(dc, _)| dc == name).flat_map(|(_, range)| range.clone()).collect()
+    };
+    let (lost, kept) = (of("dc-1"), &of("dc-2") | &of("dc-3"));
+    assert!(!lost.is_empty());
+    assert_eq!(kept, (0..200).collect::<BTreeSet<_>>());
+    assert_eq!(sent.chunks_sent, 200 + lost.len() as u64, "what others had was not sent again");
+    assert!(["dc-2", "dc-3"].contains(&sent.home.as_str()), "{}", sent.home);
+    site.equal(&[2, 3], sent.id, &bytes);
+    println!("{} of 200 chunks were lost with dc-1 and sent again; {:?}", lost.len(), site.network.bytes());
+    site.start(1);
+    site.linked(&[]);
+    eventually("one home", || {
+        let all: Vec<_> = (1..=3).filter_map(|dc| site.status(dc, sent.id)).collect();
+        (all.len() == 3 && all.iter().all(|status| status.home == sent.home)).then_some(())
+    });
+    site.equal(&[1, 2, 3], sent.id, &bytes);
+    site.check_volumes();
+}
