@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::fake::noise;
-use crate::processes::{Site, done, eventually};
+use crate::processes::{Site, any, done, eventually};
 
 const MIB: usize = 1 << 20;
 const NAMES: [&str; 2] = ["dc-a", "dc-b"];
@@ -176,4 +176,43 @@ async fn a_datacenter_that_lost_its_disk_is_taken_up_again_and_only_what_it_had_
     for name in NAMES {
         done(site.home.command(&["fsck", "--data", &format!("data/{name}")]).output().unwrap().into());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_processes_with_one_name_turn_each_other_out_until_one_stops() {
+    tls::install_provider();
+    let site = Site::new(&NAMES);
+    let (b, a) = (site.start("dc-b"), site.start("dc-a"));
+    site.linked().await;
+    a.stop();
+    // The same keys and volume, at other ports.
+    let (from, to) = (site.home.path("data/dc-a"), site.home.path("data/clone"));
+    done(std::process::Command::new("cp").arg("-a").args([from, to]).output().unwrap().into());
+    let text = std::fs::read_to_string(site.home.path("dc-a.toml")).unwrap();
+    let others = [any(), any(), any()];
+    let [edge, peer, admin] = others.each_ref().map(|port| port.address());
+    let listen = format!("listen = {{ edge = \"{edge}\", peer = \"{peer}\", admin = \"{admin}\" }}");
+    let text = text.replace("data/dc-a", "data/clone");
+    let lines = text.lines().map(|line| if line.starts_with("listen") { &listen } else { line });
+    site.home.write("clone.toml", lines.collect::<Vec<_>>().join("\n").as_bytes());
+
+    let a = site.start("dc-a");
+    site.linked().await;
+    let (clone, _) = site.begin("dc", "clone");
+    // Each begins again above the other, and again.
+    let again = "sluice_reincarnations_total{dc=\"dc-a\"}";
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    while site.metric(0, again).await < Some(2) {
+        assert!(std::time::Instant::now() < until, "dc-a hears nothing of its clone");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(site.metric(1, "sluice_reincarnations_total{dc=\"dc-b\"}").await, Some(0));
+    drop(clone);
+    // Once one is alone it is heard, as somebody who has never spoken before.
+    let bytes = noise(6, 3 * MIB);
+    site.home.write("file", &bytes);
+    let sent = site.put(1, &["file", "--home", "dc-a"]);
+    site.reads(sent["id"].as_str().unwrap(), &bytes);
+    a.stop();
+    b.stop();
 }
