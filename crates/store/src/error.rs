@@ -81,7 +81,7 @@ pub enum StoreError {
         index: ChunkIndex,
     },
     /// The stored bytes do not hash to their recorded value.
-    #[error("chunk {index} of file {file} is damaged on disk")]
+    #[error("chunk {index} of file {file} is damaged")]
     Corrupt {
         /// The file.
         file: FileId,
@@ -152,7 +152,17 @@ pub enum StoreError {
         /// Why.
         reason: String,
     },
-    /// An operation of the disk failed.
+    /// The credentials do not allow what the store needs.
+    #[error("the right {right} is missing for {place}: {reason}")]
+    NoRight {
+        /// The right, as policies call it.
+        right: Cow<'static, str>,
+        /// Bucket, prefix and server.
+        place: String,
+        /// What the server said.
+        reason: String,
+    },
+    /// An operation of the disk, or a request to the bucket, failed.
     #[error("{operation} failed: {reason}")]
     Io {
         /// What was being done.
@@ -160,7 +170,7 @@ pub enum StoreError {
         /// What the system said.
         reason: String,
     },
-    /// The store is in another process, which cannot be asked now.
+    /// The store is in another process, or in a bucket, which cannot be asked now.
     #[error("the store cannot be asked: {reason}")]
     Unreachable {
         /// Why.
@@ -195,6 +205,7 @@ impl StoreError {
             | Self::WrongRoot { .. }
             | Self::TooLarge { .. } => Advice::Fix,
             Self::Corrupt { .. }
+            | Self::NoRight { .. }
             | Self::InUse { .. }
             | Self::NewerVersion { .. }
             | Self::Unreadable { .. } => Advice::Stop,

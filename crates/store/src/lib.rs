@@ -12,13 +12,19 @@
 //! 8. Memory is bounded: a writer holds tens of KiB, an index entry of an idle file is evicted.
 
 mod aligned;
+mod claims;
 mod error;
 pub mod fs;
+mod page;
+pub mod s3;
+mod scrub_mark;
+mod sealed;
 mod whole;
 
 pub use aligned::{ALIGN, AlignedBuffer};
 pub use error::{Advice, StoreError};
 pub use fs::{FsMetrics, FsOptions, FsStore, SYNC_BOUNDS};
+pub use s3::{S3Credentials, S3Metrics, S3Options, S3Request, S3Store};
 pub use whole::Whole;
 
 use std::ops::Range;
@@ -277,6 +283,29 @@ pub trait RunWriter: Send {
     /// record has other bytes ([`StoreError::ChunkConflict`]): then nothing is recorded. Otherwise all of the run is
     /// durable and recorded when this returns.
     async fn finish(self: Box<Self>, expected: Option<&[ChainingValue]>) -> Result<RunReceipt, StoreError>;
+}
+
+/// Checks the values of a run against those that were announced for it.
+pub(crate) fn check_expected(
+    run: Run,
+    got: &[ChainingValue],
+    expected: &[ChainingValue],
+) -> Result<(), StoreError> {
+    if expected.len() != got.len() {
+        return Err(StoreError::Length { expected: got.len() as u64, got: expected.len() as u64 });
+    }
+    for (i, (expected, got)) in expected.iter().zip(got).enumerate() {
+        if expected != got {
+            let index = run.index(i as u64);
+            return Err(StoreError::ValueMismatch { index, expected: *expected, got: *got });
+        }
+    }
+    Ok(())
+}
+
+/// Checks a length against its limit.
+pub(crate) fn limit(what: &'static str, got: usize, limit: usize) -> Result<(), StoreError> {
+    if got > limit { Err(StoreError::TooLarge { what: what.into(), got, limit }) } else { Ok(()) }
 }
 
 /// What a record, once known, says of the shape to check a run against.

@@ -2,6 +2,10 @@
 
 use bytes::Bytes;
 use sluice_engine::hash::{ChainingValue, Root};
+use sluice_engine::limits::CHUNK_LEN;
+use sluice_engine::metadata::MetadataRecord;
+
+use crate::StoreError;
 
 /// The bytes of a file of at most one chunk, hashed: the one way to make it hashes them, so that whoever is given one
 /// needs not hash them again.
@@ -30,6 +34,19 @@ impl Whole {
     /// The bytes.
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// Whether these are the bytes that a record says, and one chunk at the most.
+    pub(crate) fn check(&self, record: &MetadataRecord) -> Result<(), StoreError> {
+        crate::limit("file in one request", self.bytes.len(), CHUNK_LEN as usize)?;
+        let (expected, got) = (record.geometry().map(|shape| shape.size()), self.bytes.len() as u64);
+        if expected != Some(got) {
+            return Err(StoreError::Length { expected: expected.unwrap_or(0), got });
+        }
+        if let Some(expected) = record.expected_root().filter(|expected| *expected != self.root()) {
+            return Err(StoreError::WrongRoot { expected, got: Some(self.root()) });
+        }
+        Ok(())
     }
 
     /// What the bytes hash to.

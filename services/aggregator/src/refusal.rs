@@ -31,6 +31,7 @@ pub(crate) fn of_store(error: &StoreError) -> Refusal {
         | StoreError::InUse { .. }
         | StoreError::NewerVersion { .. }
         | StoreError::Unreadable { .. }
+        | StoreError::NoRight { .. }
         | StoreError::Io { .. } => Refusal::new(Problem::Unavailable, "the store cannot answer now"),
     }
 }

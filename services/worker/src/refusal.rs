@@ -81,7 +81,8 @@ pub(crate) fn of_store(error: &StoreError) -> Refusal {
         StoreError::WrongRoot { .. }
         | StoreError::InUse { .. }
         | StoreError::NewerVersion { .. }
-        | StoreError::Unreadable { .. } => {
+        | StoreError::Unreadable { .. }
+        | StoreError::NoRight { .. } => {
             tracing::error!(%error, "the chunk store failed");
             Refusal::new(Problem::Internal, "the chunk store failed; its log says why")
         }

@@ -34,6 +34,7 @@ pub(super) enum WireStoreError {
     InUse { path: String, by: String },
     NewerVersion { path: String, got: u32, known: u32 },
     Unreadable { path: String, reason: String },
+    NoRight { right: String, place: String, reason: String },
     Io { operation: String, reason: String },
     Unreachable { reason: String },
 }
@@ -115,6 +116,9 @@ impl From<StoreError> for WireStoreError {
             StoreError::InUse { path, by } => Self::InUse { path, by },
             StoreError::NewerVersion { path, got, known } => Self::NewerVersion { path, got, known },
             StoreError::Unreadable { path, reason } => Self::Unreadable { path, reason },
+            StoreError::NoRight { right, place, reason } => {
+                Self::NoRight { right: right.into_owned(), place, reason }
+            }
             StoreError::Io { operation, reason } => Self::Io { operation: operation.into_owned(), reason },
             StoreError::Unreachable { reason } => Self::Unreachable { reason },
         }
@@ -158,6 +162,9 @@ impl WireStoreError {
             Self::InUse { path, by } => StoreError::InUse { path, by },
             Self::NewerVersion { path, got, known } => StoreError::NewerVersion { path, got, known },
             Self::Unreadable { path, reason } => StoreError::Unreadable { path, reason },
+            Self::NoRight { right, place, reason } => {
+                StoreError::NoRight { right: Cow::Owned(right), place, reason }
+            }
             Self::Io { operation, reason } => StoreError::Io { operation: Cow::Owned(operation), reason },
             Self::Unreachable { reason } => StoreError::Unreachable { reason },
         })
@@ -210,7 +217,8 @@ mod tests {
             StoreError::Closing,
             StoreError::InUse { path: path.clone(), by },
             StoreError::NewerVersion { path: path.clone(), got: 3, known: 2 },
-            StoreError::Unreadable { path, reason: reason.clone() },
+            StoreError::Unreadable { path: path.clone(), reason: reason.clone() },
+            StoreError::NoRight { right: "s3:GetObject".into(), place: path, reason: reason.clone() },
             StoreError::Io { operation: "sync".into(), reason: reason.clone() },
             StoreError::Unreachable { reason },
         ] {

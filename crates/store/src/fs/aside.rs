@@ -17,8 +17,8 @@ use std::collections::BTreeMap;
 use sluice_engine::ids::FileId;
 
 use super::change::{Change, Record};
-use super::sealed::{self, FormatError, Reader};
 use super::volume::VolumeId;
+use crate::sealed::{self, FormatError, Reader};
 
 const MAGIC: [u8; 4] = *b"SLA\x01";
 

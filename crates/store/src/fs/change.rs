@@ -27,7 +27,7 @@ use sluice_engine::ids::{FileId, Generation, TenantId};
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::MetadataRecord;
 
-use super::sealed::{FormatError, Reader, push_block};
+use crate::sealed::{FormatError, Reader, push_block};
 
 /// A chunk that is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -35,8 +35,9 @@ use super::entry::Name;
 use super::layout::{Layout, has_values, shard};
 use super::state::FileState;
 use super::volume::{self, HeaderError, VolumeId};
-use super::{index, journal, page, values};
+use super::{index, journal, values};
 use crate::StoreError;
+use crate::page;
 
 /// What to check, and whom to tell how far it is.
 pub struct CheckOptions<'a> {

@@ -12,8 +12,8 @@
 
 use sluice_engine::ids::Generation;
 
-use super::sealed::{self, FormatError, Reader};
 use super::volume::VolumeId;
+use crate::sealed::{self, FormatError, Reader};
 
 const MAGIC: [u8; 4] = *b"SLC\x01";
 

@@ -15,7 +15,6 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::change::{Change, Record, VolumeChange};
 use super::checkpointer::Checkpointer;
-use super::claims::ClaimId;
 use super::disk::DiskFile;
 use super::entry::{Entry, Name};
 use super::janitor::Chore;
@@ -27,6 +26,7 @@ use super::log::{self, AppendError, MAX_FRAME, Tail};
 use super::plan::{Plan, plan};
 use super::request::{Answer, Request};
 use super::shared::{Counters, Shared};
+use crate::claims::ClaimId;
 use crate::{StoreError, Whole};
 
 /// The most bytes of records in one batch, so that a batch fits what is reserved behind the checkpoint's mark.

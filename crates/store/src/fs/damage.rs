@@ -26,8 +26,8 @@ use sluice_engine::ranges::Ranges;
 
 use super::gate::{GatedDisk, ReplaceError};
 use super::lock;
-use super::sealed::{self, FormatError, Reader};
 use super::volume::VolumeId;
+use crate::sealed::{self, FormatError, Reader};
 
 const MAGIC: [u8; 4] = *b"SLD\x01";
 

@@ -11,10 +11,10 @@ use tokio::sync::Notify;
 
 use super::aside::{self, Aside};
 use super::change::Change;
-use super::claims::{ClaimId, Claims};
 use super::lock;
 use super::log::record::Front;
 use super::state::FileState;
+use crate::claims::{ClaimId, Claims};
 
 /// A file in a file's directory of chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

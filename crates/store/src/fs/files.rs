@@ -11,7 +11,8 @@ use super::entry::Entry;
 use super::layout::shard;
 use super::request::Request;
 use super::shared::{Counters, Shared};
-use super::{lock, log, page};
+use super::{lock, log};
+use crate::page;
 use crate::{Found, Listed, StoreError};
 
 impl Shared {

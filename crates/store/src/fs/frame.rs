@@ -11,8 +11,8 @@
 //! | 16 | check of the volume's id, the fields above, and the records |
 //! | n | the records |
 
-use super::sealed::{CHECK_LEN, FormatError, Reader, check};
 use super::volume::VolumeId;
+use crate::sealed::{CHECK_LEN, FormatError, Reader, check};
 
 /// Where frames may start.
 pub(crate) const BLOCK: usize = 4096;

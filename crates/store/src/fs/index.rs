@@ -24,8 +24,8 @@ use sluice_engine::limits::MAX_CHUNKS;
 use sluice_engine::metadata::MetadataRecord;
 
 use super::change::Published;
-use super::sealed::{self, FormatError, Reader, push_block};
 use super::state::FileState;
+use crate::sealed::{self, FormatError, Reader, push_block};
 
 const MAGIC: [u8; 4] = *b"SLI\x01";
 const DROPPED: u8 = 1;

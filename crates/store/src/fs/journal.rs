@@ -16,8 +16,8 @@ use std::sync::Arc;
 use super::change::Record;
 use super::disk::DiskFile;
 use super::frame::{self, BLOCK, Framed, HEADER_LEN};
-use super::sealed::{FormatError, Reader};
 use super::volume::VolumeId;
+use crate::sealed::{FormatError, Reader};
 
 const MAGIC: [u8; 4] = *b"SLJ\x01";
 

@@ -34,7 +34,6 @@ mod change;
 mod check;
 mod checkpoint;
 mod checkpointer;
-mod claims;
 mod committer;
 mod damage;
 mod disk;
@@ -47,14 +46,11 @@ mod janitor;
 mod journal;
 mod layout;
 mod log;
-mod page;
 mod plan;
 mod read;
 mod recovery;
 mod request;
 mod restore;
-mod scrub_mark;
-mod sealed;
 mod shared;
 mod state;
 mod values;
@@ -78,7 +74,7 @@ use quick_cache::sync::Cache;
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
-use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
+use sluice_engine::limits::SEGMENT_CHUNKS;
 use sluice_engine::metadata::MetadataRecord;
 use tokio::sync::mpsc;
 
@@ -97,7 +93,7 @@ use self::shared::{Counters, Shared, Space, Writers};
 use self::warm::Warm;
 use crate::{
     ChunkStore, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
-    RecordOutcome, RunWriter, StoreError, Usage, Whole, WholeOutcome,
+    RecordOutcome, RunWriter, StoreError, Usage, Whole, WholeOutcome, limit, page, scrub_mark,
 };
 
 /// Changes that may wait for the committer; more of them wait in their callers.
@@ -345,10 +341,6 @@ fn unexpected_answer() -> StoreError {
     StoreError::Io { operation: "committing".into(), reason: "an answer of another kind came".into() }
 }
 
-fn limit(what: &'static str, got: usize, limit: usize) -> Result<(), StoreError> {
-    if got > limit { Err(StoreError::TooLarge { what: what.into(), got, limit }) } else { Ok(()) }
-}
-
 /// Locks; a thread that panicked left a state that is as good as any other, since every change is one assignment.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -373,14 +365,7 @@ impl ChunkStore for FsStore {
         whole: Whole,
     ) -> Result<WholeOutcome, StoreError> {
         limit("facts of a file", facts.len(), MAX_FACTS_LEN)?;
-        limit("file in one request", whole.bytes().len(), CHUNK_LEN as usize)?;
-        let (expected, got) = (record.geometry().map(|shape| shape.size()), whole.bytes().len() as u64);
-        if expected != Some(got) {
-            return Err(StoreError::Length { expected: expected.unwrap_or(0), got });
-        }
-        if let Some(expected) = record.expected_root().filter(|expected| *expected != whole.root()) {
-            return Err(StoreError::WrongRoot { expected, got: Some(whole.root()) });
-        }
+        whole.check(record)?;
         let entry = self.shared.entry(record.file_id()).await?;
         self.shared.writable()?;
         self.shared.room(whole.bytes().len() as u64)?;

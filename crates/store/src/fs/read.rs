@@ -18,8 +18,9 @@ use super::disk::Open;
 use super::entry::{Entry, Name};
 use super::janitor::Chore;
 use super::shared::{Counters, Shared};
-use super::{lock, scrub_mark, values};
+use super::{lock, values};
 use crate::StoreError;
+use crate::scrub_mark;
 
 /// Verifying drops cached pages this often, in chunks, so that the device is asked and not memory.
 const FORGET_EVERY: u64 = 1 << 10;

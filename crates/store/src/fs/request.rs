@@ -7,9 +7,9 @@ use sluice_engine::ids::{Generation, TenantId};
 use sluice_engine::metadata::MetadataRecord;
 
 use super::change::{Chunk, Published};
-use super::claims::ClaimId;
 use super::disk::DiskFile;
 use super::entry::Name;
+use crate::claims::ClaimId;
 use crate::{RecordOutcome, Whole, WholeOutcome};
 
 /// What is asked of a file.

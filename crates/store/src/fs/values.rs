@@ -15,7 +15,7 @@ use sluice_engine::ids::FileId;
 use sluice_engine::limits::SEGMENT_CHUNKS;
 
 use super::change::Chunk;
-use super::sealed::{FormatError, Reader, check};
+use crate::sealed::{FormatError, Reader, check};
 
 /// Bytes of a slot.
 pub(crate) const SLOT_LEN: usize = 44;

@@ -4,7 +4,7 @@
 //! Body in a [sealed] envelope `SLV`, whose version is the volume's: 16 random bytes that name the volume. Version 2
 //! added the log; a volume of version 1 becomes one of version 2 when it is opened.
 
-use super::sealed::{self, FormatError, Reader};
+use crate::sealed::{self, FormatError, Reader};
 
 /// The newest format that this process reads and writes.
 pub(crate) const VERSION: u8 = 2;

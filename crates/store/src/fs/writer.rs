@@ -15,7 +15,6 @@ use sluice_engine::ids::{FileId, TenantId};
 use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
 
 use super::change::Chunk;
-use super::claims::{ClaimId, Turn};
 use super::committer::Task;
 use super::disk::{DiskFile, Open};
 use super::entry::{Entry, Name};
@@ -23,6 +22,7 @@ use super::janitor::Chore;
 use super::lock;
 use super::request::Request;
 use super::shared::Shared;
+use crate::claims::{ClaimId, Turn};
 use crate::{RunReceipt, RunWriter, StoreError};
 
 /// The most bytes that a writer gathers before they are written.
@@ -213,7 +213,7 @@ impl FsRunWriter {
         }
         let hashing = self.hashing.take().ok_or(StoreError::ClaimLost)?;
         if let Some(expected) = expected {
-            check_expected(self.run, &hashing.values, expected)?;
+            crate::check_expected(self.run, &hashing.values, expected)?;
         }
         if hashing.mends || hashing.write.contains(&false) {
             self.compare(&hashing).await?;
@@ -267,19 +267,6 @@ impl FsRunWriter {
         };
         shared.submit(committing).await.map(|_| ())
     }
-}
-
-fn check_expected(run: Run, got: &[ChainingValue], expected: &[ChainingValue]) -> Result<(), StoreError> {
-    if expected.len() != got.len() {
-        return Err(StoreError::Length { expected: got.len() as u64, got: expected.len() as u64 });
-    }
-    for (i, (expected, got)) in expected.iter().zip(got).enumerate() {
-        if expected != got {
-            let index = run.index(i as u64);
-            return Err(StoreError::ValueMismatch { index, expected: *expected, got: *got });
-        }
-    }
-    Ok(())
 }
 
 #[async_trait]

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use super::manifest::Fill;
 use super::record::Front;
 use super::run::{Cursor, Key, Run, RunError, Value};
-use crate::fs::sealed::{FormatError, Reader};
+use crate::sealed::{FormatError, Reader};
 
 /// Where the newest record of a file is, and its brief.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,8 +13,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::fs::sealed::{self, FormatError, Reader};
 use crate::fs::volume::VolumeId;
+use crate::sealed::{self, FormatError, Reader};
 
 const MAGIC: [u8; 4] = *b"SLL\x01";
 

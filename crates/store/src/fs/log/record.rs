@@ -26,8 +26,8 @@ use sluice_engine::metadata::MetadataRecord;
 use uuid::Uuid;
 
 use crate::MAX_FACTS_LEN;
-use crate::fs::sealed::{CHECK_LEN, FormatError, Reader, check};
 use crate::fs::volume::VolumeId;
+use crate::sealed::{CHECK_LEN, FormatError, Reader, check};
 use crate::whole::{Seal, Whole};
 
 const MAGIC: [u8; 4] = *b"SLW\x01";

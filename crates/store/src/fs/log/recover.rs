@@ -19,8 +19,8 @@ use crate::fs::frame::{self, BLOCK, HEADER_LEN};
 use crate::fs::gate::GatedDisk;
 use crate::fs::layout::Layout;
 use crate::fs::lock;
-use crate::fs::sealed::FormatError;
 use crate::fs::volume::VolumeId;
+use crate::sealed::FormatError;
 
 /// The longest that a frame can be: one record more than makes it full.
 const LONGEST_FRAME: u64 = (MAX_FRAME + MAX_FRONT_LEN + BLOCK) as u64 + 2 * CHUNK_LEN;

@@ -21,8 +21,8 @@ use std::io;
 use std::sync::Arc;
 
 use crate::fs::disk::DiskFile;
-use crate::fs::sealed::{self, FormatError, Reader};
 use crate::fs::volume::VolumeId;
+use crate::sealed::{self, FormatError, Reader};
 
 const BLOCK_MAGIC: [u8; 4] = *b"SLT\x01";
 const FOOTER_MAGIC: [u8; 4] = *b"SLE\x01";

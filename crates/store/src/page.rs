@@ -4,7 +4,7 @@
 
 use sluice_engine::ids::FileId;
 
-use super::sealed::{self, FormatError, Reader};
+use crate::sealed::{self, FormatError, Reader};
 
 const MAGIC: [u8; 4] = *b"SLP\x01";
 

@@ -2,7 +2,7 @@
 //!
 //! Body in a [sealed] envelope `SLR`: the bytes that the aggregator gave.
 
-use super::sealed::{self, FormatError};
+use crate::sealed::{self, FormatError};
 
 const MAGIC: [u8; 4] = *b"SLR\x01";
 

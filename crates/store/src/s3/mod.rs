@@ -1,0 +1,814 @@
+//! The S3 backend: one process owns a prefix of a bucket.
+//!
+//! # What is where
+//! `keys.rs` is the map of the bucket. A run is one object, whose key says what it is; what else is known of a file is one
+//! small object (`file.rs`), replaced as a whole; what belongs to no file is another (`node.rs`). Memory has only caches of
+//! these: an entry of a file is made by reading its record and listing its runs.
+//!
+//! # What is durable when
+//! A change is durable when the PUT of its object was answered; only then does memory take it over, and only then is
+//! anybody told. No step needs a conditional write, and none a fresh list: a list may add runs that are there, and what it
+//! does not show frees and drops nothing. A request whose answer did not come may take effect at any later time. So keys
+//! that are written more than once are chains (`chain.rs`), chunks of a file that was freed have another *life* than those
+//! that come later (`keys.rs`), and a run of which it is not known whether it is there is made void, durably, before another
+//! value of one of its chunks is recorded (`entry.rs`).
+//!
+//! # Who does what
+//! Callers do their own requests. What must go to its end once it has begun (a change, the recording of a run, a publication)
+//! is a task of the store's, which the caller waits for or not. One task sweeps (`sweep.rs`). A change to a file takes the
+//! file's turn, so that changes are decided one after the other, each against what is durable.
+//!
+//! # How it stops
+//! [`close`](crate::ChunkStore::close) takes no new work, waits a while for runs that are being written, and for the store's
+//! tasks. [`S3Store::kill`], and dropping the store, abort them: no request begins afterwards.
+//!
+//! # What it spends
+//! Memory for bodies is a budget, had before a run begins. Requests at once, files in memory and values of assembled files
+//! are bounded; a file that is being received has some 40 bytes a chunk in memory.
+
+mod assemble;
+mod bucket;
+mod chain;
+mod entry;
+mod file;
+mod keys;
+mod node;
+mod pieces;
+mod read;
+mod rights;
+mod shared;
+mod sweep;
+mod values;
+mod writer;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt, stream};
+use sluice_engine::aggregator::Brief;
+use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
+use sluice_engine::hash::{ChainingValue, Root};
+use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
+use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
+use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::ranges::Ranges;
+use tokio::task::AbortHandle;
+
+pub use bucket::{S3Metrics, S3Request};
+pub use sweep::Swept;
+
+use self::bucket::{Bucket, BucketError};
+use self::chain::Chain;
+use self::file::Assembled;
+use self::keys::{Life, Part};
+use self::shared::{Gone, Plan, Shared};
+use crate::{
+    ChunkStore, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
+    RecordOutcome, RunWriter, StoreError, Usage, Whole, WholeOutcome, limit, page, scrub_mark,
+};
+
+/// The most chunks whose values are asked for at once.
+const MAX_VALUES: u64 = SEGMENT_CHUNKS;
+
+/// Files whose records are read at once for a list.
+const READERS: usize = 16;
+
+/// The longest run, in bytes: what the budget for bodies must hold at least.
+const LONGEST_RUN: u64 = 8 * CHUNK_LEN;
+
+/// What the bucket is asked as. Never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct S3Credentials {
+    /// The id of the access key.
+    pub key_id: String,
+    /// The secret.
+    pub secret: String,
+}
+
+impl fmt::Debug for S3Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("S3Credentials(..)")
+    }
+}
+
+/// Where the bucket is, and what may be spent on it.
+#[derive(Clone, Debug)]
+pub struct S3Options {
+    /// URL of the server: `https://` or, where nobody listens in, `http://`.
+    pub endpoint: String,
+    /// The bucket, which exists.
+    pub bucket: String,
+    /// Its region, as the server calls it.
+    pub region: String,
+    /// What every key begins with: empty, or letters, digits and `-_.` in components that each end with `/`.
+    pub prefix: String,
+    /// What the bucket is asked as.
+    pub credentials: S3Credentials,
+    /// Bytes of memory for bodies on their way: at least 8 MiB.
+    pub bodies: u64,
+    /// Bytes of memory for values of assembled files: 2 MiB for each 64 GiB that are read at random.
+    pub values_memory: u64,
+    /// Requests at once.
+    pub requests: usize,
+    /// How long connecting may take.
+    pub connect: Duration,
+    /// How long one attempt of a request may take.
+    pub patience: Duration,
+    /// How long one attempt to complete an upload in parts may take.
+    pub long_patience: Duration,
+    /// Attempts of a request.
+    pub attempts: u32,
+    /// The pause after the first attempt; it doubles with each.
+    pub pause: Duration,
+    /// The longest pause between attempts.
+    pub longest_pause: Duration,
+    /// How long a writer may make no progress before another that wants its chunks takes them over, and for how long runs
+    /// are waited for when the store closes.
+    pub stall: Duration,
+    /// Files that are kept in memory while nobody uses them.
+    pub idle_files: usize,
+    /// Chunks of a segment: each segment of a whole file is one object. A multiple of 8, at most 65,536 (64 GiB in 8,192
+    /// parts), and what tests make smaller.
+    pub segment_chunks: u64,
+    /// How old something must be that nobody refers to before it is removed.
+    pub grace: Duration,
+    /// How often the bucket is swept.
+    pub sweep_every: Duration,
+}
+
+impl S3Options {
+    /// The least memory for bodies: what one request may carry.
+    pub const MIN_BODIES: u64 = LONGEST_RUN;
+
+    /// A bucket with the usual budgets.
+    pub fn new(endpoint: String, bucket: String, region: String, credentials: S3Credentials) -> Self {
+        Self {
+            endpoint,
+            bucket,
+            region,
+            prefix: String::new(),
+            credentials,
+            bodies: 128 << 20,
+            values_memory: 32 << 20,
+            requests: 64,
+            connect: Duration::from_secs(5),
+            patience: Duration::from_secs(30),
+            long_patience: Duration::from_secs(300),
+            attempts: 5,
+            pause: Duration::from_millis(100),
+            longest_pause: Duration::from_secs(5),
+            stall: Duration::from_secs(10),
+            idle_files: 10_000,
+            segment_chunks: SEGMENT_CHUNKS,
+            grace: Duration::from_secs(24 * 3600),
+            sweep_every: Duration::from_secs(6 * 3600),
+        }
+    }
+
+    /// The bucket and the prefix, for people.
+    pub fn place(&self) -> String {
+        format!("s3://{}/{} at {}", self.bucket, self.prefix, self.endpoint)
+    }
+
+    /// Whether these make sense; if not, which does not and why.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        let url = self.endpoint.strip_prefix("https://").or(self.endpoint.strip_prefix("http://"));
+        if url.is_none_or(|host| host.is_empty() || host.starts_with('/')) {
+            return Err(("endpoint", format!("{:?} is no URL of http or https", self.endpoint)));
+        }
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+        if self.bucket.len() < 3 || self.bucket.len() > 63 || !self.bucket.bytes().all(is_plain) {
+            return Err(("bucket", format!("{:?} is no name of a bucket", self.bucket)));
+        }
+        if self.region.is_empty() || !self.region.bytes().all(is_plain) {
+            return Err(("region", format!("{:?} is no name of a region", self.region)));
+        }
+        let components = self.prefix.strip_suffix('/').map(|prefix| prefix.split('/'));
+        let is_sound =
+            |part: &str| !part.is_empty() && part.bytes().all(is_plain) && part != "." && part != "..";
+        let fits = self.prefix.is_empty() || components.is_some_and(|mut all| all.all(is_sound));
+        if !fits || self.prefix.len() > keys::MAX_PREFIX_LEN {
+            let expected = "letters, digits and -_. in components that each end with /";
+            return Err(("prefix", format!("{:?} is no prefix: expected {expected}", self.prefix)));
+        }
+        if self.bodies < LONGEST_RUN {
+            return Err((
+                "bodies",
+                format!("{} bytes do not hold one request of {LONGEST_RUN}", self.bodies),
+            ));
+        }
+        let parts = self.segment_chunks / assemble::PART_CHUNKS;
+        let is_whole = self.segment_chunks.is_multiple_of(assemble::PART_CHUNKS);
+        if !is_whole || parts == 0 || self.segment_chunks > SEGMENT_CHUNKS {
+            return Err(("segment_chunks", format!("{} is no length of a segment", self.segment_chunks)));
+        }
+        Ok(())
+    }
+}
+
+/// A chunk store in a bucket. Dropping it without [`close`](ChunkStore::close) is [`kill`](Self::kill).
+#[derive(Debug)]
+pub struct S3Store {
+    shared: Arc<Shared>,
+    sweeper: AbortHandle,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl S3Store {
+    /// Opens the store in a bucket, which may be empty under the prefix. Checks first that the credentials allow all that
+    /// is needed.
+    ///
+    /// [`StoreError::NoRight`] if one is missing, [`StoreError::Unreachable`] if the server does not answer or refuses,
+    /// [`StoreError::Unreadable`] if there is no such bucket or what is there cannot be read.
+    pub async fn open(options: S3Options) -> Result<Self, StoreError> {
+        if let Err((key, reason)) = options.check() {
+            return Err(StoreError::Unreadable { path: format!("{key} of the bucket"), reason });
+        }
+        let bucket = Arc::new(Bucket::new(options.clone()));
+        rights::check(&bucket, &options).await?;
+        let (chain, node) = Chain::read(&bucket, keys::node, node::decode).await?;
+        let shared = Arc::new(Shared::new(bucket, options, node.unwrap_or_default(), chain));
+        let sweeper = tokio::spawn(shared.clone().sweep_for_ever()).abort_handle();
+        Ok(Self { shared, sweeper })
+    }
+
+    /// Checks that a bucket can be used, and leaves nothing behind.
+    pub async fn check(options: &S3Options) -> Result<(), StoreError> {
+        rights::check(&Bucket::new(options.clone()), options).await
+    }
+
+    /// Stops at once, as a crash of the process would: what was acknowledged is durable, what waits fails with
+    /// [`StoreError::Closing`]. When it returns no request of this store begins any more, and the prefix can be opened again.
+    pub fn kill(&self) {
+        self.sweeper.abort();
+        self.shared.kill();
+    }
+
+    /// The counters.
+    pub fn metrics(&self) -> S3Metrics {
+        self.shared.bucket.counters.read()
+    }
+
+    /// Removes what nobody refers to, now.
+    pub async fn sweep(&self) -> Result<Swept, StoreError> {
+        self.shared.sweep().await
+    }
+
+    /// Waits until what was begun in the background is done.
+    pub async fn settled(&self) {
+        self.shared.idle().await;
+    }
+
+    async fn change<T: Send + 'static>(
+        &self,
+        file: FileId,
+        decide: impl FnOnce(&entry::Live, Generation) -> Result<Plan<T>, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.shared.open()?;
+        let entry = self.shared.entry(file).await?;
+        self.shared.change(entry, decide).await
+    }
+}
+
+impl Drop for S3Store {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// That something is known of the file, and it did not end.
+fn alive(file: FileId, live: &entry::Live) -> Result<(), StoreError> {
+    if !live.state.is_known() {
+        return Err(StoreError::NoFile(file));
+    }
+    if live.state.dropped { Err(StoreError::Dropped(file)) } else { Ok(()) }
+}
+
+/// How a request ends that finds a metadata record there already.
+fn held_record(live: &entry::Live, record: &MetadataRecord) -> Result<bool, StoreError> {
+    match &live.state.record {
+        Some(held) if held == record => Ok(true),
+        Some(held) => Err(crate::conflict(held, record)),
+        None => Ok(false),
+    }
+}
+
+#[async_trait]
+impl ChunkStore for S3Store {
+    async fn put_record(&self, record: &MetadataRecord) -> Result<RecordOutcome, StoreError> {
+        let (file, record) = (record.file_id(), record.clone());
+        self.change(file, move |live, floor| {
+            if live.state.dropped {
+                return Err(StoreError::Dropped(file));
+            }
+            if held_record(live, &record)? {
+                return Ok(Plan::Known(RecordOutcome::Known));
+            }
+            let mut state = live.state.clone();
+            if !state.is_known() {
+                state.life = Life::begin();
+            }
+            state.tenant = Some(record.tenant());
+            if record.geometry().is_some_and(|shape| live.pieces.has_misfits(shape)) {
+                state.generation = live.state.generation(floor).next();
+            }
+            state.record = Some(record);
+            Ok(Plan::Write(Box::new(state), Gone::Nothing, RecordOutcome::Stored))
+        })
+        .await
+    }
+
+    async fn put_size(&self, file: FileId, size: Geometry) -> Result<(), StoreError> {
+        self.change(file, move |live, floor| {
+            alive(file, live)?;
+            match live.state.geometry() {
+                Some(held) if held == size => Ok(Plan::Known(())),
+                Some(held) => Err(StoreError::SizeConflict { held: held.size(), got: size.size() }),
+                None => {
+                    let mut state = live.state.clone();
+                    if live.pieces.has_misfits(size) {
+                        state.generation = live.state.generation(floor).next();
+                    }
+                    state.sized = Some(size);
+                    Ok(Plan::Write(Box::new(state), Gone::Nothing, ()))
+                }
+            }
+        })
+        .await
+    }
+
+    async fn put_whole(
+        &self,
+        record: &MetadataRecord,
+        facts: &[u8],
+        whole: Whole,
+    ) -> Result<WholeOutcome, StoreError> {
+        limit("facts of a file", facts.len(), MAX_FACTS_LEN)?;
+        whole.check(record)?;
+        self.shared.open()?;
+        let file = record.file_id();
+        let entry = self.shared.entry(file).await?;
+        let (shared, record, facts) = (self.shared.clone(), record.clone(), facts.to_vec());
+        let work = async move { shared.take_whole(&entry, record, facts, whole).await };
+        self.shared.to_its_end(work).await
+    }
+
+    async fn put_known(&self, record: &MetadataRecord, facts: &[u8]) -> Result<WholeOutcome, StoreError> {
+        limit("facts of a file", facts.len(), MAX_FACTS_LEN)?;
+        self.shared.open()?;
+        let file = record.file_id();
+        let entry = self.shared.entry(file).await?;
+        let (shared, record, facts) = (self.shared.clone(), record.clone(), facts.to_vec());
+        let work = async move { shared.take_known(&entry, record, facts).await };
+        self.shared.to_its_end(work).await
+    }
+
+    async fn summary(&self, file: FileId) -> Result<Option<FileSummary>, StoreError> {
+        let entry = self.shared.entry(file).await?;
+        let floor = self.shared.floor();
+        let summary = lock(&entry.live).summary(floor);
+        Ok(summary)
+    }
+
+    async fn list(&self, after: Option<FileId>, limit: usize) -> Result<Vec<Found>, StoreError> {
+        let mut found: Vec<Found> = Vec::new();
+        let mut from = after.map(|after| Part::Files.past(after));
+        while found.len() < limit {
+            let listed = self.shared.bucket.list(&Part::Files.prefix(), from.as_deref(), bucket::PAGE).await;
+            let (page, more) = listed.map_err(|error| error.in_store(S3Request::List))?;
+            for file in page.iter().filter_map(|object| Some(Part::Files.parse(&object.key)?.0)) {
+                if found.last().is_none_or(|last| last.file != file) {
+                    found.push(Found { file, brief: None, whole: false });
+                }
+            }
+            from = found.last().map(|last| Part::Files.past(last.file));
+            if !more || page.is_empty() {
+                break;
+            }
+        }
+        found.truncate(limit);
+        Ok(found)
+    }
+
+    async fn listed(
+        &self,
+        tenant: TenantId,
+        after: Option<ClientFileId>,
+        limit: usize,
+    ) -> Result<Vec<Listed>, StoreError> {
+        let prefix = keys::names(tenant);
+        let mut found: Vec<Listed> = Vec::new();
+        let mut from = after.map(|after| keys::name(tenant, after));
+        while found.len() < limit {
+            let wanted = (limit - found.len()).min(bucket::PAGE);
+            let listed = self.shared.bucket.list(&prefix, from.as_deref(), wanted).await;
+            let (page, more) = listed.map_err(|error| error.in_store(S3Request::List))?;
+            from = page.last().map(|last| last.key.clone());
+            let files = page.iter().filter_map(|object| Some(keys::parse_name(&object.key)?.1));
+            let files: Vec<Option<Listed>> = stream::iter(files.collect::<Vec<_>>())
+                .map(|client| self.shared.listed(tenant, client))
+                .buffered(READERS)
+                .try_collect()
+                .await?;
+            found.extend(files.into_iter().flatten());
+            if !more || from.is_none() {
+                break;
+            }
+        }
+        Ok(found)
+    }
+
+    async fn begin_run(
+        &self,
+        file: FileId,
+        tenant: TenantId,
+        run: Run,
+        len: u64,
+    ) -> Result<Box<dyn RunWriter>, StoreError> {
+        Ok(Box::new(writer::begin(&self.shared, file, tenant, run, len).await?))
+    }
+
+    async fn values(
+        &self,
+        file: FileId,
+        range: Range<u64>,
+    ) -> Result<Vec<Option<ChainingValue>>, StoreError> {
+        let len = range.end.saturating_sub(range.start);
+        limit("range of chunks", usize::try_from(len).unwrap_or(usize::MAX), MAX_VALUES as usize)?;
+        let entry = self.shared.entry(file).await?;
+        let known = {
+            let live = lock(&entry.live);
+            alive(file, &live)
+        };
+        known?;
+        self.shared.values(&entry, range.start..range.end.max(range.start)).await
+    }
+
+    async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError> {
+        let entry = self.shared.entry(file).await?;
+        self.shared.read_chunk(&entry, index).await
+    }
+
+    async fn verify(&self, file: FileId, index: ChunkIndex) -> Result<u64, StoreError> {
+        let entry = self.shared.entry(file).await?;
+        self.shared.verify(&entry, index).await
+    }
+
+    async fn damage(&self, file: FileId) -> Result<Vec<Range<u64>>, StoreError> {
+        Ok(self.shared.damage(file).iter().collect())
+    }
+
+    async fn damaged_files(&self) -> Result<Vec<FileId>, StoreError> {
+        Ok(self.shared.node(|node| node.damage.keys().copied().collect()))
+    }
+
+    async fn put_scrub_mark(&self, mark: &[u8]) -> Result<(), StoreError> {
+        limit("mark of a scrub", mark.len(), MAX_MARK_LEN)?;
+        self.shared.open()?;
+        let put = self.shared.bucket.put(keys::SCRUB, scrub_mark::encode(mark).into()).await;
+        put.map(|_| ()).map_err(|error| error.in_store(S3Request::Put))
+    }
+
+    async fn scrub_mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        let most = (MAX_MARK_LEN + crate::sealed::ENVELOPE_LEN) as u64;
+        match self.shared.bucket.get(keys::SCRUB, most).await {
+            Ok(bytes) => Ok(scrub_mark::decode(&bytes).ok()),
+            Err(BucketError::NotFound) => Ok(None),
+            Err(error) => Err(error.in_store(S3Request::Get)),
+        }
+    }
+
+    async fn lose(&self, file: FileId, chunks: &[ChunkIndex]) -> Result<Generation, StoreError> {
+        let chunks: BTreeSet<u64> = chunks.iter().map(|chunk| chunk.number()).collect();
+        let lost = chunks.clone();
+        let generation = self
+            .change(file, move |live, floor| {
+                alive(file, live)?;
+                let next = live.state.generation(floor).next();
+                let mut state = live.state.clone();
+                state.generation = next;
+                for chunk in &chunks {
+                    live.avoid(&mut state, *chunk, None);
+                    if live.state.assembled_has(*chunk)
+                        && let Some(whole) = &mut state.assembled
+                    {
+                        whole.lost.insert(*chunk..*chunk + 1);
+                    }
+                }
+                let nothing_left = |whole: &Assembled| {
+                    !whole.lost.is_empty() && whole.lost.covers(0..whole.geometry.chunks())
+                };
+                state.assembled = state.assembled.filter(|whole| !nothing_left(whole));
+                Ok(Plan::Write(Box::new(state), Gone::These(chunks), next))
+            })
+            .await?;
+        self.shared.clear_damage(file, lost).await;
+        Ok(generation)
+    }
+
+    async fn put_facts(&self, file: FileId, facts: &[u8]) -> Result<(), StoreError> {
+        limit("facts of a file", facts.len(), MAX_FACTS_LEN)?;
+        let facts = facts.to_vec();
+        self.change(file, move |live, _| {
+            if !live.state.is_known() {
+                return Err(StoreError::NoFile(file));
+            }
+            if live.state.facts == facts {
+                return Ok(Plan::Known(()));
+            }
+            let mut state = live.state.clone();
+            state.facts = facts;
+            Ok(Plan::Write(Box::new(state), Gone::Nothing, ()))
+        })
+        .await
+    }
+
+    async fn publish(&self, file: FileId, root: Root) -> Result<(), StoreError> {
+        let entry = self.shared.entry(file).await?;
+        self.shared.publish(entry, root).await
+    }
+
+    async fn recheck(&self, file: FileId) -> Result<Root, StoreError> {
+        let entry = self.shared.entry(file).await?;
+        self.shared.recheck(&entry).await
+    }
+
+    async fn free(&self, file: FileId) -> Result<Generation, StoreError> {
+        let generation = self
+            .change(file, move |live, floor| {
+                alive(file, live)?;
+                let next = live.state.generation(floor).next();
+                let mut state = live.state.clone();
+                (state.generation, state.life, state.assembled) = (next, Life::begin(), None);
+                state.void.clear();
+                Ok(Plan::Write(Box::new(state), Gone::All, next))
+            })
+            .await?;
+        self.shared.clear_all_damage(file).await;
+        Ok(generation)
+    }
+
+    async fn drop_file(&self, file: FileId, tenant: TenantId, facts: &[u8]) -> Result<(), StoreError> {
+        limit("facts of a file", facts.len(), MAX_FACTS_LEN)?;
+        let facts = facts.to_vec();
+        self.change(file, move |live, _| {
+            if live.state.dropped && live.state.facts == facts {
+                return Ok(Plan::Known(()));
+            }
+            let mut state = live.state.clone();
+            state.tenant.get_or_insert(tenant);
+            (state.facts, state.dropped, state.assembled) = (facts, true, None);
+            state.void.clear();
+            Ok(Plan::Write(Box::new(state), Gone::All, ()))
+        })
+        .await?;
+        self.shared.clear_all_damage(file).await;
+        Ok(())
+    }
+
+    async fn discard_orphan(&self, file: FileId) -> Result<bool, StoreError> {
+        self.shared.open()?;
+        let entry = self.shared.entry(file).await?;
+        let shared = self.shared.clone();
+        self.shared.to_its_end(async move { shared.forget(&entry).await }).await
+    }
+
+    async fn raise_generations(&self, floor: Generation) -> Result<(), StoreError> {
+        self.shared
+            .change_node(move |node| {
+                let raised = floor > node.floor;
+                node.floor = node.floor.max(floor);
+                raised
+            })
+            .await
+    }
+
+    async fn put_page(&self, file: FileId, segment: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        limit("page", bytes.len(), MAX_PAGE_LEN)?;
+        self.shared.open()?;
+        let record = page::encode(file, segment, bytes);
+        let put = self.shared.bucket.put(&keys::page(file, segment), record.into()).await;
+        put.map(|_| ()).map_err(|error| error.in_store(S3Request::Put))
+    }
+
+    async fn page(&self, file: FileId, segment: u64) -> Result<Option<Vec<u8>>, StoreError> {
+        let most = (MAX_PAGE_LEN + 64) as u64;
+        match self.shared.bucket.get(&keys::page(file, segment), most).await {
+            Ok(bytes) => Ok(page::decode(file, segment, &bytes).ok()),
+            Err(BucketError::NotFound) => Ok(None),
+            Err(error) => Err(error.in_store(S3Request::Get)),
+        }
+    }
+
+    async fn state(&self) -> Result<Vec<u8>, StoreError> {
+        Ok(self.shared.node(|node| node.state.clone()))
+    }
+
+    async fn put_state(&self, state: &[u8]) -> Result<(), StoreError> {
+        limit("state of the volume", state.len(), MAX_STATE_LEN)?;
+        let state = state.to_vec();
+        self.shared
+            .change_node(move |node| {
+                node.state = state;
+                true
+            })
+            .await
+    }
+
+    fn usage(&self) -> Usage {
+        // A bucket says of no room how much it has; one that is full refuses.
+        Usage { free: u64::MAX, read_only: false }
+    }
+
+    async fn close(&self) -> Result<(), StoreError> {
+        self.shared.begin_closing();
+        let drained = async {
+            loop {
+                let done = self.shared.writer_done.notified();
+                tokio::pin!(done);
+                done.as_mut().enable();
+                if self.shared.writers.load(Ordering::Acquire) == 0 {
+                    break;
+                }
+                done.await;
+            }
+            self.shared.idle().await;
+        };
+        if tokio::time::timeout(self.shared.options.stall, drained).await.is_err() {
+            tracing::warn!("closing the store while requests are under way");
+        }
+        self.kill();
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Makes a whole file durable: its bytes as the object that they stay, its name, and then, in one write, all that is
+    /// known of it.
+    async fn take_whole(
+        self: &Arc<Self>,
+        entry: &Arc<entry::Entry>,
+        record: MetadataRecord,
+        facts: Vec<u8>,
+        whole: Whole,
+    ) -> Result<WholeOutcome, StoreError> {
+        let Ok(_assembling) = entry.assembling.acquire().await else { return Err(StoreError::Closing) };
+        let root = whole.root();
+        let is_there = |live: &entry::Live| -> Result<Option<WholeOutcome>, StoreError> {
+            if live.state.dropped {
+                return Err(StoreError::Dropped(entry.file));
+            }
+            held_record(live, &record)?;
+            match live.state.published() {
+                Some(held) if held.root == root => return Ok(Some(WholeOutcome::Known)),
+                Some(held) => return Err(StoreError::WrongRoot { expected: held.root, got: Some(root) }),
+                None => {}
+            }
+            // Held already, or being held: whoever compares chunks finds out whether it is the same.
+            let begun = live.state.is_known() || !live.claims.is_empty();
+            Ok(begun.then_some(WholeOutcome::Begun))
+        };
+        let there = is_there(&lock(&entry.live))?;
+        if let Some(outcome) = there {
+            return Ok(outcome);
+        }
+        let (life, segment_chunks) = (Life::begin(), self.options.segment_chunks);
+        let geometry = Geometry::new(whole.bytes().len() as u64)?;
+        let key = keys::assembled(entry.file, life, root, 0);
+        let name = keys::name(record.tenant(), record.client_id());
+        let puts =
+            tokio::join!(self.bucket.put(&key, whole.bytes().clone()), self.bucket.put(&name, Bytes::new()));
+        for put in [puts.0, puts.1] {
+            let _ = put.map_err(|error| error.in_store(S3Request::Put))?;
+        }
+        let outcome = self.change_here(entry, |live, _| {
+            if let Some(outcome) = is_there(live)? {
+                return Ok(Plan::Known(outcome));
+            }
+            let mut state = live.state.clone();
+            (state.tenant, state.life) = (Some(record.tenant()), life);
+            (state.record, state.facts, state.in_lists) = (Some(record.clone()), facts, true);
+            let only = whole.value();
+            state.assembled = Some(Assembled { geometry, root, segment_chunks, only, lost: Ranges::new() });
+            Ok(Plan::Write(Box::new(state), Gone::Nothing, WholeOutcome::Stored))
+        });
+        let outcome = outcome.await;
+        if !matches!(outcome, Ok(WholeOutcome::Stored)) {
+            // Its life never began. If that is not known, the sweep finds out.
+            if !matches!(outcome, Err(StoreError::Io { .. })) {
+                self.discard(vec![key]);
+            }
+        }
+        outcome
+    }
+
+    /// Remembers a file that is whole elsewhere.
+    async fn take_known(
+        self: &Arc<Self>,
+        entry: &Arc<entry::Entry>,
+        record: MetadataRecord,
+        facts: Vec<u8>,
+    ) -> Result<WholeOutcome, StoreError> {
+        let is_there = |live: &entry::Live| -> Result<Option<WholeOutcome>, StoreError> {
+            if live.state.dropped {
+                return Err(StoreError::Dropped(entry.file));
+            }
+            if held_record(live, &record)? {
+                return Ok(Some(WholeOutcome::Known));
+            }
+            Ok((live.state.is_known() || !live.claims.is_empty()).then_some(WholeOutcome::Begun))
+        };
+        let there = is_there(&lock(&entry.live))?;
+        if let Some(outcome) = there {
+            return Ok(outcome);
+        }
+        let name = keys::name(record.tenant(), record.client_id());
+        let _ = self.bucket.put(&name, Bytes::new()).await.map_err(|error| error.in_store(S3Request::Put))?;
+        self.change_here(entry, |live, _| {
+            if let Some(outcome) = is_there(live)? {
+                return Ok(Plan::Known(outcome));
+            }
+            let mut state = live.state.clone();
+            (state.tenant, state.life) = (Some(record.tenant()), Life::begin());
+            (state.record, state.facts, state.in_lists) = (Some(record.clone()), facts, true);
+            Ok(Plan::Write(Box::new(state), Gone::Nothing, WholeOutcome::Stored))
+        })
+        .await
+    }
+
+    /// Forgets a file without metadata record.
+    async fn forget(self: &Arc<Self>, entry: &Arc<entry::Entry>) -> Result<bool, StoreError> {
+        let file = entry.file;
+        let forgotten = self.change_here(entry, |live, _| {
+            let state = &live.state;
+            if state.record.is_some() || state.dropped {
+                return Ok(Plan::Known(None));
+            }
+            if !state.is_known() {
+                return Ok(Plan::Known(Some(false)));
+            }
+            Ok(Plan::Write(Box::default(), Gone::All, Some(true)))
+        });
+        match forgotten.await? {
+            None => return Ok(false),
+            Some(false) => return Ok(true),
+            Some(true) => {}
+        }
+        // What says nothing any more goes too, unless somebody begins the file anew right now.
+        let Ok(_turn) = entry.turn.acquire().await else { return Err(StoreError::Closing) };
+        let (mut chain, known) = {
+            let live = lock(&entry.live);
+            (live.chain, live.state.is_known())
+        };
+        if !known {
+            chain.delete(&self.bucket, |link| keys::link(file, link)).await;
+            lock(&entry.live).chain = chain;
+        }
+        self.clear_all_damage(file).await;
+        Ok(true)
+    }
+
+    /// What lists tell of a file that is in them.
+    async fn listed(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        client: ClientFileId,
+    ) -> Result<Option<Listed>, StoreError> {
+        let entry = self.entry(FileId::derive(tenant, client)).await?;
+        let live = lock(&entry.live);
+        let state = &live.state;
+        let Some(record) = state.record.as_ref().filter(|_| state.in_lists && !state.dropped) else {
+            return Ok(None);
+        };
+        Ok(Some(Listed {
+            client,
+            size: state.geometry().map_or(0, |shape| shape.size()),
+            name: record.name().to_owned(),
+            brief: Brief::of_stored(Some(record), &state.facts),
+        }))
+    }
+
+    /// Takes marks back of chunks that went.
+    async fn clear_damage(self: &Arc<Self>, file: FileId, chunks: BTreeSet<u64>) {
+        let damage = self.damage(file);
+        for chunk in chunks.into_iter().filter(|chunk| damage.covers(*chunk..*chunk + 1)) {
+            self.mark(file, chunk..chunk + 1, false).await;
+        }
+    }
+
+    /// Takes all marks of a file back.
+    async fn clear_all_damage(self: &Arc<Self>, file: FileId) {
+        if !self.damage(file).is_empty() {
+            self.mark(file, 0..u64::MAX, false).await;
+        }
+    }
+}
