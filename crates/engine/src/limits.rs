@@ -61,6 +61,12 @@ pub const MAX_RECORD_LEN: usize = 16 << 10;
 /// The longest expiry a file may ask for, in seconds: ten years.
 pub const MAX_EXPIRY_SECS: u64 = 10 * 365 * 86_400;
 
+/// The most revocations that a datacenter remembers, and how many there may be before it says no new ones itself: the
+/// rest is for what others say. As they are stored they take a little more than 200 KiB.
+pub const MAX_REVOCATIONS: usize = 6 << 10;
+/// See [`MAX_REVOCATIONS`].
+pub const MAX_OWN_REVOCATIONS: usize = 4 << 10;
+
 /// The most datacenters in a cluster: what a session context and an outbox are sized for.
 pub const MAX_DCS: usize = 64;
 

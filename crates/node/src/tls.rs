@@ -88,6 +88,20 @@ fn roots(ca: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, TlsError> {
     Ok(Arc::new(roots))
 }
 
+/// What a process connects to a server with that is none of Sluice's; whoever one of `cas` vouches for is believed.
+pub fn outside_client(cas: &[CertificateDer<'static>]) -> Result<ClientConfig, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for ca in cas {
+        roots.add(ca.clone()).map_err(refused("the CA"))?;
+    }
+    let config = ClientConfig::builder_with_provider(Arc::new(provider()))
+        .with_protocol_versions(&[&TLS13])
+        .map_err(refused("clients"))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(config)
+}
+
 /// What an edge listens with: the cluster's one TLS name, HTTP/2 and HTTP/1.1, tickets, no client certificates.
 pub fn edge_server(material: &ClusterMaterial, clock: SharedClock) -> Result<Arc<ServerConfig>, TlsError> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
