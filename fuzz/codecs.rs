@@ -5,10 +5,13 @@ use sluice_engine::command::{BODY_LEN, COMMAND_LEN, Command};
 use sluice_engine::context::SignedContext;
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::{RecordDigest, Root};
-use sluice_engine::ids::{DcId, Generation, HomeEpoch, Incarnation, KeyId, TenantId, Timestamp};
+use sluice_engine::ids::{
+    DcId, FileId, Generation, HomeEpoch, Incarnation, KeyId, RevocationEpoch, TenantId, Timestamp,
+};
 use sluice_engine::keys::{ClusterTag, KeyRing, Purpose, SigningKey};
 use sluice_engine::ledger::{Claim, Disagreement, Fact, Ledger, Page};
 use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::revocations::Revocation;
 use sluice_engine::rules::Rules;
 use sluice_engine::span::{Place, Span};
 use sluice_node::token::TokenVerifier;
@@ -197,8 +200,13 @@ fn what_is_remembered_of_files() {
 #[test]
 fn what_is_remembered_of_peers() {
     let seen = (1..5).map(|n| (DcId::new(n), Incarnation::new(u32::from(n) * 3))).collect();
-    let memory = NodeMemory { incarnation: Incarnation::new(9), seen };
-    let examples = [NodeMemory::default().to_bytes(), memory.to_bytes()];
+    let memory = NodeMemory { incarnation: Incarnation::new(9), seen, ..NodeMemory::default() };
+    let mut revoking = memory.clone();
+    for (subject, epoch) in [(0, 5), (7, 6), (8, 7)] {
+        let subject = FileId::from_bytes([subject; 16]);
+        revoking.revoked.take(Revocation::of(subject, TenantId::new(9), RevocationEpoch::new(epoch)));
+    }
+    let examples = [NodeMemory::default().to_bytes(), memory.to_bytes(), revoking.to_bytes()];
     bolero::check!().with_type::<Mangled>().with_iterations(times(30_000)).for_each(|mangled| {
         let bytes = mangled.bytes(&examples);
         if let Ok(memory) = NodeMemory::from_bytes(&bytes) {

@@ -1,23 +1,20 @@
 //! `sluice admin`: what only who runs a cluster does.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+mod tenant;
+mod token;
+
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use serde_json::json;
 use sluice::datacenter::StartError;
-use sluice_engine::context::Scope;
-use sluice_engine::ids::{DcId, TenantId};
-use sluice_node::clock::{Clock, SystemClock};
+use sluice_engine::ids::DcId;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
-use sluice_node::token::TokenGrant;
 
 use crate::context::Context;
 use crate::failure::Failure;
-use crate::settings::duration;
 
 /// Where all of a cluster's keys are.
 const AUTHORITY: &str = "authority";
@@ -41,11 +38,6 @@ Examples:
   sluice admin key renew keys
   rsync -r keys/dc-a/ dc-a.example:/etc/sluice/keys/";
 
-const TOKEN_EXAMPLES: &str = "\
-Examples:
-  sluice admin token mint --keys keys/authority --tenant 7 --out alice.token
-  sluice admin token mint --keys keys/authority --tenant 7 --scope read --life 1d --out reader.token";
-
 /// What to do.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Action {
@@ -54,7 +46,10 @@ pub(crate) enum Action {
     Key(KeyAction),
     /// Tokens, by which clients are let in.
     #[command(subcommand)]
-    Token(TokenAction),
+    Token(token::Action),
+    /// Tenants, whose tokens they are.
+    #[command(subcommand)]
+    Tenant(tenant::Action),
 }
 
 /// What to do with keys.
@@ -82,55 +77,13 @@ pub(crate) enum KeyAction {
     },
 }
 
-/// What to do with tokens.
-#[derive(Debug, clap::Subcommand)]
-pub(crate) enum TokenAction {
-    /// Make a token.
-    #[command(after_help = TOKEN_EXAMPLES)]
-    Mint {
-        /// The directory `authority` of the cluster's keys.
-        #[arg(long, value_name = "DIR")]
-        keys: PathBuf,
-
-        /// Number of the tenant whose token it is.
-        #[arg(long, value_name = "NUMBER")]
-        tenant: u64,
-
-        /// Name of the tenant, for people.
-        #[arg(long, value_name = "NAME", default_value = "")]
-        name: String,
-
-        /// What it allows; several may be given, by default everything.
-        #[arg(long = "scope", value_name = "SCOPE", value_parser = scope)]
-        scopes: Vec<Scope>,
-
-        /// How long it lives.
-        #[arg(long, value_name = "TIME", default_value = "90d")]
-        life: String,
-
-        /// The file to write it to, for its owner only; must not exist yet.
-        #[arg(long, value_name = "FILE")]
-        out: PathBuf,
-    },
-}
-
-fn scope(text: &str) -> Result<Scope, String> {
-    let names = Scope::ALL.map(Scope::name).join(", ");
-    Scope::from_name(text).ok_or_else(|| format!("expected one of {names}"))
-}
-
 /// Does it.
-pub(crate) fn run(action: Action, context: &Context) -> anyhow::Result<()> {
+pub(crate) async fn run(action: Action, context: &Context) -> anyhow::Result<()> {
     match action {
         Action::Key(KeyAction::Make { directory, cluster, dcs }) => make(&directory, &cluster, &dcs, context),
         Action::Key(KeyAction::Renew { directory }) => renew(&directory, context),
-        Action::Token(TokenAction::Mint { keys, tenant, name, scopes, life, out }) => {
-            let mut grant = TokenGrant::everything(TenantId::new(tenant), name, duration("life", &life)?);
-            if !scopes.is_empty() {
-                grant.scopes = scopes;
-            }
-            mint(&keys, &grant, &out, context)
-        }
+        Action::Token(action) => token::run(action, context).await,
+        Action::Tenant(action) => tenant::run(action, context).await,
     }
 }
 
@@ -182,30 +135,5 @@ fn renew(directory: &Path, context: &Context) -> anyhow::Result<()> {
     context.answer(&json!({ "cluster": material.name(), "dcs": dcs }), || {
         let line = |place: &PathBuf| format!("{}\n", place.display());
         dcs.iter().map(line).collect()
-    })
-}
-
-fn mint(keys: &Path, grant: &TokenGrant, out: &Path, context: &Context) -> anyhow::Result<()> {
-    let material = ClusterMaterial::load(keys).map_err(StartError::from)?;
-    let token = material.token_mint().map_err(|error| {
-        Failure::usage("keys", error.to_string(), "give the directory authority, where all of the keys are")
-    })?;
-    let token = token.mint(grant, SystemClock.now())?;
-    let write = || -> io::Result<()> {
-        let mut file = File::options().write(true).create_new(true).mode(0o600).open(out)?;
-        file.write_all(token.as_bytes())?;
-        file.sync_all()
-    };
-    match write() {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let message = format!("{} exists already", out.display());
-            return Err(
-                Failure::usage("exists", message, "tokens are never written over: name another").into()
-            );
-        }
-        written => written.with_context(|| format!("cannot write {}", out.display()))?,
-    }
-    context.answer(&json!({ "token_file": out, "tenant": grant.tenant.number() }), || {
-        format!("{}\n", out.display())
     })
 }

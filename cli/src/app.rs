@@ -83,7 +83,7 @@ pub(crate) enum Verb {
     Rm(rm::Args),
     /// Check a volume that no process uses, and say what is damaged.
     Fsck(fsck::Args),
-    /// What only who runs a cluster does: keys, tokens.
+    /// What only who runs a cluster does: keys, tokens, tenants.
     #[command(subcommand)]
     Admin(admin::Action),
     /// Commands between datacenters.
@@ -133,7 +133,7 @@ async fn dispatch(verb: Verb, context: &Context) -> anyhow::Result<()> {
         Verb::Ls(args) => ls::run(args, context).await,
         Verb::Rm(args) => rm::run(args, context).await,
         Verb::Fsck(args) => fsck::run(args, context).await,
-        Verb::Admin(action) => admin::run(action, context),
+        Verb::Admin(action) => admin::run(action, context).await,
         Verb::Command(action) => command::run(action, context),
         Verb::Config(action) => config::run(action, context),
     }

@@ -30,10 +30,10 @@ use sluice_node::role::Role;
 use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_node::tls::{self, TlsError};
 use sluice_proto::calls::Workers;
-use sluice_remote::{Answers, Door, DoorError, serve_workers};
+use sluice_remote::{Answers, Door, DoorError, serve_tenants, serve_workers};
 use sluice_session::MemorySessions;
 use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError};
-use sluice_worker::{Worker, WorkerParts, WorkerSettings};
+use sluice_worker::{Rates, Worker, WorkerParts, WorkerSettings};
 use tokio::time::Instant;
 
 use crate::live::Live;
@@ -382,7 +382,7 @@ impl Datacenter {
             material.token_verifier(),
             material.context_key(dc)?,
             clock.clone(),
-            revocations,
+            revocations.clone(),
         );
         let listener = Listener::bind(ports.peer.address())?;
         let aggregator = sluice_aggregator::start(
@@ -391,6 +391,7 @@ impl Datacenter {
                 material: material.clone(),
                 store: self.store.clone(),
                 access: access.clone(),
+                revocations,
                 metrics: AggregatorMetrics::new(&metrics),
                 clock: clock.clone(),
                 tasks: self.tasks.aggregator.clone(),
@@ -406,11 +407,12 @@ impl Datacenter {
             WorkerParts {
                 dc: name.clone(),
                 store: self.store.clone(),
-                slots: aggregator,
+                slots: aggregator.clone(),
                 access,
                 memory: memory.clone(),
                 metrics: metrics.clone(),
                 tasks: self.tasks.requests.clone(),
+                rates: Arc::new(Rates::new(clock.clone(), None)),
             },
             settings.worker.clone(),
         );
@@ -427,6 +429,7 @@ impl Datacenter {
             EdgeParts {
                 sessions: Arc::new(sessions),
                 workers: worker.clone(),
+                tenants: aggregator.clone(),
                 memory: memory.clone(),
                 metrics,
                 health: self.health.clone(),
@@ -435,7 +438,7 @@ impl Datacenter {
         self.health.set_started();
         if let Some(door) = inside {
             let tasks = self.tasks.requests.clone();
-            let answers = Answers { routes: serve_workers(worker), memory: memory.clone(), tasks };
+            let answers = Answers { routes: serve_workers(worker).merge(serve_tenants(aggregator)), memory: memory.clone(), tasks };
             door.serve([(Role::Edge, answers)], &self.tasks.requests);
         }
         edge.serve(&self.tasks.requests);

@@ -23,7 +23,7 @@ use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
 use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_node::tls;
-use sluice_remote::{Answers, Caller, CallerConfig, Door, RemoteSessions, RemoteWorkers, serve_sessions};
+use sluice_remote::{Answers, Caller, CallerConfig, Door, RemoteSessions, RemoteTenants, RemoteWorkers, serve_sessions};
 use sluice_session::MemorySessions;
 use sluice_store::{ChunkStore, FsStore};
 use tokio::time::Instant;
@@ -120,7 +120,7 @@ impl Process {
             Arc::new(verifier),
             clock.clone(),
         );
-        let workers = RemoteWorkers::new(caller(Role::Worker, &edge.workers, WORKER_PATIENCE)?);
+        let worker = caller(Role::Worker, &edge.workers, WORKER_PATIENCE)?;
         let door = Edge::bind(
             EdgeConfig {
                 listen: edge.listen,
@@ -130,7 +130,8 @@ impl Process {
             },
             EdgeParts {
                 sessions: Arc::new(sessions),
-                workers: Arc::new(workers),
+                workers: Arc::new(RemoteWorkers::new(worker.clone())),
+                tenants: Arc::new(RemoteTenants::new(worker)),
                 memory: live.memory.clone(),
                 metrics: live.metrics.clone(),
                 health: health.clone(),

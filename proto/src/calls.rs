@@ -1,6 +1,6 @@
 //! The calls between services, as traits.
 //!
-//! The edge calls [`Sessions`] and [`Workers`], workers call [`Slots`]. In one process the composition passes the
+//! The edge calls [`Sessions`], [`Workers`] and [`Tenants`], workers call [`Slots`]. In one process the composition passes the
 //! services themselves; as separate processes it passes gRPC clients. Every call carries the signed session context,
 //! and whoever acts on it verifies it itself (G4).
 
@@ -14,11 +14,13 @@ use futures_util::Stream;
 use sluice_engine::context::SignedContext;
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
-use sluice_engine::ids::{ClientFileId, FileId};
+use sluice_engine::ids::{ClientFileId, FileId, TenantId};
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::span::Place;
 
-use crate::http::{About, ChunkReceipt, FilePage, FileStatus, State, TreeNode};
+use crate::http::{
+    About, ChunkReceipt, FilePage, FileStatus, Revoke, RevokedTokens, State, TenantStatus, TreeNode,
+};
 use crate::problem::Refusal;
 
 /// Bytes that arrive or leave, in order. An error ends them, and is never taken for their end.
@@ -62,11 +64,25 @@ pub trait Sessions: Send + Sync + 'static {
     async fn context(&self, token: &str) -> Result<SignedContext, Refusal>;
 }
 
+/// What who runs the cluster asks of a datacenter about any tenant: with the scope `operate`.
+#[async_trait]
+pub trait Tenants: Send + Sync + 'static {
+    /// Voids tokens, and the contexts that came of them: durable when this returns, in force in this datacenter, and told
+    /// to the others until they know it.
+    async fn revoke(&self, context: &SignedContext, revoke: Revoke) -> Result<RevokedTokens, Refusal>;
+
+    /// What is known of a tenant. Of one of whom nothing is known nothing is revoked.
+    async fn tenant(&self, context: &SignedContext, tenant: TenantId) -> Result<TenantStatus, Refusal>;
+}
+
 /// The workers of a datacenter: what an edge may ask for.
 #[async_trait]
 pub trait Workers: Send + Sync + 'static {
     /// Creates a file, durably. Returns whether it was new here.
     async fn create(&self, context: &SignedContext, new: NewFile) -> Result<(bool, FileStatus), Refusal>;
+
+    /// Whether a file of `len` bytes may come whole: asked before its bytes are, and counted against the tenant's rate.
+    async fn admit_whole(&self, context: &SignedContext, len: u64) -> Result<(), Refusal>;
 
     /// Creates a file of at most one chunk with all its bytes, durable and assembled when this returns. Returns whether
     /// it was new here.
@@ -199,8 +215,11 @@ pub trait Slots: Send + Sync + 'static {
         size: Geometry,
     ) -> Result<FileStatus, Refusal>;
 
+    /// Whether so many more bytes are within the quota of the session's token.
+    async fn admit_more(&self, context: &SignedContext, bytes: u64) -> Result<(), Refusal>;
+
     /// Whether chunks of the file may come: asked before a body is read. Refuses dropped files, files in conflict,
-    /// and provisional chunks over the tenant's cap.
+    /// provisional chunks over the tenant's cap, and everything once the quota of the session's token is used up.
     async fn admit(&self, context: &SignedContext, file: FileId) -> Result<Admission, Refusal>;
 
     /// Registers a run that is durable in the own store. Returns whether it is still provisional.

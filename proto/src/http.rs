@@ -51,6 +51,49 @@ pub struct SettleFile {
     pub size: u64,
 }
 
+/// Body of `POST /v1/admin/revocations`: which tokens are void.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Revoke {
+    /// Number of the tenant.
+    pub tenant: u64,
+    /// Id of the one token (`jti`); absent: all that the tenant has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Uuid>,
+    /// Tokens of an older epoch are void; absent: of a tenant those minted until now, of a session all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+}
+
+/// Answer of `POST /v1/admin/revocations`: durable in the datacenter that answers, on its way to the others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedTokens {
+    /// Number of the tenant.
+    pub tenant: u64,
+    /// Id of the one token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<Uuid>,
+    /// Tokens of an older epoch are void.
+    pub epoch: u64,
+    /// Name of the datacenter.
+    pub dc: String,
+}
+
+/// Answer of `GET /v1/admin/tenants/{tenant}`: what the datacenter that answers knows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TenantStatus {
+    /// Number of the tenant.
+    pub tenant: u64,
+    /// Name of the datacenter.
+    pub dc: String,
+    /// Tokens of an older epoch, in Unix milliseconds, are void; 0: none are.
+    pub revoked_before: u64,
+    /// Tokens that are revoked one by one beside.
+    pub revoked_sessions: u64,
+    /// Bytes stored in this datacenter.
+    pub stored_bytes: u64,
+}
+
 /// Where a file stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -101,6 +101,8 @@ problems! {
     ChunkValue = "chunk-value", 422, "The bytes do not have the announced value";
     /// Too many requests, or too many provisional chunks.
     RateLimited = "rate-limited", 429, "Too many requests";
+    /// More tokens are revoked one by one than a datacenter remembers.
+    RevocationsFull = "revocations-full", 409, "Too many tokens are revoked one by one";
     /// A bug or an unexpected failure.
     Internal = "internal", 500, "Something failed that should not";
     /// A datacenter that must be asked cannot be reached, or state is not known yet.

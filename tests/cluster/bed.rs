@@ -145,8 +145,11 @@ impl Web {
     }
 
     pub(crate) fn token(&self, tenant: TenantId) -> String {
-        let grant = TokenGrant::everything(tenant, "test", Duration::from_secs(3600));
-        self.material.token_mint().unwrap().mint(&grant, SystemClock.now()).unwrap()
+        self.mint(&TokenGrant::everything(tenant, "test", Duration::from_secs(3600)))
+    }
+
+    pub(crate) fn mint(&self, grant: &TokenGrant) -> String {
+        self.material.token_mint().unwrap().mint(grant, SystemClock.now()).unwrap()
     }
 
     /// Whom to trust.
@@ -174,10 +177,23 @@ impl Web {
         headers: &[(&str, &str)],
         body: impl Into<reqwest::Body>,
     ) -> reqwest::Result<Answer> {
+        self.ask_with(&self.token(tenant), dc, method, path, headers, body).await
+    }
+
+    /// A plain request with a token.
+    pub(crate) async fn ask_with(
+        &self,
+        token: &str,
+        dc: DcId,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<reqwest::Body>,
+    ) -> reqwest::Result<Answer> {
         let mut request = self
             .http
             .request(method, format!("{}/v1{path}", self.url(dc)))
-            .bearer_auth(self.token(tenant))
+            .bearer_auth(token)
             .timeout(PATIENCE)
             .body(body);
         for (name, value) in headers {

@@ -23,5 +23,6 @@ mod python;
 mod scale;
 mod small;
 mod takeover;
+mod tenants;
 mod whole;
 mod wire;

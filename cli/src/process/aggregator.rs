@@ -18,7 +18,7 @@ use sluice_node::clock::random_bytes;
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls;
-use sluice_remote::{Answers, Caller, Door, NoTenure, RemoteStore, serve_slots};
+use sluice_remote::{Answers, Caller, Door, NoTenure, RemoteStore, serve_slots, serve_tenants};
 use sluice_store::ChunkStore;
 
 use super::{Process, ProcessConfig, STORE_PATIENCE, Tasks};
@@ -182,13 +182,17 @@ impl Lives {
         let ProcessConfig { dc, material, clock, .. } = &self.config;
         let store = RemoteStore::begin(self.worker.clone(), &life.store).await?;
         let listener = Listener::bind(self.peer.address()).map_err(StartError::from)?;
-        let access = ContextVerifier::new(material.context_ring(), *dc, clock.clone(), Revocations::new());
+        // Each life knows what the store does.
+        let revocations = Revocations::new();
+        let access =
+            ContextVerifier::new(material.context_ring(), *dc, clock.clone(), revocations.clone());
         let service = sluice_aggregator::start(
             AggregatorParts {
                 dc: *dc,
                 material: material.clone(),
                 store: Arc::new(store.clone()),
                 access: Arc::new(access),
+                revocations,
                 metrics: self.metrics.clone(),
                 clock: clock.clone(),
                 tasks: life.aggregator.clone(),
@@ -202,7 +206,7 @@ impl Lives {
         let door =
             Door::bind(self.listen.address(), material, *dc, Role::Aggregator).map_err(StartError::from)?;
         let answers = Answers {
-            routes: serve_slots(service, store.tenure()),
+            routes: serve_slots(service.clone(), store.tenure()).merge(serve_tenants(service)),
             memory: self.live.memory.clone(),
             tasks: life.requests.clone(),
         };

@@ -9,9 +9,11 @@ use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::budget::MemoryBudget;
 use sluice_node::role::Role;
 use sluice_node::tls;
-use sluice_remote::{Answers, Door, RemoteSlots, Tenures, serve_store, serve_workers};
+use sluice_remote::{
+    Answers, Door, RemoteSlots, RemoteTenants, Tenures, serve_store, serve_tenants, serve_workers,
+};
 use sluice_store::FsOptions;
-use sluice_worker::{Worker, WorkerParts, WorkerSettings};
+use sluice_worker::{Rates, Worker, WorkerParts, WorkerSettings};
 
 use super::{Process, ProcessConfig, SLOTS_PATIENCE, Tasks, serve_until_drained};
 use crate::datacenter::{StartError, open_store};
@@ -52,6 +54,7 @@ impl Process {
         let store = Arc::new(open_store(worker.data.clone(), worker.store.clone()).await?);
         volume::show(&store, &live.metrics);
         let tenures = Tenures::new();
+        let tenants = serve_tenants(Arc::new(RemoteTenants::new(caller.clone())));
         let served = Worker::new(
             WorkerParts {
                 dc: config.name(),
@@ -66,11 +69,12 @@ impl Process {
                 memory: live.memory.clone(),
                 metrics: live.metrics.clone(),
                 tasks: tasks.requests.clone(),
+                rates: Arc::new(Rates::new(clock.clone(), None)),
             },
             worker.settings.clone(),
         );
         let edges = Answers {
-            routes: serve_workers(Arc::new(served)),
+            routes: serve_workers(Arc::new(served)).merge(tenants),
             memory: live.memory.clone(),
             tasks: tasks.requests.clone(),
         };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sluice_proto::http::{About, FilePage, FileStatus, State};
+use sluice_proto::http::{About, FilePage, FileStatus, Revoke, RevokedTokens, State, TenantStatus};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -105,6 +105,18 @@ impl Client {
     /// One page of the files that the first URL that answers knows.
     pub async fn list(&self, filter: ListFilter) -> Result<FilePage, ClientError> {
         let ask = |door: Arc<Door>| async move { door.list(filter).await };
+        Ok(self.doors().anywhere(First::Configured, &self.observer, ask).await?.1)
+    }
+
+    /// Has tokens revoked, by the first URL that answers; the token of this client has to be an operator's.
+    pub async fn revoke(&self, revoke: &Revoke) -> Result<RevokedTokens, ClientError> {
+        let ask = |door: Arc<Door>| async move { door.revoke(revoke).await };
+        Ok(self.doors().anywhere(First::Configured, &self.observer, ask).await?.1)
+    }
+
+    /// What the first URL that answers knows of a tenant; the token of this client has to be an operator's.
+    pub async fn tenant(&self, tenant: u64) -> Result<TenantStatus, ClientError> {
+        let ask = |door: Arc<Door>| async move { door.tenant(tenant).await };
         Ok(self.doors().anywhere(First::Configured, &self.observer, ask).await?.1)
     }
 

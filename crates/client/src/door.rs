@@ -14,7 +14,8 @@ use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
 use sluice_engine::hash::ChainingValue;
 use sluice_proto::http::{
-    About, ChunkReceipt, CreateFile, FilePage, FileStatus, ProblemDetails, SettleFile, State, TreeNode,
+    About, ChunkReceipt, CreateFile, FilePage, FileStatus, ProblemDetails, Revoke, RevokedTokens, SettleFile,
+    State, TenantStatus, TreeNode,
 };
 use sluice_proto::problem::Problem;
 use tokio::time::timeout;
@@ -196,6 +197,18 @@ impl Door {
         if let Some(after) = filter.after {
             request = request.query("after", after);
         }
+        Ok(self.json(operation, request, Duration::ZERO).await?.1)
+    }
+
+    pub(crate) async fn revoke(&self, revoke: &Revoke) -> Result<RevokedTokens, ClientError> {
+        let operation = Operation::Revoke { tenant: revoke.tenant };
+        let request = self.request(Method::POST, "v1/admin/revocations", operation)?.json(revoke);
+        Ok(self.json(operation, request, Duration::ZERO).await?.1)
+    }
+
+    pub(crate) async fn tenant(&self, tenant: u64) -> Result<TenantStatus, ClientError> {
+        let operation = Operation::Tenant { tenant };
+        let request = self.request(Method::GET, &format!("v1/admin/tenants/{tenant}"), operation)?;
         Ok(self.json(operation, request, Duration::ZERO).await?.1)
     }
 

@@ -40,6 +40,16 @@ pub enum Operation {
         /// The file.
         id: Uuid,
     },
+    /// Voiding tokens of a tenant.
+    Revoke {
+        /// Number of the tenant.
+        tenant: u64,
+    },
+    /// Asking where a tenant stands.
+    Tenant {
+        /// Number of the tenant.
+        tenant: u64,
+    },
     /// Reading the chunk values under a node.
     Tree {
         /// The first chunk.
@@ -67,6 +77,8 @@ impl fmt::Display for Operation {
             Self::Status { id } => write!(f, "the status of {id}"),
             Self::List => f.write_str("the list of files"),
             Self::Remove { id } => write!(f, "the removal of {id}"),
+            Self::Revoke { tenant } => write!(f, "the revocation of tokens of tenant {tenant}"),
+            Self::Tenant { tenant } => write!(f, "the question about tenant {tenant}"),
             Self::Tree { start, level } => write!(f, "the chunk values from {start} at level {level}"),
             Self::Content { start, count: 1 } => write!(f, "the content of chunk {start}"),
             Self::Content { start, count } => {

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 
-use sluice_engine::aggregator::{Aggregator, File};
+use sluice_engine::aggregator::{Aggregator, File, NodeMemory};
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{DcId, FileId, Generation};
 use sluice_engine::ledger::FileState;
+use sluice_engine::revocations::{Revocation, Revoked, Revoking};
 use sluice_engine::span::Span;
 
 use super::client::Plan;
@@ -248,9 +249,42 @@ pub fn always(world: &mut World) {
     }
 }
 
+/// What counts as revoked in a process is on its disk: after a crash it still does.
+pub fn revoked(world: &mut World, dc: DcId, revocation: Revocation) {
+    let memory = NodeMemory::from_bytes(&world.dcs[&dc].disk.node).expect("undamaged");
+    if !is_in(&memory.revoked, revocation) {
+        world.violate("G4 authority", format!("{} forgets {revocation:?} with its process", dc_name(dc)));
+    }
+}
+
+/// Whether all that a fact voids is void.
+fn is_in(set: &Revoked, fact: Revocation) -> bool {
+    set.clone().take(fact) == Revoking::Known
+}
+
+/// Whether everybody who lives knows every revocation, and the same ones; or who does not.
+fn revocations_converged(world: &World) -> Result<(), String> {
+    let mut first: Option<(DcId, &Revoked)> = None;
+    for dc in world.dcs.values() {
+        let Some(agg) = &dc.agg else { continue };
+        if let Some((revocation, _)) = world.revoked.iter().find(|(fact, _)| !is_in(agg.revoked(), *fact)) {
+            return Err(format!("{} does not know {revocation:?}", dc_name(dc.id)));
+        }
+        match first {
+            Some((other, set)) if set != agg.revoked() => {
+                return Err(format!("{} and {} revoke differently", dc_name(other), dc_name(dc.id)));
+            }
+            Some(_) => {}
+            None => first = Some((dc.id, agg.revoked())),
+        }
+    }
+    Ok(())
+}
+
 /// Whether nothing more is expected to happen.
 pub fn is_finished(world: &World) -> bool {
-    world.clients.iter().all(|client| end_of(world, client.id).is_ok())
+    revocations_converged(world).is_ok()
+        && world.clients.iter().all(|client| end_of(world, client.id).is_ok())
 }
 
 /// Where a file ended, the same everywhere; or why it has not.
@@ -349,6 +383,9 @@ fn can_finish(world: &World, id: FileId) -> bool {
 
 /// Checked at the end: everything that can finish has finished, the same everywhere.
 pub fn finally(world: &mut World) {
+    if let Err(detail) = revocations_converged(world) {
+        world.violate("G3 convergence", detail);
+    }
     let ids: Vec<FileId> = world.clients.iter().map(|client| client.id).collect();
     for id in ids {
         match end_of(world, id) {

@@ -2,7 +2,8 @@
 
 use sluice_engine::aggregator::NodeEvent;
 use sluice_engine::command::{Command, Statement};
-use sluice_engine::ids::{DcId, Sequence};
+use sluice_engine::ids::{DcId, FileId, RevocationEpoch, Sequence, TenantId};
+use sluice_engine::revocations::Revocation;
 
 use super::client::Plan;
 use super::disk::{Disk, chunk_span, dc_name};
@@ -88,6 +89,26 @@ impl World {
         self.schedule(delay, Todo::Fault);
     }
 
+    /// Somebody revokes a token, or all of a tenant, at some datacenter. Few of each, so that they meet.
+    pub fn revoke(&mut self) {
+        let alive = self.alive();
+        let Some(id) = self.random.pick(&alive) else { return };
+        let subject = match self.random.below(4) {
+            0 => FileId::NIL,
+            number => FileId::from_bytes([number as u8; 16]),
+        };
+        let (tenant, epoch) = (1 + self.random.below(2), 1 + self.random.below(4));
+        let revocation = Revocation::of(subject, TenantId::new(tenant), RevocationEpoch::new(epoch));
+        self.note(|| format!("{} is to revoke {revocation:?}", dc_name(id)));
+        let process = self.dcs[&id].process;
+        self.feed(id, NodeEvent::Revoke(revocation));
+        // Whoever asked is told so once it is durable; a process that died before told nobody.
+        if self.dcs[&id].process == process {
+            self.figures.revocations += 1;
+            self.revoked.push((revocation, id));
+        }
+    }
+
     /// A datacenter says that it has a chunk which it does not have.
     fn lie(&mut self, id: DcId) {
         let number = self.random.below(self.clients.len() as u64) as usize;
@@ -129,6 +150,8 @@ impl World {
         dc.disk_lost_at.push(now);
         dc.disk = old;
         self.acked.retain(|(_, dc, _), _| *dc != id);
+        // Nobody else may have been told.
+        self.revoked.retain(|(_, dc)| *dc != id);
     }
 
     pub fn heal(&mut self) {

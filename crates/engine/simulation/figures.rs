@@ -18,6 +18,7 @@ pub struct Figures {
     pub dropped: u64,
     pub freed: u64,
     pub lies: u64,
+    pub revocations: u64,
     pub pages_out: u64,
     pub pages_in: u64,
     pub virtual_ms: u64,
@@ -40,6 +41,7 @@ impl Figures {
         self.dropped += other.dropped;
         self.freed += other.freed;
         self.lies += other.lies;
+        self.revocations += other.revocations;
         self.pages_out += other.pages_out;
         self.pages_in += other.pages_in;
         self.virtual_ms += other.virtual_ms;

@@ -7,6 +7,7 @@ use sluice_engine::aggregator::{Aggregator, Config, Effect, Event, NodeEvent, No
 use sluice_engine::command::Command;
 use sluice_engine::ids::{DcId, FileId, Timestamp};
 use sluice_engine::ledger::FileState;
+use sluice_engine::revocations::Revocation;
 use sluice_engine::rules::Rules;
 
 use super::check::{self, Violation};
@@ -68,6 +69,7 @@ pub enum Todo {
     Client(usize),
     Hello(DcId, DcId),
     Fault,
+    Revoke,
     Heal,
     Restart(DcId),
     /// A process loads the next file of its store, if there is one left.
@@ -94,6 +96,8 @@ pub struct World {
     /// Acknowledged: file, datacenter, chunk.
     pub acked: BTreeMap<(FileId, DcId, u64), u32>,
     pub last_tick: BTreeMap<DcId, u64>,
+    /// Revoked and durable: what, and where it was said.
+    pub revoked: Vec<(Revocation, DcId)>,
 }
 
 pub const FAULTS_END: u64 = 60_000;
@@ -137,6 +141,7 @@ pub fn run(scenario: Scenario) -> Outcome {
         violation: None,
         acked: BTreeMap::new(),
         last_tick: BTreeMap::new(),
+        revoked: Vec::new(),
         random,
     };
     world.segment_level = world.random.chance(60).then(|| 2 + world.random.below(3) as u8);
@@ -167,6 +172,10 @@ pub fn run(scenario: Scenario) -> Outcome {
     let at = world.random.below(3_000);
     world.schedule(at, Todo::Fault);
     world.schedule(FAULTS_END, Todo::Heal);
+    for _ in 0..world.random.below(6) {
+        let at = world.random.below(FAULTS_END);
+        world.schedule(at, Todo::Revoke);
+    }
 
     while let Some((&key, _)) = world.queue.first_key_value() {
         let Some(todo) = world.queue.remove(&key) else { break };
@@ -394,6 +403,10 @@ impl World {
                 }
                 return;
             }
+            Effect::Revoked(revocation) => {
+                check::revoked(self, id, revocation);
+                return;
+            }
             Effect::Changed(_) | Effect::Refused { .. } => return,
             Effect::Wake(file) => Job::Wake { file },
             Effect::FetchRecord { file, from, .. } => Job::Fetch { file, from },
@@ -447,6 +460,7 @@ impl World {
             Todo::Client(number) => self.client(number),
             Todo::Hello(a, b) => self.hello(a, b),
             Todo::Fault => self.fault(),
+            Todo::Revoke => self.revoke(),
             Todo::Heal => self.heal(),
             Todo::Restart(id) => self.boot(id),
             Todo::Load(id, process) => self.load_next(id, process),

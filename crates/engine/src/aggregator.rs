@@ -9,7 +9,7 @@
 //! before a later [`Effect::Send`] leaves. Files: `receive.rs` (what peers say), `whole.rs` (files that come in one
 //! request), `peer.rs` (links, flights, acknowledgements), `tell.rs` (what
 //! another datacenter is told), `compare.rs` (WANT_FILES), `orphan.rs`, `complete.rs` (home duties), `assemble.rs`,
-//! `release.rs` (CONFIRM before anything is freed), `pages.rs`, `memory.rs` (what outlives the process), `overview.rs`
+//! `release.rs` (CONFIRM before anything is freed), `pages.rs`, `revoke.rs`, `memory.rs` (what outlives the process), `overview.rs`
 //! (what metrics tell).
 
 mod assemble;
@@ -27,6 +27,7 @@ mod peer;
 mod receive;
 mod release;
 mod rest;
+mod revoke;
 mod tell;
 mod whole;
 
@@ -43,6 +44,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ids::{DcId, FileId, Generation, HomeEpoch, Incarnation, TenantId, Timestamp};
 use crate::ledger::{Claim, Fact, FileState, Ledger, Taken};
+use crate::revocations::Revoked;
 use crate::rules::Rules;
 use crate::span::Place;
 
@@ -173,6 +175,7 @@ pub struct Aggregator {
     files: BTreeMap<FileId, File>,
     rest: rest::Rest,
     overview: overview::Overview,
+    revoked: Revoked,
     /// Chunks here of files that nobody has described yet.
     orphans: BTreeMap<(TenantId, FileId), u64>,
     /// When which file wants to be looked at.
@@ -202,6 +205,7 @@ impl Aggregator {
             files: BTreeMap::new(),
             rest: rest::Rest::default(),
             overview: overview::Overview::default(),
+            revoked: memory.revoked,
             orphans: BTreeMap::new(),
             due: BTreeSet::new(),
             effects: Vec::new(),
@@ -209,6 +213,7 @@ impl Aggregator {
         };
         this.effects.push(Effect::PersistNode(this.node_memory()));
         this.effects.push(Effect::RaiseGenerations(this.generation_floor));
+        this.effects.extend(this.revoked.iter().map(Effect::Revoked));
         let effects = std::mem::take(&mut this.effects);
         (this, effects)
     }
@@ -230,6 +235,9 @@ impl Aggregator {
                 self.advance(id, now);
             }
             NodeEvent::Received(verified) => self.received(&verified, now),
+            NodeEvent::Revoke(revocation) => {
+                self.take_revocation(revocation);
+            }
             NodeEvent::AtRest(briefs) => self.at_rest(&briefs),
             NodeEvent::AllLoaded => self.all_loaded(now),
             NodeEvent::Tick => {}
@@ -251,6 +259,7 @@ impl Aggregator {
         self.compare_when_due(now);
         self.serve_waiting(now);
         self.peers.values_mut().for_each(|peer| peer.note_backlog(now));
+        self.tell_revocations(now);
         std::mem::take(&mut self.effects)
     }
 
@@ -259,7 +268,9 @@ impl Aggregator {
         let files = self.due.first().map(|(at, _)| *at);
         let peers = self.peers.values().filter_map(peer::Peer::next_compare).min();
         let peers = peers.filter(|_| !self.rest.is_loading());
-        files.into_iter().chain(peers).min()
+        let resend_ms = self.config.resend_ms;
+        let told = self.peers.values().filter_map(|peer| peer.revocations.next_timeout(resend_ms)).min();
+        files.into_iter().chain(peers).chain(told).min()
     }
 
     /// What is known of a file that is not [asleep](Self::is_asleep).
@@ -272,6 +283,11 @@ impl Aggregator {
         let last = FileId::from_bytes([0xFF; 16]);
         let all = self.orphans.range((tenant, FileId::NIL)..=(tenant, last));
         all.fold((0, 0), |(files, sum), (_, chunks)| (files + 1, sum + chunks))
+    }
+
+    /// What has been revoked.
+    pub fn revoked(&self) -> &Revoked {
+        &self.revoked
     }
 
     /// Every file that is not asleep, in order of id.
@@ -309,6 +325,7 @@ impl Aggregator {
         NodeMemory {
             incarnation: self.incarnation,
             seen: self.peers.iter().map(|(dc, peer)| (*dc, peer.seen())).collect(),
+            revoked: self.revoked.clone(),
         }
     }
 

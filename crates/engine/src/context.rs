@@ -44,11 +44,16 @@ pub enum Scope {
     Read = 2,
     /// Delete files.
     Delete = 4,
+    /// Revoke the tokens of any tenant, and ask where a tenant stands: for who runs the cluster.
+    Operate = 8,
 }
 
 impl Scope {
     /// Every scope.
-    pub const ALL: [Self; 3] = [Self::Write, Self::Read, Self::Delete];
+    pub const ALL: [Self; 4] = [Self::Write, Self::Read, Self::Delete, Self::Operate];
+
+    /// What a tenant may be allowed; none of it concerns another tenant.
+    pub const OF_TENANTS: [Self; 3] = [Self::Write, Self::Read, Self::Delete];
 
     /// The name used in tokens.
     pub const fn name(self) -> &'static str {
@@ -56,6 +61,7 @@ impl Scope {
             Self::Write => "write",
             Self::Read => "read",
             Self::Delete => "delete",
+            Self::Operate => "operate",
         }
     }
 
@@ -76,9 +82,9 @@ impl fmt::Display for Scope {
 pub struct Scopes(u32);
 
 impl Scopes {
-    /// Everything.
+    /// Everything that a tenant may be allowed.
     pub fn all() -> Self {
-        Scope::ALL.into_iter().collect()
+        Scope::OF_TENANTS.into_iter().collect()
     }
 
     /// Whether the scope is among them.

@@ -22,6 +22,8 @@ pub enum Rule {
     ExceedSeen,
     /// A home that is believed to have a file which it does not have claims it again.
     ClaimAgain,
+    /// A new incarnation of a peer is told every revocation again.
+    RevokeAgain,
 }
 
 /// Which rules are in force.

@@ -64,6 +64,11 @@ fn not_retracting_what_was_freed_is_noticed() {
 }
 
 #[test]
+fn not_revoking_again_after_a_restart_is_noticed() {
+    is_noticed(Rule::RevokeAgain);
+}
+
+#[test]
 fn freeing_to_a_lower_claim_is_noticed() {
     is_noticed(Rule::HigherClaim);
 }

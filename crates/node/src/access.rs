@@ -5,13 +5,13 @@
 //! checked every time. [`Revocations`] are shared by the services of a datacenter, and fed from REVOKE facts.
 //! Nothing has to be stopped.
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use quick_cache::sync::Cache;
 use sluice_engine::context::{ContextError, Scope, SessionContext, SignedContext};
 use sluice_engine::ids::{DcId, RevocationEpoch, SessionId, TenantId};
 use sluice_engine::keys::{KeyError, KeyRing};
+use sluice_engine::revocations::{Revocation, Revoked, Revoking};
 use sluice_proto::problem::{Problem, Refusal};
 
 use crate::clock::SharedClock;
@@ -19,16 +19,9 @@ use crate::clock::SharedClock;
 /// Verdicts kept: at about 500 bytes each a few MiB, enough for every session that is active in five minutes.
 const VERDICTS: usize = 8192;
 
-/// The oldest epochs that still count. Clones share them. As many entries as people have revoked; they are kept for
-/// good, because a token may outlive any pause.
+/// What is revoked, as the services of a datacenter know it. Clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Revocations(Arc<RwLock<Epochs>>);
-
-#[derive(Debug, Default)]
-struct Epochs {
-    tenants: BTreeMap<TenantId, RevocationEpoch>,
-    sessions: BTreeMap<SessionId, RevocationEpoch>,
-}
+pub struct Revocations(Arc<RwLock<Revoked>>);
 
 impl Revocations {
     /// Nothing is revoked.
@@ -36,25 +29,19 @@ impl Revocations {
         Self::default()
     }
 
-    /// Voids the tenant's tokens and contexts of an epoch older than this.
-    pub fn revoke_tenant(&self, tenant: TenantId, epoch: RevocationEpoch) {
-        let mut epochs = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let oldest = epochs.tenants.entry(tenant).or_default();
-        *oldest = (*oldest).max(epoch);
-    }
-
-    /// Voids the session's contexts, and its token, if they are of an epoch older than this.
-    pub fn revoke_session(&self, session: SessionId, epoch: RevocationEpoch) {
-        let mut epochs = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let oldest = epochs.sessions.entry(session).or_default();
-        *oldest = (*oldest).max(epoch);
+    /// Tokens and contexts are void from now on. [`Revoking::Full`]: there is no room, and they are not.
+    pub fn apply(&self, revocation: Revocation) -> Revoking {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).take(revocation)
     }
 
     /// Whether a context or token of this epoch is void.
     pub fn is_revoked(&self, tenant: TenantId, session: SessionId, epoch: RevocationEpoch) -> bool {
-        let epochs = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        epochs.tenants.get(&tenant).is_some_and(|oldest| epoch < *oldest)
-            || epochs.sessions.get(&session).is_some_and(|oldest| epoch < *oldest)
+        self.0.read().unwrap_or_else(PoisonError::into_inner).is_revoked(tenant, session, epoch)
+    }
+
+    /// All of it, as it stands.
+    pub fn all(&self) -> Revoked {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -189,22 +176,15 @@ mod tests {
         assert_eq!(problem(verifier.require(&signed, Scope::Write)), Problem::Forbidden);
         assert_eq!(verifier.verdicts.len(), 1);
 
-        revocations.revoke_tenant(TenantId::new(7), RevocationEpoch::new(3));
+        let (tenant, session) = (TenantId::new(7), Some(context().session));
+        revocations.apply(Revocation { tenant, session: None, epoch: RevocationEpoch::new(3) });
         assert!(verifier.verify(&signed).is_ok(), "of the same epoch");
-        revocations.revoke_session(context().session, RevocationEpoch::new(4));
+        revocations.apply(Revocation { tenant, session, epoch: RevocationEpoch::new(4) });
         assert_eq!(problem(verifier.verify(&signed)), Problem::RevokedToken);
 
         clock.advance(MAX_CONTEXT_LIFE_MS + CLOCK_TOLERANCE_MS + 1);
         assert_eq!(problem(verifier.verify(&signed)), Problem::ExpiredToken);
         assert_eq!(verifier.verdicts.len(), 0);
-    }
-
-    #[test]
-    fn a_revocation_never_falls() {
-        let Setup { revocations, verifier, key, .. } = setup();
-        revocations.revoke_tenant(TenantId::new(7), RevocationEpoch::new(4));
-        revocations.revoke_tenant(TenantId::new(7), RevocationEpoch::new(1));
-        assert_eq!(problem(verifier.verify(&context().sign(&key))), Problem::RevokedToken);
     }
 
     #[test]

@@ -5,10 +5,10 @@
 //! | `iss` | name of the cluster |
 //! | `sub` | name of the tenant |
 //! | `tenant` | number of the tenant |
-//! | `scopes` | of `write`, `read`, `delete` |
+//! | `scopes` | of `write`, `read`, `delete`; and `operate`, for who runs the cluster |
 //! | `quota` · `rate` | bytes the tenant may store · bytes a second; 0: no limit |
 //! | `dcs` | numbers of the datacenters where it may be used; empty: all |
-//! | `epoch` | compared with revocations |
+//! | `epoch` | compared with revocations: the Unix milliseconds at which `sluice admin token mint` made it |
 //! | `iat` · `nbf` · `exp` | Unix seconds; 60 s are tolerated |
 //! | `jti` | a UUIDv7: names the token, and the session that begins with its first request |
 //!
@@ -71,12 +71,12 @@ pub struct TokenGrant {
 }
 
 impl TokenGrant {
-    /// Every scope, everywhere, without limits, for this long.
+    /// Everything that a tenant may be allowed, everywhere, without limits, for this long.
     pub fn everything(tenant: TenantId, tenant_name: impl Into<String>, lifetime: Duration) -> Self {
         Self {
             tenant,
             tenant_name: tenant_name.into(),
-            scopes: Scope::ALL.to_vec(),
+            scopes: Scope::OF_TENANTS.to_vec(),
             quota: 0,
             rate: 0,
             lifetime,
@@ -107,6 +107,57 @@ pub struct VerifiedToken {
     pub epoch: RevocationEpoch,
     /// When it ends.
     pub ends_at: Timestamp,
+}
+
+/// What a token says of itself, believed by nobody: for people who look at it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnverifiedToken {
+    /// Name of the cluster.
+    pub cluster: String,
+    /// The session that the token stands for.
+    pub session: SessionId,
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// Name of the tenant.
+    pub tenant_name: String,
+    /// What it allows, also what this version does not know.
+    pub scopes: Vec<String>,
+    /// Bytes that the tenant may store; 0: no limit.
+    pub quota: u64,
+    /// Bytes a second; 0: no limit.
+    pub rate: u64,
+    /// Where it may be used; empty: everywhere.
+    pub dcs: Vec<DcId>,
+    /// Compared with revocations.
+    pub epoch: RevocationEpoch,
+    /// When it begins.
+    pub begins_at: Timestamp,
+    /// When it ends.
+    pub ends_at: Timestamp,
+}
+
+impl UnverifiedToken {
+    /// Reads a token without a look at its signature.
+    pub fn read(token: &str) -> Result<Self, TokenError> {
+        if token.len() > MAX_TOKEN_LEN {
+            return Err(TokenError::Invalid("too long"));
+        }
+        let claims = jsonwebtoken::dangerous::insecure_decode_claims::<Claims>(token)
+            .map_err(|error| TokenError::Invalid(reason(error.kind())))?;
+        Ok(Self {
+            cluster: claims.iss,
+            session: SessionId::new(claims.jti),
+            tenant: TenantId::new(claims.tenant),
+            tenant_name: claims.sub,
+            scopes: claims.scopes,
+            quota: claims.quota,
+            rate: claims.rate,
+            dcs: claims.dcs.into_iter().map(DcId::new).collect(),
+            epoch: RevocationEpoch::new(claims.epoch),
+            begins_at: Timestamp::new(claims.nbf.saturating_mul(1000)),
+            ends_at: Timestamp::new(claims.exp.saturating_mul(1000)),
+        })
+    }
 }
 
 /// Why a token is not minted, or does not count.
@@ -186,7 +237,7 @@ impl TokenMint {
             iat: secs,
             nbf: secs,
             exp: secs.saturating_add(grant.lifetime.as_secs()),
-            jti: Uuid::now_v7(),
+            jti: id_at(now),
         };
         let header = Header::new(Algorithm::EdDSA);
         let token = jsonwebtoken::encode(&header, &claims, &self.key).map_err(|_| TokenError::Key)?;
@@ -253,6 +304,12 @@ impl TokenVerifier {
     }
 }
 
+/// A UUIDv7 that begins with this time, which is what a revocation by id goes by.
+fn id_at(now: Timestamp) -> Uuid {
+    let (secs, ms) = (now.number() / 1000, now.number() % 1000);
+    Uuid::new_v7(uuid::Timestamp::from_unix(uuid::NoContext, secs, ms as u32 * 1_000_000))
+}
+
 /// Names the reason without repeating anything of the token.
 fn reason(kind: &ErrorKind) -> &'static str {
     match kind {
@@ -297,7 +354,10 @@ mod tests {
         assert_eq!((token.quota, token.rate, token.epoch), (5, 6, RevocationEpoch::new(9)));
         assert_eq!(token.dcs, [DcId::new(2)]);
         assert_eq!(token.scopes, Scopes::all());
-        assert_eq!(token.session.uuid().get_version_num(), 7);
+        let id = token.session.uuid();
+        assert_eq!(id.get_version_num(), 7);
+        assert_eq!(id.as_u128() >> 80, u128::from(NOW.number()));
+        assert_ne!(verifier.verify(&mint.mint(&grant(), NOW).unwrap(), NOW).unwrap().session.uuid(), id);
     }
 
     #[test]

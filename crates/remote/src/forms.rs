@@ -40,6 +40,12 @@ impl File {
     }
 }
 
+/// So many bytes.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Length {
+    pub(crate) len: u64,
+}
+
 /// Whether a file was new, and where it stands.
 #[derive(Serialize, Deserialize)]
 pub(crate) struct Created {

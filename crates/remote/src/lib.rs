@@ -27,6 +27,7 @@ mod outgoing;
 mod sessions;
 mod slots;
 mod store;
+mod tenants;
 mod tenure;
 mod workers;
 
@@ -35,5 +36,6 @@ pub use door::{Answers, Door, DoorError};
 pub use sessions::{RemoteSessions, serve_sessions};
 pub use slots::{RemoteSlots, serve_slots};
 pub use store::{NoTenure, RemoteStore, serve_store};
+pub use tenants::{RemoteTenants, serve_tenants};
 pub use tenure::{Tenure, Tenures};
 pub use workers::{RemoteWorkers, serve_workers};

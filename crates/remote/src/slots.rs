@@ -37,12 +37,13 @@ use uuid::Uuid;
 
 use crate::call::{Answer, Call, bytes_answer, garbled, misunderstood, tenure};
 use crate::caller::{Caller, Failed, Head};
-use crate::forms::{Ask, Created, File, List, Nothing, Part, Settle, Tree, WireOpened};
+use crate::forms::{Ask, Created, File, Length, List, Nothing, Part, Settle, Tree, WireOpened};
 use crate::tenure::{Tenure, Tenures};
 
 const CREATE: &str = "/v1/slots/create";
 const CREATE_WHOLE: &str = "/v1/slots/create-whole";
 const SETTLE: &str = "/v1/slots/settle";
+const ADMIT_MORE: &str = "/v1/slots/admit-more";
 const ADMIT: &str = "/v1/slots/admit";
 const REGISTER: &str = "/v1/slots/register";
 const STATUS: &str = "/v1/slots/status";
@@ -145,6 +146,7 @@ pub fn serve_slots(slots: Arc<dyn Slots>, held: Tenure) -> Router {
         .route(CREATE, post(create))
         .route(CREATE_WHOLE, post(create_whole))
         .route(SETTLE, post(settle))
+        .route(ADMIT_MORE, post(admit_more))
         .route(ADMIT, post(admit))
         .route(REGISTER, post(register))
         .route(STATUS, post(status))
@@ -194,6 +196,11 @@ async fn settle(AppState(slots): Served, call: Call<Settle>) -> Answer<FileStatu
         slots.settle(&call.context?, id, size).await
     };
     Answer(answer.await)
+}
+
+async fn admit_more(AppState(slots): Served, call: Call<Length>) -> Answer<Nothing> {
+    let answer = async { slots.admit_more(&call.context?, call.arguments.len).await };
+    Answer(answer.await.map(|()| Nothing {}))
 }
 
 async fn admit(AppState(slots): Served, call: Call<FileOf>) -> Answer<WireAdmission> {
@@ -390,6 +397,10 @@ impl Slots for RemoteSlots {
         size: Geometry,
     ) -> Result<FileStatus, Refusal> {
         self.ask(SETTLE, context, &Settle::of(id, size)).await
+    }
+
+    async fn admit_more(&self, context: &SignedContext, bytes: u64) -> Result<(), Refusal> {
+        self.ask::<Nothing>(ADMIT_MORE, context, &Length { len: bytes }).await.map(|_| ())
     }
 
     async fn admit(&self, context: &SignedContext, file: FileId) -> Result<Admission, Refusal> {

@@ -26,9 +26,10 @@ use uuid::Uuid;
 
 use crate::call::{Answer, Call, Flow, bytes_answer, garbled};
 use crate::caller::{Caller, Head};
-use crate::forms::{Ask, Created, File, List, Nothing, Part, Settle, Tree, WireOpened};
+use crate::forms::{Ask, Created, File, Length, List, Nothing, Part, Settle, Tree, WireOpened};
 
 const CREATE: &str = "/v1/workers/create";
+const ADMIT_WHOLE: &str = "/v1/workers/admit-whole";
 const CREATE_WHOLE: &str = "/v1/workers/create-whole";
 const SETTLE: &str = "/v1/workers/settle";
 const PUT: &str = "/v1/workers/put";
@@ -97,6 +98,7 @@ type Served = AppState<Arc<dyn Workers>>;
 pub fn serve_workers(workers: Arc<dyn Workers>) -> Router {
     Router::new()
         .route(CREATE, post(create))
+        .route(ADMIT_WHOLE, post(admit_whole))
         .route(CREATE_WHOLE, post(create_whole))
         .route(SETTLE, post(settle))
         .route(PUT, post(put))
@@ -116,6 +118,11 @@ async fn create(AppState(workers): Served, call: Call<Create>) -> Answer<Created
         Ok(Created { new, status })
     };
     Answer(answer.await)
+}
+
+async fn admit_whole(AppState(workers): Served, call: Call<Length>) -> Answer<Nothing> {
+    let answer = async { workers.admit_whole(&call.context?, call.arguments.len).await };
+    Answer(answer.await.map(|()| Nothing {}))
 }
 
 async fn create_whole(AppState(workers): Served, call: Call<Create>) -> Answer<Created> {
@@ -206,6 +213,10 @@ impl Workers for RemoteWorkers {
     async fn create(&self, context: &SignedContext, new: NewFile) -> Result<(bool, FileStatus), Refusal> {
         let Created { new, status } = self.ask(CREATE, context, &Create::of(new)).await?;
         Ok((new, status))
+    }
+
+    async fn admit_whole(&self, context: &SignedContext, len: u64) -> Result<(), Refusal> {
+        self.ask::<Nothing>(ADMIT_WHOLE, context, &Length { len }).await.map(|_| ())
     }
 
     async fn create_whole(

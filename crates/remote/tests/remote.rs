@@ -55,6 +55,10 @@ impl Workers for Fake {
         // What arrived is told by what is refused.
         Err(Refusal::new(Problem::InvalidMetadata, format!("{new:?}")))
     }
+    async fn admit_whole(&self, _: &SignedContext, _: u64) -> Result<(), Refusal> {
+        Ok(())
+    }
+
     async fn create_whole(
         &self,
         _: &SignedContext,

@@ -40,8 +40,8 @@ use sluice_engine::metadata::MetadataRecord;
 /// The most bytes of [`FileSummary::facts`].
 pub const MAX_FACTS_LEN: usize = 4096;
 
-/// The most bytes of the volume's state blob.
-pub const MAX_STATE_LEN: usize = 64 << 10;
+/// The most bytes of the volume's state blob: what an aggregator remembers of its datacenter, revocations included.
+pub const MAX_STATE_LEN: usize = 256 << 10;
 
 /// The most bytes of a scrub's mark.
 pub const MAX_MARK_LEN: usize = 4096;

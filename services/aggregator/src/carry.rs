@@ -118,6 +118,7 @@ pub(crate) async fn carry(service: Arc<AggregatorService>, effect: Effect) {
         | Effect::CloseLink(..)
         | Effect::Drop(..)
         | Effect::Changed(..)
+        | Effect::Revoked(..)
         | Effect::Refused { .. } => debug!("applied in order by the ledger task"),
     }
 }

@@ -9,8 +9,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_engine::aggregator::{Aggregator, Effect, Event, FileMemory, Greeting, NodeEvent};
+use sluice_engine::aggregator::{Aggregator, Effect, Event, FileMemory, Greeting, NodeEvent, NodeMemory};
+use sluice_engine::command::{Command, Statement};
 use sluice_engine::ids::{FileId, Incarnation, TenantId, Timestamp};
+use sluice_engine::revocations::{Revocation, Revoking};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::{Advice, ChunkStore, StoreError};
 use tokio::sync::{mpsc, oneshot};
@@ -52,9 +54,9 @@ pub(crate) struct Greeted {
     pub(crate) welcome: bool,
 }
 
-/// Whoever waits until what is known of a file is durable.
+/// Whoever waits until what is known of a file, or of the datacenter, is durable.
 pub(crate) struct Settled {
-    file: FileId,
+    file: Option<FileId>,
     done: oneshot::Sender<Result<(), StoreError>>,
 }
 
@@ -81,9 +83,29 @@ impl Ledgers {
 
     /// Gives an event to the engine; returns once what follows is durable.
     pub(crate) async fn settle(&self, file: FileId, event: Event) -> Result<(), Refusal> {
+        self.settle_node(Some(file), NodeEvent::File(file, event)).await
+    }
+
+    /// Revokes tokens: durable here when this returns, and told to every peer from then on.
+    pub(crate) async fn revoke(&self, revocation: Revocation) -> Result<(), Refusal> {
+        let fits = move |aggregator: &Aggregator| {
+            let mut revoked = aggregator.revoked().clone();
+            aggregator.revoked().has_room() || revoked.take(revocation) == Revoking::Known
+                // All of a tenant takes the place of its sessions.
+                || (revocation.session.is_none() && revoked.len() <= aggregator.revoked().len())
+        };
+        if !self.ask(fits).await? {
+            let detail = "as many tokens are revoked one by one as a datacenter remembers";
+            return Err(Refusal::new(Problem::RevocationsFull, detail)
+                .hint("revoke all tokens of a tenant instead: that takes the place of those of its own"));
+        }
+        self.settle_node(None, NodeEvent::Revoke(revocation)).await
+    }
+
+    async fn settle_node(&self, file: Option<FileId>, event: NodeEvent) -> Result<(), Refusal> {
         let (done, settled) = oneshot::channel();
         let settling = Settled { file, done };
-        self.send(Input::Event(Box::new(NodeEvent::File(file, event)), Some(settling))).await?;
+        self.send(Input::Event(Box::new(event), Some(settling))).await?;
         let settled = settled.await.map_err(|_| refusal::stopping())?;
         settled.map_err(|error| refusal::of_store(&error))
     }
@@ -139,6 +161,10 @@ pub(crate) struct LedgerTask {
     /// Files of which the store refused what must be remembered: until it takes it, a restart forgets it, so nobody is
     /// told that it is so.
     unkept: HashMap<FileId, Unkept>,
+    /// The same of the datacenter.
+    unkept_node: Option<NodeMemory>,
+    /// Whether a revocation is part of that.
+    unkept_revocation: bool,
     kept_at: Instant,
 }
 
@@ -159,6 +185,8 @@ impl LedgerTask {
             waiting: 0,
             greeting: VecDeque::new(),
             unkept: HashMap::new(),
+            unkept_node: None,
+            unkept_revocation: false,
             kept_at: Instant::now(),
         }
     }
@@ -169,6 +197,9 @@ impl LedgerTask {
             match effect {
                 Effect::PersistNode(memory) => self.service.parts.store.put_state(&memory.to_bytes()).await?,
                 Effect::RaiseGenerations(floor) => self.service.parts.store.raise_generations(floor).await?,
+                Effect::Revoked(revocation) => {
+                    self.service.parts.revocations.apply(revocation);
+                }
                 other => debug!(?other, "not an effect of a start"),
             }
         }
@@ -181,7 +212,8 @@ impl LedgerTask {
             let due = self.aggregator.next_timeout();
             let wait =
                 due.map_or(Duration::from_secs(3600), |at| Duration::from_millis(at.since((self.now)())));
-            let wait = if self.unkept.is_empty() { wait } else { wait.min(KEEP_AGAIN) };
+            let is_kept = self.unkept.is_empty() && self.unkept_node.is_none();
+            let wait = if is_kept { wait } else { wait.min(KEEP_AGAIN) };
             let mut effects = Vec::new();
             let mut settled = Vec::new();
             tokio::select! {
@@ -202,7 +234,10 @@ impl LedgerTask {
             }
             self.apply(effects).await;
             for Settled { file, done } in settled {
-                let kept = self.keep_again(file).await;
+                let kept = match file {
+                    Some(file) => self.keep_again(file).await,
+                    None => self.keep_node_again().await,
+                };
                 // Whoever waited may have gone; what it waited for stays.
                 let _ = done.send(kept);
             }
@@ -252,8 +287,9 @@ impl LedgerTask {
                             "begins again: all that is held is said anew"
                         );
                     }
-                    if let Err(failed) = store.put_state(&memory.to_bytes()).await {
-                        error!(%failed, "the datacenter's incarnation could not be stored");
+                    self.unkept_node = Some(memory);
+                    if let Err(failed) = self.keep_node_again().await {
+                        error!(%failed, "what must be remembered of the datacenter could not be stored");
                     }
                 }
                 Effect::RaiseGenerations(floor) => {
@@ -264,11 +300,20 @@ impl LedgerTask {
                 Effect::Drop(file, tenant, memory) => {
                     self.keep(file, Unkept::End(tenant, memory)).await;
                 }
+                // What would be forgotten is not acknowledged: whoever said it says it again.
+                Effect::Send(Command { statement: Statement::Ack { .. }, .. }) if self.unkept_revocation => {}
                 Effect::Send(command) => self.service.links.send(&command),
                 Effect::Hello { greeting, .. } => self.greet(Greeted { greeting, welcome: true }),
                 Effect::Answer { greeting, welcome, .. } => self.greet(Greeted { greeting, welcome }),
+                Effect::Revoked(revocation) => {
+                    self.unkept_revocation |= self.unkept_node.is_some();
+                    if self.service.parts.revocations.apply(revocation) == Revoking::Full {
+                        error!(?revocation, "there is no room for what is revoked");
+                    }
+                }
                 Effect::CloseLink(peer) => self.service.links.close(peer),
                 Effect::Changed(file) => {
+                    self.service.usage.note(&self.aggregator, file);
                     for waiter in self.waiters.remove(&file).unwrap_or_default() {
                         self.waiting -= 1;
                         let _ = waiter.send(());
@@ -328,12 +373,25 @@ impl LedgerTask {
         Ok(())
     }
 
+    /// Tries again what the store refused of the datacenter.
+    async fn keep_node_again(&mut self) -> Result<(), StoreError> {
+        let Some(memory) = &self.unkept_node else { return Ok(()) };
+        self.service.parts.store.put_state(&memory.to_bytes()).await?;
+        self.unkept_node = None;
+        self.unkept_revocation = false;
+        Ok(())
+    }
+
     /// Tries again what the store refused of some files, now and then.
     async fn keep_some_again(&mut self) {
-        if self.unkept.is_empty() || self.kept_at.elapsed() < KEEP_AGAIN {
+        let all_kept = self.unkept.is_empty() && self.unkept_node.is_none();
+        if all_kept || self.kept_at.elapsed() < KEEP_AGAIN {
             return;
         }
         self.kept_at = Instant::now();
+        if self.keep_node_again().await.is_err() {
+            return;
+        }
         let files: Vec<FileId> = self.unkept.keys().copied().take(KEEP_SOME).collect();
         for file in files {
             if self.keep_again(file).await.is_err() {

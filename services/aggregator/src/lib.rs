@@ -9,6 +9,7 @@
 //! 3. `carry.rs` carries out effects that take time: fetching records, pulling, publishing. Everything that comes
 //!    from a peer is verified before it is stored or given on (`bulk.rs`, `locate.rs`).
 //! 4. `slots.rs` is what workers ask: every request is verified against its session context here again (G4).
+//!    `tenants.rs` is what who runs the cluster asks, verified the same way.
 //! 5. All tasks belong to the datacenter's `Shutdown`; a kill drops them at once, and nothing acknowledged is lost.
 //! 6. `scrub.rs` reads everything that is stored again, slowly, and mends what is damaged.
 //! 7. Ledgers are caches: after a start they are made anew from the chunk store (`load.rs`, G5), while requests are
@@ -27,6 +28,8 @@ mod refusal;
 mod scrub;
 mod slots;
 mod status;
+mod tenants;
+mod usage;
 mod whole;
 
 use std::net::SocketAddr;
@@ -35,7 +38,7 @@ use std::time::Duration;
 
 use sluice_engine::aggregator::{Aggregator, Config, NodeMemory};
 use sluice_engine::ids::{DcId, Timestamp};
-use sluice_node::access::ContextVerifier;
+use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::clock::SharedClock;
 use sluice_node::material::{ClusterMaterial, MaterialError};
 use sluice_node::shutdown::Shutdown;
@@ -60,6 +63,8 @@ pub struct AggregatorParts {
     pub store: Arc<dyn ChunkStore>,
     /// Verifies session contexts.
     pub access: Arc<ContextVerifier>,
+    /// What is revoked, for all services of the datacenter; the aggregator feeds it.
+    pub revocations: Revocations,
     /// What it counts: one for all aggregators that follow each other in a process.
     pub metrics: Arc<AggregatorMetrics>,
     /// The clock of the datacenter.
@@ -167,6 +172,7 @@ pub struct AggregatorService {
     pub(crate) links: links::Links,
     pub(crate) speakers: door::Speakers,
     pub(crate) catalogue: Arc<Catalogue>,
+    pub(crate) usage: usage::Usage,
     pub(crate) metrics: Arc<AggregatorMetrics>,
     pub(crate) units: locate::Units,
     /// Pulls under way at once, over all files: more would only be larger.
@@ -220,6 +226,7 @@ pub async fn start(
         speakers: door::Speakers::default(),
         ledgers,
         catalogue,
+        usage: usage::Usage::default(),
         metrics,
         units: locate::Units::default(),
         pulls: tokio::sync::Semaphore::new(carry::PULLS),

@@ -75,7 +75,11 @@ impl Slots for AggregatorService {
                 return Err(Refusal::new(Problem::MetadataConflict, "the file has other metadata")
                     .hint("the first metadata stands; use another id for another file"));
             }
-            Some(_) | None => {}
+            Some((_, Some(_), true)) => {}
+            // A file for which there is no room is not begun.
+            Some(_) | None => {
+                self.within_quota(&session, record.geometry().map_or(0, Geometry::size)).await?
+            }
         }
         let outcome = self.parts.store.put_record(&record).await.map_err(|error| of_store(&error))?;
         self.catalogue.add(record.tenant(), id, file);
@@ -145,8 +149,14 @@ impl Slots for AggregatorService {
         this.own_status(context, id).await?.ok_or_else(Refusal::not_found)
     }
 
+    async fn admit_more(&self, context: &SignedContext, bytes: u64) -> Result<(), Refusal> {
+        let session = self.parts.access.require(context, Scope::Write)?;
+        self.within_quota(&session, bytes).await
+    }
+
     async fn admit(&self, context: &SignedContext, file: FileId) -> Result<Admission, Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
+        self.within_quota(&session, 0).await?;
         let tenant = session.tenant;
         let asked = self.look(file, move |aggregator| match aggregator.file(file) {
             Some(known) if known.state() != FileState::Unheard => {

@@ -106,6 +106,8 @@ impl AggregatorService {
             published: Some(root),
         };
         self.ledgers.settle(file, Event::Whole(stored)).await?;
+        // It may have gone to rest before anybody could look.
+        self.usage.hold(record.tenant(), file, shape.size());
         Ok(Kept::Stored(Box::new(self.describe_whole(&record, root))))
     }
 

@@ -162,6 +162,7 @@ fn challenge(problem: Problem) -> Option<&'static str> {
         | Problem::Range
         | Problem::ChunkValue
         | Problem::RateLimited
+        | Problem::RevocationsFull
         | Problem::Internal
         | Problem::Unavailable
         | Problem::Overloaded

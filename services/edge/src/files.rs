@@ -125,6 +125,7 @@ async fn take_whole(
         None => content_length(request.headers())?,
     };
     make_whole(&mut new, len)?;
+    app.parts.workers.admit_whole(context, len).await?;
     let memory = app.parts.memory.try_take(len).inspect_err(|_| app.parts.metrics.count_shed("memory"))?;
     let patience = app.settings.patience(len);
     let body = Limited::new(request.into_body(), CHUNK_LEN as usize).collect();
@@ -156,7 +157,7 @@ fn created_answer((is_new, status): (bool, FileStatus)) -> Answer {
     Ok(response)
 }
 
-async fn json_body(app: &App, request: Request) -> Result<Bytes, Refusal> {
+pub(crate) async fn json_body(app: &App, request: Request) -> Result<Bytes, Refusal> {
     let too_large = || {
         Refusal::new(Problem::TooLarge, format!("the body is longer than {MAX_JSON_LEN} bytes"))
             .hint("metadata goes here; send the file's bytes with PUT /v1/files/{id}/chunks/{index}")
@@ -181,7 +182,7 @@ async fn json_body(app: &App, request: Request) -> Result<Bytes, Refusal> {
 }
 
 /// A body that is one JSON object: its members have names, which a list has not.
-fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
+pub(crate) fn object<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     let invalid = |detail: String| Refusal::new(Problem::InvalidMetadata, detail);
     let text = std::str::from_utf8(body)
         .map_err(|error| invalid(format!("the body is not UTF-8 from byte {} on", error.valid_up_to())))?;

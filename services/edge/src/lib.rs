@@ -23,6 +23,7 @@ mod content;
 mod files;
 mod grpc;
 mod routes;
+mod tenants;
 
 use std::io;
 use std::net::SocketAddr;
@@ -35,7 +36,7 @@ use sluice_node::budget::{Concurrency, MemoryBudget};
 use sluice_node::listener;
 use sluice_node::metrics::Metrics;
 use sluice_node::shutdown::Shutdown;
-use sluice_proto::calls::{Sessions, Workers};
+use sluice_proto::calls::{Sessions, Tenants, Workers};
 use tokio::net::TcpListener;
 
 pub use body::DrainLimits;
@@ -110,6 +111,8 @@ pub struct EdgeParts {
     pub sessions: Arc<dyn Sessions>,
     /// Does what is asked.
     pub workers: Arc<dyn Workers>,
+    /// Answers who runs the cluster.
+    pub tenants: Arc<dyn Tenants>,
     /// Pays for bodies in flight.
     pub memory: MemoryBudget,
     /// Counts.

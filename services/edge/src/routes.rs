@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, MatchedPath, Request};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, put};
+use axum::routing::{get, post, put};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, Method, header};
 use sluice_engine::context::SignedContext;
@@ -20,21 +20,23 @@ use tower::Service;
 use tracing::Instrument;
 
 use crate::answer::{self, Refused};
-use crate::{App, chunks, content, files};
+use crate::{App, chunks, content, files, tenants};
 
 /// Every pattern, which is also what metrics call it.
-const ROUTES: [&str; 6] = [
+const ROUTES: [&str; 8] = [
     "/v1",
     "/v1/files",
     "/v1/files/{id}",
     "/v1/files/{id}/chunks/{index}",
     "/v1/files/{id}/content",
     "/v1/files/{id}/tree",
+    "/v1/admin/revocations",
+    "/v1/admin/tenants/{tenant}",
 ];
 
 /// The routes of the HTTP door.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let [about, list, file, chunk, bytes, tree] = ROUTES;
+    let [about, list, file, chunk, bytes, tree, revocations, tenant] = ROUTES;
     Router::new()
         .route(about, get(files::about))
         .route(list, get(files::list).post(files::create))
@@ -42,6 +44,8 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(chunk, put(chunks::put))
         .route(bytes, get(content::get).head(content::head))
         .route(tree, get(files::tree))
+        .route(revocations, post(tenants::revoke))
+        .route(tenant, get(tenants::status))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(axum::middleware::map_response(note_route))

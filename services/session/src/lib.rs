@@ -7,6 +7,8 @@
 //! nothing to stop.
 
 use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use quick_cache::sync::Cache;
@@ -35,6 +37,15 @@ struct Issued {
     epoch: RevocationEpoch,
     issued_at: Timestamp,
     renew_at: Timestamp,
+    ends_at: Timestamp,
+}
+
+/// Where the session services of a datacenter note which sessions have begun.
+#[async_trait]
+pub trait Records: Send + Sync + 'static {
+    /// Notes that a session has begun, or goes on, for at most `life`. Refuses while that cannot be noted: then nobody
+    /// knows what is revoked, either.
+    async fn begin(&self, session: SessionId, tenant: TenantId, life: Duration) -> Result<(), Refusal>;
 }
 
 /// Sessions of one datacenter, in memory.
@@ -45,6 +56,7 @@ pub struct MemorySessions {
     clock: SharedClock,
     revocations: Revocations,
     issued: Cache<[u8; 32], Issued>,
+    records: Option<Arc<dyn Records>>,
 }
 
 impl fmt::Debug for MemorySessions {
@@ -62,41 +74,55 @@ impl MemorySessions {
         clock: SharedClock,
         revocations: Revocations,
     ) -> Self {
-        Self { me, verifier, key, clock, revocations, issued: Cache::new(CONTEXTS) }
+        Self { me, verifier, key, clock, revocations, issued: Cache::new(CONTEXTS), records: None }
     }
 
-    /// Voids the tenant's tokens and contexts of an epoch older than this, here and now. The caller makes it known
-    /// to other datacenters (REVOKE).
-    pub fn revoke_tenant(&self, tenant: TenantId, epoch: RevocationEpoch) {
-        self.revocations.revoke_tenant(tenant, epoch);
+    /// The same sessions, noted in `records` whenever a context is made: while that fails, contexts that were made live on,
+    /// and no new ones are.
+    #[must_use]
+    pub fn noted_in(self, records: Arc<dyn Records>) -> Self {
+        Self { records: Some(records), ..self }
     }
 
-    /// Voids a session's token and contexts of an epoch older than this, here and now.
-    pub fn revoke_session(&self, session: SessionId, epoch: RevocationEpoch) {
-        self.revocations.revoke_session(session, epoch);
-    }
-
-    fn context_of(&self, token: &str) -> Result<SignedContext, Refusal> {
+    async fn context_of(&self, token: &str) -> Result<SignedContext, Refusal> {
         if token.is_empty() {
             return Err(Refusal::new(Problem::Unauthenticated, "the request has no token")
                 .hint("send Authorization: Bearer <token>"));
         }
         let now = self.clock.now();
         let digest = *blake3::hash(token.as_bytes()).as_bytes();
-        let issued = match self.issued.get(&digest).filter(|issued| issued.is_fresh(now)) {
-            Some(issued) => issued,
-            None => {
-                let token = self.verifier.verify(token, now).map_err(|error| refusal(&error))?;
-                let issued = self.issue(token, now)?;
-                self.issued.insert(digest, issued.clone());
-                issued
-            }
+        let kept = self.issued.get(&digest);
+        let issued = match kept.as_ref().filter(|issued| issued.is_fresh(now)) {
+            Some(issued) => issued.clone(),
+            None => match self.begin(token, now).await {
+                Ok(issued) => {
+                    self.issued.insert(digest, issued.clone());
+                    issued
+                }
+                // A context lives to its end.
+                Err(refusal) if refusal.problem == Problem::Unavailable => {
+                    kept.filter(|issued| issued.lives(now)).ok_or(refusal)?
+                }
+                Err(refusal) => return Err(refusal),
+            },
         };
         if self.revocations.is_revoked(issued.tenant, issued.session, issued.epoch) {
             return Err(Refusal::new(Problem::RevokedToken, "the token was revoked")
                 .hint("ask whoever issued it for a new one"));
         }
         Ok(issued.signed)
+    }
+
+    /// Begins a session, or makes it go on.
+    async fn begin(&self, token: &str, now: Timestamp) -> Result<Issued, Refusal> {
+        let token = self.verifier.verify(token, now).map_err(|error| refusal(&error))?;
+        let (session, tenant, ends_at) = (token.session, token.tenant, token.ends_at);
+        let issued = self.issue(token, now)?;
+        if let Some(records) = &self.records {
+            let life = Duration::from_millis(ends_at.since(now) + CLOCK_TOLERANCE_MS);
+            records.begin(session, tenant, life).await?;
+        }
+        Ok(issued)
     }
 
     fn issue(&self, token: VerifiedToken, now: Timestamp) -> Result<Issued, Refusal> {
@@ -126,6 +152,7 @@ impl MemorySessions {
             epoch: context.revocation,
             issued_at: now,
             renew_at: now.plus(left.saturating_sub(RENEW_BEFORE_MS.min(left / 2))),
+            ends_at,
         })
     }
 }
@@ -134,14 +161,19 @@ impl Issued {
     /// Whether it is to be used, not renewed. A clock that was set back makes it stale, since others would find it
     /// dated in the future.
     fn is_fresh(&self, now: Timestamp) -> bool {
-        now < self.renew_at && self.issued_at.since(now) < CLOCK_TOLERANCE_MS / 2
+        now < self.renew_at && self.lives(now)
+    }
+
+    /// Whether it still counts.
+    fn lives(&self, now: Timestamp) -> bool {
+        now < self.ends_at && self.issued_at.since(now) < CLOCK_TOLERANCE_MS / 2
     }
 }
 
 #[async_trait]
 impl Sessions for MemorySessions {
     async fn context(&self, token: &str) -> Result<SignedContext, Refusal> {
-        self.context_of(token)
+        self.context_of(token).await
     }
 }
 
@@ -166,12 +198,11 @@ fn refusal(error: &TokenError) -> Refusal {
 mod tests {
     use super::*;
     use sluice_engine::context::Scope;
+    use sluice_engine::revocations::Revocation;
     use sluice_node::access::ContextVerifier;
     use sluice_node::clock::ManualClock;
     use sluice_node::material::ClusterMaterial;
     use sluice_node::token::{TokenGrant, TokenMint};
-    use std::sync::Arc;
-    use std::time::Duration;
 
     const A: DcId = DcId::new(1);
     const B: DcId = DcId::new(2);
@@ -257,15 +288,52 @@ mod tests {
         let Setup { mint, sessions, elsewhere, .. } = setup();
         let (one, two) = (mint.mint(&grant(60), NOW).unwrap(), mint.mint(&grant(60), NOW).unwrap());
         let session = elsewhere.verify(&sessions.context(&one).await.unwrap()).unwrap().session;
-        sessions.revoke_session(session, RevocationEpoch::new(1));
+        let revoke = |session| {
+            let (tenant, epoch) = (TenantId::new(7), RevocationEpoch::new(1));
+            sessions.revocations.apply(Revocation { tenant, session, epoch });
+        };
+        revoke(Some(session));
         assert_eq!(problem(sessions.context(&one).await), Problem::RevokedToken);
         sessions.issued.clear();
         assert_eq!(problem(sessions.context(&one).await), Problem::RevokedToken, "after a restart too");
         assert!(sessions.context(&two).await.is_ok());
 
-        sessions.revoke_tenant(TenantId::new(7), RevocationEpoch::new(1));
+        revoke(None);
         assert_eq!(problem(sessions.context(&two).await), Problem::RevokedToken);
         let newer = TokenGrant { epoch: RevocationEpoch::new(1), ..grant(60) };
         assert!(sessions.context(&mint.mint(&newer, NOW).unwrap()).await.is_ok());
+    }
+
+    /// Fault 34, as the session service plays it.
+    #[tokio::test]
+    async fn while_sessions_cannot_be_noted_living_contexts_work_and_logins_fail() {
+        struct Notebook(std::sync::atomic::AtomicBool);
+
+        #[async_trait]
+        impl Records for Notebook {
+            async fn begin(&self, _: SessionId, _: TenantId, _: Duration) -> Result<(), Refusal> {
+                match self.0.load(std::sync::atomic::Ordering::SeqCst) {
+                    true => Ok(()),
+                    false => Err(Refusal::new(Problem::Unavailable, "down")),
+                }
+            }
+        }
+
+        let Setup { clock, mint, sessions, elsewhere } = setup();
+        let notebook = Arc::new(Notebook(true.into()));
+        let sessions = sessions.noted_in(notebook.clone());
+        let (old, new) = (mint.mint(&grant(3600), NOW).unwrap(), mint.mint(&grant(3600), NOW).unwrap());
+        let living = sessions.context(&old).await.unwrap();
+        notebook.0.store(false, std::sync::atomic::Ordering::SeqCst);
+        assert_eq!(problem(sessions.context(&new).await), Problem::Unavailable);
+        assert_eq!(sessions.context(&old).await.unwrap(), living);
+        clock.advance(MAX_CONTEXT_LIFE_MS - RENEW_BEFORE_MS);
+        assert!(elsewhere.verify(&living).is_ok());
+        assert_eq!(sessions.context(&old).await.unwrap(), living, "not renewed, and not at its end");
+        clock.advance(RENEW_BEFORE_MS);
+        assert_eq!(problem(sessions.context(&old).await), Problem::Unavailable);
+        notebook.0.store(true, std::sync::atomic::Ordering::SeqCst);
+        assert!(sessions.context(&old).await.is_ok());
+        assert!(sessions.context(&new).await.is_ok());
     }
 }

@@ -14,6 +14,7 @@
 //!    of a [`MemoryBudget`].
 
 mod body;
+mod rates;
 mod read;
 mod refusal;
 mod turn;
@@ -43,6 +44,7 @@ use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::ChunkStore;
 
 pub use body::Pace;
+pub use rates::{Buckets, Rates};
 
 /// How long a file that came in one request, and could not be taken as one record, may take to be assembled before its
 /// client is told where it stands.
@@ -92,6 +94,8 @@ pub struct WorkerParts {
     pub metrics: Arc<Metrics>,
     /// Owns the tasks behind streams on their way out.
     pub tasks: Shutdown,
+    /// How fast each tenant may go.
+    pub rates: Arc<Rates>,
 }
 
 /// A worker of one datacenter. Cheap to share: it keeps nothing.
@@ -111,66 +115,9 @@ impl Worker {
     async fn ask<T>(&self, answer: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
         within(self.settings.patience, "the owner of the file's slot", answer).await
     }
-}
 
-/// Awaits `answer` for at most `patience`.
-async fn within<T>(
-    patience: Duration,
-    whom: &str,
-    answer: impl Future<Output = Result<T, Refusal>>,
-) -> Result<T, Refusal> {
-    tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| {
-        Err(Refusal::new(Problem::Unavailable, format!("{whom} did not answer in {} s", patience.as_secs())))
-    })
-}
-
-#[async_trait]
-impl Workers for Worker {
-    async fn create(&self, context: &SignedContext, new: NewFile) -> Result<(bool, FileStatus), Refusal> {
-        let session = self.parts.access.require(context, Scope::Write)?;
-        let record = MetadataRecord::new(session.tenant, new.id, new.fields)
-            .map_err(|error| refusal::of_metadata(&error))?;
-        self.ask(self.parts.slots.create(context, record, new.home)).await
-    }
-
-    async fn create_whole(
-        &self,
-        context: &SignedContext,
-        new: NewFile,
-        bytes: Bytes,
-    ) -> Result<(bool, FileStatus), Refusal> {
-        let session = self.parts.access.require(context, Scope::Write)?;
-        let (id, len) = (new.id, bytes.len() as u64);
-        let fields = MetadataFields { size: Some(len), ..new.fields };
-        let record =
-            MetadataRecord::new(session.tenant, id, fields).map_err(|error| refusal::of_metadata(&error))?;
-        if new.home.as_ref().is_none_or(|home| *home == self.parts.dc)
-            && let Some(done) =
-                self.ask(self.parts.slots.create_whole(context, record.clone(), bytes.clone())).await?
-        {
-            return Ok(done);
-        }
-        // Something of it is here, or it is to be assembled elsewhere: it comes like any other file.
-        let (is_new, status) = self.ask(self.parts.slots.create(context, record, new.home)).await?;
-        if let (Ok(start), true) = (ChunkIndex::new(0), len > 0 && status.state < State::Assembled) {
-            let body: ByteStream = Box::pin(futures_util::stream::once(async move { Ok(bytes) }));
-            self.put_chunks(context, PutChunks { id, start, len, expected: None, body }).await?;
-        }
-        let wait = Wait { state: State::Assembled, timeout: ASSEMBLY_PATIENCE };
-        Ok((is_new, self.status(context, id, Some(wait)).await?))
-    }
-
-    async fn settle(
-        &self,
-        context: &SignedContext,
-        id: ClientFileId,
-        size: Geometry,
-    ) -> Result<FileStatus, Refusal> {
-        self.parts.access.require(context, Scope::Write)?;
-        self.ask(self.parts.slots.settle(context, id, size)).await
-    }
-
-    async fn put_chunks(&self, context: &SignedContext, put: PutChunks) -> Result<ChunkReceipt, Refusal> {
+    /// Takes chunks that are paid for.
+    async fn take_chunks(&self, context: &SignedContext, put: PutChunks) -> Result<ChunkReceipt, Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
         let file = FileId::derive(session.tenant, put.id);
         let PutChunks { start, len, expected, body, .. } = put;
@@ -210,20 +157,104 @@ impl Workers for Worker {
         })
     }
 
+    /// Where a file stands, or comes to stand; paid for.
+    async fn wait_for(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        wait: Option<Wait>,
+    ) -> Result<FileStatus, Refusal> {
+        let patience = self.settings.patience + wait.map_or(Duration::ZERO, |wait| wait.timeout);
+        let status = self.parts.slots.status(context, id, wait);
+        within(patience, "the owner of the file's slot", status).await
+    }
+}
+
+/// Awaits `answer` for at most `patience`.
+async fn within<T>(
+    patience: Duration,
+    whom: &str,
+    answer: impl Future<Output = Result<T, Refusal>>,
+) -> Result<T, Refusal> {
+    tokio::time::timeout(patience, answer).await.unwrap_or_else(|_| {
+        Err(Refusal::new(Problem::Unavailable, format!("{whom} did not answer in {} s", patience.as_secs())))
+    })
+}
+
+#[async_trait]
+impl Workers for Worker {
+    async fn create(&self, context: &SignedContext, new: NewFile) -> Result<(bool, FileStatus), Refusal> {
+        let session = self.parts.access.require(context, Scope::Write)?;
+        self.parts.rates.take(&session, 0).await?;
+        let record = MetadataRecord::new(session.tenant, new.id, new.fields)
+            .map_err(|error| refusal::of_metadata(&error))?;
+        self.ask(self.parts.slots.create(context, record, new.home)).await
+    }
+
+    async fn admit_whole(&self, context: &SignedContext, len: u64) -> Result<(), Refusal> {
+        let session = self.parts.access.require(context, Scope::Write)?;
+        self.parts.rates.take(&session, len).await?;
+        self.ask(self.parts.slots.admit_more(context, len)).await
+    }
+
+    async fn create_whole(
+        &self,
+        context: &SignedContext,
+        new: NewFile,
+        bytes: Bytes,
+    ) -> Result<(bool, FileStatus), Refusal> {
+        let session = self.parts.access.require(context, Scope::Write)?;
+        let (id, len) = (new.id, bytes.len() as u64);
+        let fields = MetadataFields { size: Some(len), ..new.fields };
+        let record =
+            MetadataRecord::new(session.tenant, id, fields).map_err(|error| refusal::of_metadata(&error))?;
+        if new.home.as_ref().is_none_or(|home| *home == self.parts.dc)
+            && let Some(done) =
+                self.ask(self.parts.slots.create_whole(context, record.clone(), bytes.clone())).await?
+        {
+            return Ok(done);
+        }
+        // Something of it is here, or it is to be assembled elsewhere: it comes like any other file.
+        let (is_new, status) = self.ask(self.parts.slots.create(context, record, new.home)).await?;
+        if let (Ok(start), true) = (ChunkIndex::new(0), len > 0 && status.state < State::Assembled) {
+            let body: ByteStream = Box::pin(futures_util::stream::once(async move { Ok(bytes) }));
+            self.take_chunks(context, PutChunks { id, start, len, expected: None, body }).await?;
+        }
+        let wait = Wait { state: State::Assembled, timeout: ASSEMBLY_PATIENCE };
+        Ok((is_new, self.wait_for(context, id, Some(wait)).await?))
+    }
+
+    async fn settle(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        size: Geometry,
+    ) -> Result<FileStatus, Refusal> {
+        let session = self.parts.access.require(context, Scope::Write)?;
+        self.parts.rates.take(&session, 0).await?;
+        self.ask(self.parts.slots.settle(context, id, size)).await
+    }
+
+    async fn put_chunks(&self, context: &SignedContext, put: PutChunks) -> Result<ChunkReceipt, Refusal> {
+        let session = self.parts.access.require(context, Scope::Write)?;
+        self.parts.rates.take(&session, put.len).await?;
+        self.take_chunks(context, put).await
+    }
+
     async fn status(
         &self,
         context: &SignedContext,
         id: ClientFileId,
         wait: Option<Wait>,
     ) -> Result<FileStatus, Refusal> {
-        self.parts.access.require(context, Scope::Read)?;
-        let patience = self.settings.patience + wait.map_or(Duration::ZERO, |wait| wait.timeout);
-        let status = self.parts.slots.status(context, id, wait);
-        within(patience, "the owner of the file's slot", status).await
+        let session = self.parts.access.require(context, Scope::Read)?;
+        self.parts.rates.take(&session, 0).await?;
+        self.wait_for(context, id, wait).await
     }
 
     async fn list(&self, context: &SignedContext, query: ListQuery) -> Result<FilePage, Refusal> {
-        self.parts.access.require(context, Scope::Read)?;
+        let session = self.parts.access.require(context, Scope::Read)?;
+        self.parts.rates.take(&session, 0).await?;
         self.ask(self.parts.slots.list(context, query)).await
     }
 
@@ -240,6 +271,7 @@ impl Workers for Worker {
     ) -> Result<ByteStream, Refusal> {
         let session = self.parts.access.require(context, Scope::Read)?;
         let file = FileId::derive(session.tenant, id);
+        self.parts.rates.take(&session, range.end.saturating_sub(range.start)).await?;
         read::stream(self.parts.clone(), self.settings.clone(), context.clone(), id, file, range).await
     }
 
@@ -249,12 +281,14 @@ impl Workers for Worker {
         id: ClientFileId,
         place: Place,
     ) -> Result<TreeNode, Refusal> {
-        self.parts.access.require(context, Scope::Read)?;
+        let session = self.parts.access.require(context, Scope::Read)?;
+        self.parts.rates.take(&session, 0).await?;
         self.ask(self.parts.slots.tree(context, id, place)).await
     }
 
     async fn remove(&self, context: &SignedContext, id: ClientFileId) -> Result<(), Refusal> {
-        self.parts.access.require(context, Scope::Delete)?;
+        let session = self.parts.access.require(context, Scope::Delete)?;
+        self.parts.rates.take(&session, 0).await?;
         self.ask(self.parts.slots.remove(context, id)).await
     }
 

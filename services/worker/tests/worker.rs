@@ -25,7 +25,7 @@ use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_proto::calls::{ByteStream, NewFile, PutChunks, Workers};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::StoreError;
-use sluice_worker::{Pace, Worker, WorkerParts, WorkerSettings};
+use sluice_worker::{Pace, Rates, Worker, WorkerParts, WorkerSettings};
 use uuid::Uuid;
 
 const HERE: DcId = DcId::new(1);
@@ -40,15 +40,25 @@ struct Setup {
     memory: MemoryBudget,
     tasks: Shutdown,
     material: ClusterMaterial,
+    clock: Arc<ManualClock>,
     context: SignedContext,
 }
 
 fn sign(material: &ClusterMaterial, tenant: TenantId, scopes: &[Scope]) -> SignedContext {
+    sign_with_rate(material, tenant, scopes, 0)
+}
+
+fn sign_with_rate(
+    material: &ClusterMaterial,
+    tenant: TenantId,
+    scopes: &[Scope],
+    rate: u64,
+) -> SignedContext {
     SessionContext {
         session: SessionId::new(Uuid::from_u128(42)),
         tenant,
         scopes: scopes.iter().copied().collect(),
-        rate: 0,
+        rate,
         quota: 0,
         revocation: RevocationEpoch::new(0),
         issuer: HERE,
@@ -62,7 +72,8 @@ fn sign(material: &ClusterMaterial, tenant: TenantId, scopes: &[Scope]) -> Signe
 fn setup_with(memory: MemoryBudget, patience: Duration) -> Setup {
     let material = ClusterMaterial::generate("test", &[(HERE, "dc-a")]).unwrap();
     let ring = material.context_ring();
-    let access = Arc::new(ContextVerifier::new(ring, HERE, ManualClock::at(NOW), Revocations::new()));
+    let clock = ManualClock::at(NOW);
+    let access = Arc::new(ContextVerifier::new(ring, HERE, clock.clone(), Revocations::new()));
     let store = Arc::new(MemoryStore::default());
     let slots = MemorySlots::new(store.clone(), access.clone());
     let tasks = Shutdown::new();
@@ -74,12 +85,13 @@ fn setup_with(memory: MemoryBudget, patience: Duration) -> Setup {
         memory: memory.clone(),
         metrics: Arc::new(Metrics::new("dc-a")),
         tasks: tasks.clone(),
+        rates: Arc::new(Rates::new(clock.clone(), None)),
     };
     let pace = Pace { idle: Duration::from_secs(2), grace: Duration::from_secs(5), rate: 1 << 20 };
     let worker =
         Worker::new(parts, WorkerSettings { pace, patience, prefetch: 3, ..WorkerSettings::default() });
     let context = sign(&material, TENANT, &Scope::ALL);
-    Setup { worker, slots, store, memory, tasks, material, context }
+    Setup { worker, slots, store, memory, tasks, material, clock, context }
 }
 
 fn setup() -> Setup {
@@ -311,4 +323,60 @@ async fn what_the_store_refuses_is_named() {
         assert_eq!(refusal.problem, problem);
         assert!(refusal.retry_after.is_some());
     }
+}
+
+/// Fault 51: what a tenant sends over its rate is refused before the body, so that others keep their share.
+#[tokio::test]
+async fn a_tenant_that_goes_too_fast_waits_and_no_other_does() {
+    let setup = setup();
+    let fast = sign_with_rate(&setup.material, TENANT, &Scope::ALL, 2 * CHUNK_LEN);
+    let other = sign_with_rate(&setup.material, TenantId::new(8), &Scope::ALL, 2 * CHUNK_LEN);
+    let create = |context: SignedContext| {
+        let fields = MetadataFields { size: Some(64 * CHUNK_LEN), ..MetadataFields::default() };
+        let new = NewFile { id: ID, fields, home: None };
+        let worker = &setup.worker;
+        async move { worker.create(&context, new).await }
+    };
+    create(fast.clone()).await.unwrap();
+    create(other.clone()).await.unwrap();
+    let mut taken = 0;
+    let refused = loop {
+        match setup.worker.put_chunks(&fast, put(taken, content(CHUNK_LEN))).await {
+            Ok(_) => taken += 1,
+            Err(refusal) => break refusal,
+        }
+    };
+    // A second of its rate.
+    assert_eq!(taken, 2);
+    assert_eq!(refused.problem, Problem::RateLimited);
+    let wait = refused.retry_after.unwrap();
+    assert!(wait > Duration::ZERO && wait <= Duration::from_secs(1), "{wait:?}");
+    // Refused before the body: of this one not a byte can come.
+    type Piece = Option<Result<Bytes, Refusal>>;
+    let unasked = stream::poll_fn(|_| -> std::task::Poll<Piece> { panic!("the body was asked for") }).boxed();
+    let start = ChunkIndex::new(taken).unwrap();
+    let more = PutChunks { id: ID, start, len: CHUNK_LEN, expected: None, body: unasked };
+    let again = setup.worker.put_chunks(&fast, more).await.unwrap_err();
+    assert_eq!(again.problem, Problem::RateLimited);
+    // Whatever else it asks is no way around, at any door that leads here; the bytes of a small file are not asked for.
+    assert_eq!(create(fast.clone()).await.unwrap_err().problem, Problem::RateLimited);
+    assert_eq!(setup.worker.status(&fast, ID, None).await.unwrap_err().problem, Problem::RateLimited);
+    assert_eq!(setup.worker.admit_whole(&fast, 9).await.unwrap_err().problem, Problem::RateLimited);
+    assert_eq!(setup.worker.remove(&fast, ID).await.unwrap_err().problem, Problem::RateLimited);
+    let read = setup.worker.read(&fast, ID, 0..CHUNK_LEN).await.err().unwrap();
+    assert_eq!(read.problem, Problem::RateLimited);
+
+    // While it is held back, the other goes at its own rate all along.
+    for round in 0..8 {
+        for chunk in 0..2 {
+            setup.worker.put_chunks(&other, put(2 * round + chunk, content(CHUNK_LEN))).await.unwrap();
+        }
+        assert!(setup.worker.put_chunks(&fast, put(taken, content(8 * CHUNK_LEN))).await.is_err());
+        setup.clock.advance(1_000);
+        // And it gets exactly its own.
+        setup.worker.put_chunks(&fast, put(taken, content(CHUNK_LEN))).await.unwrap();
+        setup.worker.put_chunks(&fast, put(taken + 1, content(CHUNK_LEN))).await.unwrap();
+        taken += 2;
+    }
+    setup.idle().await;
 }

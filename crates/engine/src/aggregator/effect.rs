@@ -9,6 +9,7 @@ use crate::command::{Command, Kind};
 use crate::hash::{RecordDigest, Root};
 use crate::ids::{DcId, FileId, Generation, Nonce, TenantId};
 use crate::ledger::Page;
+use crate::revocations::Revocation;
 use crate::span::{Place, Span};
 
 /// Something to do. Results come back as events.
@@ -110,6 +111,8 @@ pub enum Effect {
     DiscardOrphan(FileId),
     /// What is known of the file changed: wake whoever waits.
     Changed(FileId),
+    /// Tokens and contexts are void from now on.
+    Revoked(Revocation),
     /// A peer said something that it should not; for logs and metrics.
     Refused {
         /// Who.

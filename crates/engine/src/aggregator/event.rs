@@ -12,6 +12,7 @@ use crate::ids::{DcId, FileId, Generation, Incarnation, Nonce, TenantId};
 use crate::ledger::Page;
 use crate::metadata::MetadataRecord;
 use crate::resolve::Resolution;
+use crate::revocations::Revocation;
 use crate::span::{Place, Span};
 
 /// What a datacenter keeps of a metadata record in memory.
@@ -222,6 +223,8 @@ pub enum NodeEvent {
     AllLoaded,
     /// A peer said something.
     Received(Verified),
+    /// Somebody who may do so revokes tokens; that there is room was seen before.
+    Revoke(Revocation),
     /// Time passed; see [`Aggregator::next_timeout`].
     Tick,
 }

@@ -22,22 +22,25 @@
 //!
 //! | bytes | of a datacenter |
 //! | --- | --- |
-//! | 4 | `SLN` and version 1 |
+//! | 4 | `SLN` and version: 2 if something is revoked, else 1 |
 //! | 4 | incarnation |
 //! | 1 + 6·n | peers: id, highest incarnation seen |
+//! | 2 + 32·n | in version 2, revocations: tenant, session (nil: all of them), epoch; those of tenants first, rising |
 
 use std::collections::BTreeMap;
 
 use crate::command::DropReason;
 use crate::geometry::Geometry;
 use crate::hash::{RecordDigest, Root};
-use crate::ids::{DcId, HomeEpoch, Incarnation, TenantId, Timestamp};
+use crate::ids::{DcId, FileId, HomeEpoch, Incarnation, RevocationEpoch, TenantId, Timestamp};
 use crate::ledger::{Claim, Disagreement, Fact, Ledger};
+use crate::revocations::{Revocation, Revoked};
 use crate::span::Place;
 
 const FILE_MAGIC: [u8; 4] = *b"SLF\x01";
 const CONTRADICTED_FILE_MAGIC: [u8; 4] = *b"SLF\x02";
 const NODE_MAGIC: [u8; 4] = *b"SLN\x01";
+const REVOKING_NODE_MAGIC: [u8; 4] = *b"SLN\x02";
 
 /// Why bytes are no memory.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -291,17 +294,28 @@ pub struct NodeMemory {
     pub incarnation: Incarnation,
     /// The highest incarnation seen of each peer.
     pub seen: BTreeMap<DcId, Incarnation>,
+    /// What has been revoked.
+    pub revoked: Revoked,
 }
 
 impl NodeMemory {
     /// The bytes to store.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = NODE_MAGIC.to_vec();
+        let mut out = if self.revoked.is_empty() { NODE_MAGIC } else { REVOKING_NODE_MAGIC }.to_vec();
         out.extend_from_slice(&self.incarnation.number().to_be_bytes());
         out.push(self.seen.len().min(255) as u8);
         for (dc, incarnation) in self.seen.iter().take(255) {
             out.extend_from_slice(&dc.number().to_be_bytes());
             out.extend_from_slice(&incarnation.number().to_be_bytes());
+        }
+        if !self.revoked.is_empty() {
+            // Bounded below what the number has room for.
+            out.extend_from_slice(&(self.revoked.len() as u16).to_be_bytes());
+        }
+        for revocation in self.revoked.iter() {
+            out.extend_from_slice(&revocation.tenant.number().to_be_bytes());
+            out.extend_from_slice(revocation.subject().as_bytes());
+            out.extend_from_slice(&revocation.epoch.number().to_be_bytes());
         }
         out
     }
@@ -312,9 +326,11 @@ impl NodeMemory {
             return Ok(Self::default());
         }
         let mut rest = Reader { bytes, of: "a datacenter" };
-        if rest.array::<4>()? != NODE_MAGIC {
-            return Err(rest.error("magic or version"));
-        }
+        let revoking = match rest.array::<4>()? {
+            NODE_MAGIC => false,
+            REVOKING_NODE_MAGIC => true,
+            _ => return Err(rest.error("magic or version")),
+        };
         let incarnation = Incarnation::new(u32::from_be_bytes(rest.array()?));
         let [count] = rest.array()?;
         let mut seen = BTreeMap::new();
@@ -322,10 +338,18 @@ impl NodeMemory {
             let dc = DcId::new(u16::from_be_bytes(rest.array()?));
             seen.insert(dc, Incarnation::new(u32::from_be_bytes(rest.array()?)));
         }
+        let mut revoked = Revoked::default();
+        let revocations = if revoking { u16::from_be_bytes(rest.array()?) } else { 0 };
+        for _ in 0..revocations {
+            let tenant = TenantId::new(u64::from_be_bytes(rest.array()?));
+            let subject = FileId::from_bytes(rest.array()?);
+            let epoch = RevocationEpoch::new(u64::from_be_bytes(rest.array()?));
+            revoked.take(Revocation::of(subject, tenant, epoch));
+        }
         if !rest.bytes.is_empty() {
             return Err(rest.error("trailing bytes"));
         }
-        let memory = Self { incarnation, seen };
+        let memory = Self { incarnation, seen, revoked };
         if memory.to_bytes() == bytes { Ok(memory) } else { Err(rest.error("not canonical")) }
     }
 }
@@ -461,10 +485,31 @@ mod tests {
         let memory = NodeMemory {
             incarnation: Incarnation::new(7),
             seen: [(DcId::new(2), Incarnation::new(4))].into(),
+            revoked: Revoked::default(),
         };
         let bytes = memory.to_bytes();
         assert_eq!(hex::encode(&bytes), "534c4e010000000701000200000004");
-        assert_eq!(NodeMemory::from_bytes(&bytes), Ok(memory));
+        assert_eq!(NodeMemory::from_bytes(&bytes), Ok(memory.clone()));
         assert!(NodeMemory::from_bytes(&bytes[..9]).is_err());
+
+        let mut revoking = memory;
+        let of = |subject, epoch| {
+            let epoch = RevocationEpoch::new(epoch);
+            Revocation::of(FileId::from_bytes([subject; 16]), TenantId::new(9), epoch)
+        };
+        revoking.revoked.take(of(0, 5));
+        revoking.revoked.take(of(7, 6));
+        let bytes = revoking.to_bytes();
+        let tenant = "0000000000000009";
+        let (all, one) = ("00".repeat(16), "07".repeat(16));
+        let expected = format!(
+            "534c4e0200000007010002000000040002{tenant}{all}0000000000000005{tenant}{one}0000000000000006"
+        );
+        assert_eq!(hex::encode(&bytes), expected);
+        assert_eq!(NodeMemory::from_bytes(&bytes), Ok(revoking));
+        assert!(NodeMemory::from_bytes(&bytes[..bytes.len() - 1]).is_err());
+        // Nothing that is not there counts, nor what another covers: there is one way to write it.
+        let none = [&bytes[..15], &[0, 0]].concat();
+        assert!(NodeMemory::from_bytes(&none).is_err());
     }
 }

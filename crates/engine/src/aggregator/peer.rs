@@ -50,6 +50,8 @@ pub(super) struct Peer {
     /// Files it asked for that were not known.
     pub(super) asked_for: BTreeSet<FileId>,
     pub(super) next_compare: Timestamp,
+    /// What it was told of what is revoked.
+    pub(super) revocations: super::revoke::Telling,
     /// When a comparison of a range was last sent back.
     echoes: BTreeMap<(u8, FileId), Timestamp>,
 }
@@ -67,6 +69,7 @@ impl Peer {
             waiting: BTreeSet::new(),
             asked_for: BTreeSet::new(),
             next_compare: now,
+            revocations: super::revoke::Telling::default(),
             echoes: BTreeMap::new(),
         }
     }
@@ -213,6 +216,7 @@ impl Aggregator {
         }
         peer.up = false;
         peer.down_since = now;
+        peer.revocations.forget_flights();
         let flights = std::mem::take(&mut peer.flights);
         for id in flights.into_values() {
             if let Some(file) = self.files.get_mut(&id) {
@@ -326,6 +330,9 @@ impl Aggregator {
     /// A peer has taken what was said under this sequence number.
     pub(super) fn acknowledged(&mut self, from: DcId, sequence: Sequence, now: Timestamp) {
         let Some(peer) = self.peers.get_mut(&from) else { return };
+        if peer.revocations.landed(sequence) {
+            return;
+        }
         let Some(id) = peer.flights.remove(&sequence) else { return };
         peer.behind_since = Some(now);
         if let Some(file) = self.files.get_mut(&id) {

@@ -4,6 +4,7 @@ use super::{Aggregator, Effect, File};
 use crate::command::{Kind, Statement, Verified};
 use crate::ids::{DcId, FileId, Timestamp};
 use crate::ledger::{Claim, Fact, FileState, Taken};
+use crate::revocations::Revocation;
 use crate::rules::Rule;
 
 impl Aggregator {
@@ -64,10 +65,10 @@ impl Aggregator {
                 }
                 self.advance(id, now);
             }
-            Statement::Revoke { .. }
-            | Statement::Load { .. }
-            | Statement::Drain { .. }
-            | Statement::SessionMove { .. } => {
+            Statement::Revoke { epoch, tenant } => {
+                self.told_of_revocation(verified, Revocation::of(id, tenant, epoch));
+            }
+            Statement::Load { .. } | Statement::Drain { .. } | Statement::SessionMove { .. } => {
                 // About no file: the driver hands these to the services that they concern.
             }
         }

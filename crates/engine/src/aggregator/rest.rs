@@ -385,6 +385,7 @@ impl Aggregator {
             | NodeEvent::LinkDown { .. }
             | NodeEvent::AtRest(_)
             | NodeEvent::AllLoaded
+            | NodeEvent::Revoke(_)
             | NodeEvent::Tick => return false,
         };
         if !self.is_asleep(id) {

@@ -41,9 +41,16 @@ proptest! {
     }
 
     #[test]
+    fn a_node_memory_with_revocations(bytes in after(b"SLN\x02\0\0\0\x01\0\0", 100)) {
+        if let Ok(memory) = NodeMemory::from_bytes(&bytes) {
+            prop_assert_eq!(memory.to_bytes(), bytes);
+        }
+    }
+
+    #[test]
     fn a_node_memory_round_trips(incarnation: u32, seen in proptest::collection::btree_map(any::<u16>(), any::<u32>(), 0..64)) {
         let seen = seen.into_iter().map(|(dc, n)| (DcId::new(dc), Incarnation::new(n))).collect();
-        let memory = NodeMemory { incarnation: Incarnation::new(incarnation), seen };
+        let memory = NodeMemory { incarnation: Incarnation::new(incarnation), seen, ..NodeMemory::default() };
         prop_assert_eq!(NodeMemory::from_bytes(&memory.to_bytes()), Ok(memory));
     }
 

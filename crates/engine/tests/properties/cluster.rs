@@ -352,6 +352,7 @@ impl Cluster {
             }
             Effect::CloseLink(peer) => panic!("{id} closes its link to {peer}"),
             Effect::DiscardOrphan(_) | Effect::Changed(_) => {}
+            Effect::Revoked(_) => panic!("nobody revoked anything"),
             Effect::Refused { peer, kind, reason } => panic!("{id} refuses {kind} of {peer}: {reason}"),
         }
     }

@@ -8,8 +8,11 @@ use sluice_engine::aggregator::{FileMemory, NodeMemory};
 use sluice_engine::command::DropReason;
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::{ChainingValue, RecordDigest, Root};
-use sluice_engine::ids::{DcId, FileId, Generation, HomeEpoch, Incarnation, TenantId, Timestamp};
+use sluice_engine::ids::{
+    DcId, FileId, Generation, HomeEpoch, Incarnation, RevocationEpoch, TenantId, Timestamp,
+};
 use sluice_engine::ledger::{Claim, Disagreement, Fact, Page};
+use sluice_engine::revocations::{Revocation, Revoked};
 use sluice_engine::scrub::Mark;
 use sluice_engine::span::{Place, Span};
 
@@ -55,8 +58,14 @@ fn the_memory_of_files_is_read() {
 #[test]
 fn the_memory_of_a_datacenter_is_read() {
     let seen = [(2, 5), (HOME.number(), 6)].map(|(dc, it)| (DcId::new(dc), Incarnation::new(it)));
-    let expected = NodeMemory { incarnation: Incarnation::new(7), seen: seen.into() };
-    assert_eq!(NodeMemory::from_bytes(&fixture("node-memory-1")), Ok(expected));
+    let mut expected =
+        NodeMemory { incarnation: Incarnation::new(7), seen: seen.into(), revoked: Revoked::default() };
+    assert_eq!(NodeMemory::from_bytes(&fixture("node-memory-1")), Ok(expected.clone()));
+    for (subject, epoch) in [(FileId::NIL, 5), (FileId::from_bytes([8; 16]), 6)] {
+        let revocation = Revocation::of(subject, TenantId::new(9), RevocationEpoch::new(epoch));
+        expected.revoked.take(revocation);
+    }
+    assert_eq!(NodeMemory::from_bytes(&fixture("node-memory-2-revoking")), Ok(expected));
 }
 
 #[test]

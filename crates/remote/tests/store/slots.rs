@@ -66,6 +66,9 @@ impl Slots for Fake {
     ) -> Result<FileStatus, Refusal> {
         said(format!("{id} {}", size.size()))
     }
+    async fn admit_more(&self, _: &SignedContext, bytes: u64) -> Result<(), Refusal> {
+        said(bytes.to_string())
+    }
     async fn admit(&self, _: &SignedContext, file: FileId) -> Result<Admission, Refusal> {
         let admission = *self.admission.lock().unwrap();
         admission.map_or_else(|| said(file.to_string()), Ok)

@@ -44,7 +44,9 @@ pub(super) fn code(problem: Problem) -> Code {
         | Problem::Incomplete
         | Problem::Precondition
         | Problem::CreditExceeded => Code::FailedPrecondition,
-        Problem::Quota | Problem::RateLimited | Problem::VolumeFull => Code::ResourceExhausted,
+        Problem::Quota | Problem::RateLimited | Problem::VolumeFull | Problem::RevocationsFull => {
+            Code::ResourceExhausted
+        }
         Problem::Internal => Code::Internal,
         Problem::Unavailable | Problem::Overloaded | Problem::ReadOnly | Problem::Stopping => {
             Code::Unavailable

@@ -8,7 +8,9 @@ use std::time::Duration;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use sluice_edge::{DrainLimits, Edge, EdgeConfig, EdgeParts, EdgeSettings};
-use sluice_engine::ids::{DcId, TenantId, Timestamp};
+use sluice_engine::context::{Scope, SignedContext};
+use sluice_engine::ids::{DcId, RevocationEpoch, SessionId, TenantId, Timestamp};
+use sluice_engine::revocations::Revocation;
 use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::admin::Health;
 use sluice_node::budget::MemoryBudget;
@@ -18,9 +20,11 @@ use sluice_node::metrics::Metrics;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls;
 use sluice_node::token::{TokenGrant, TokenMint};
-use sluice_proto::http::ProblemDetails;
+use sluice_proto::calls::Tenants;
+use sluice_proto::http::{ProblemDetails, Revoke, RevokedTokens, TenantStatus};
+use sluice_proto::problem::Refusal;
 use sluice_session::MemorySessions;
-use sluice_worker::{Pace, Worker, WorkerParts, WorkerSettings};
+use sluice_worker::{Pace, Rates, Worker, WorkerParts, WorkerSettings};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -49,12 +53,46 @@ pub(crate) struct Datacenter {
     pub(crate) revocations: Revocations,
     pub(crate) store: Arc<MemoryStore>,
     pub(crate) slots: Arc<MemorySlots>,
+    pub(crate) tenants: Arc<dyn Tenants>,
     pub(crate) tasks: Shutdown,
     pub(crate) health: Health,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) memory: MemoryBudget,
     tls: ClientConfig,
     name: ServerName<'static>,
+}
+
+/// Revokes in memory.
+struct Operated {
+    access: Arc<ContextVerifier>,
+    revocations: Revocations,
+}
+
+#[async_trait::async_trait]
+impl Tenants for Operated {
+    async fn revoke(&self, context: &SignedContext, revoke: Revoke) -> Result<RevokedTokens, Refusal> {
+        self.access.require(context, Scope::Operate)?;
+        let Revoke { tenant, session, epoch } = revoke;
+        let epoch = epoch.unwrap_or(u64::MAX);
+        self.revocations.apply(Revocation {
+            tenant: TenantId::new(tenant),
+            session: session.map(SessionId::new),
+            epoch: RevocationEpoch::new(epoch),
+        });
+        Ok(RevokedTokens { tenant, session, epoch, dc: "dc-a".into() })
+    }
+
+    async fn tenant(&self, context: &SignedContext, tenant: TenantId) -> Result<TenantStatus, Refusal> {
+        self.access.require(context, Scope::Operate)?;
+        let revoked = self.revocations.all();
+        Ok(TenantStatus {
+            tenant: tenant.number(),
+            dc: "dc-a".into(),
+            revoked_before: revoked.epoch_of(tenant).number(),
+            revoked_sessions: revoked.sessions_of(tenant) as u64,
+            stored_bytes: 0,
+        })
+    }
 }
 
 impl Datacenter {
@@ -85,6 +123,8 @@ impl Datacenter {
             MemorySessions::new(HERE, material.token_verifier(), key, clock.clone(), revocations.clone());
         let ring = material.context_ring();
         let access = Arc::new(ContextVerifier::new(ring, HERE, clock.clone(), revocations.clone()));
+        let tenants: Arc<dyn Tenants> =
+            Arc::new(Operated { access: access.clone(), revocations: revocations.clone() });
         let store = Arc::new(MemoryStore::default());
         let slots = MemorySlots::new(store.clone(), access.clone());
         let parts = WorkerParts {
@@ -95,6 +135,7 @@ impl Datacenter {
             memory: memory.clone(),
             metrics: metrics.clone(),
             tasks: tasks.clone(),
+            rates: Arc::new(Rates::new(clock.clone(), None)),
         };
         let worker = Worker::new(parts, WorkerSettings { pace, ..WorkerSettings::default() });
         let config = EdgeConfig {
@@ -106,6 +147,7 @@ impl Datacenter {
         let parts = EdgeParts {
             sessions: Arc::new(sessions),
             workers: Arc::new(worker),
+            tenants: tenants.clone(),
             memory: memory.clone(),
             metrics: metrics.clone(),
             health: health.clone(),
@@ -117,7 +159,21 @@ impl Datacenter {
         let token = mint.mint(&everything(), SystemClock.now()).unwrap();
         let tls = tls::edge_client(material.ca(), &[]).unwrap();
         let name = tls::edge_name(&material).unwrap();
-        Self { address, mint, token, revocations, store, slots, tasks, health, metrics, memory, tls, name }
+        Self {
+            address,
+            mint,
+            token,
+            revocations,
+            store,
+            slots,
+            tenants,
+            tasks,
+            health,
+            metrics,
+            memory,
+            tls,
+            name,
+        }
     }
 
     pub(crate) async fn connect(&self, alpn: &str) -> TlsStream<TcpStream> {

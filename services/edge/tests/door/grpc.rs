@@ -7,6 +7,7 @@ use sluice_engine::geometry::ChunkIndex;
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{RevocationEpoch, TenantId, Timestamp};
 use sluice_engine::limits::{CHUNK_LEN, MAX_FILE_LEN};
+use sluice_engine::revocations::Revocation;
 use sluice_node::token::TokenGrant;
 use sluice_proto::ingest::ingest_client::IngestClient;
 use sluice_proto::ingest::{
@@ -392,7 +393,11 @@ async fn tokens_are_refused_by_name() {
     let earlier = Timestamp::new(now().number() - 7_200_000);
     let expired = format!("Bearer {}", dc.mint.mint(&everything(), earlier).unwrap());
     let revoked = mint(&TokenGrant { tenant: TenantId::new(8), ..everything() });
-    dc.revocations.revoke_tenant(TenantId::new(8), RevocationEpoch::new(1));
+    dc.revocations.apply(Revocation {
+        tenant: TenantId::new(8),
+        session: None,
+        epoch: RevocationEpoch::new(1),
+    });
     let stranger = format!("Bearer {}", Datacenter::patient().token);
     let elsewhere = mint(&TokenGrant { dcs: vec![sluice_engine::ids::DcId::new(2)], ..everything() });
     let reader = mint(&TokenGrant { scopes: vec![sluice_engine::context::Scope::Read], ..everything() });

@@ -1,6 +1,7 @@
 //! Every way to ask wrongly, and the name it gets.
 
 use sluice_engine::limits::{CHUNK_LEN, MAX_FILE_LEN};
+use sluice_engine::revocations::Revocation;
 use sluice_node::token::TokenGrant;
 
 use crate::client::{Datacenter, everything, head, now};
@@ -157,8 +158,11 @@ async fn tokens_are_refused_before_the_body_and_a_client_that_writes_first_sees_
         dc.mint.mint(&everything(), earlier).unwrap()
     };
     let revoked = mint(&TokenGrant { tenant: sluice_engine::ids::TenantId::new(8), ..everything() });
-    dc.revocations
-        .revoke_tenant(sluice_engine::ids::TenantId::new(8), sluice_engine::ids::RevocationEpoch::new(1));
+    dc.revocations.apply(Revocation {
+        tenant: sluice_engine::ids::TenantId::new(8),
+        session: None,
+        epoch: sluice_engine::ids::RevocationEpoch::new(1),
+    });
     let stranger = Datacenter::start();
     let payload = dc.token.split('.').nth(1).unwrap();
     let unsigned = format!("eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0.{payload}.");
@@ -204,4 +208,41 @@ async fn a_trace_is_carried_on() {
     let trace = "Traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01\r\n";
     let answer = dc.ask_with("GET /v1", trace, b"").await;
     assert_eq!(answer.header("trace-id"), Some("0af7651916cd43dd8448eb211c80319c"));
+}
+
+#[tokio::test]
+async fn only_an_operator_revokes_and_asks_about_tenants() {
+    let dc = Datacenter::start();
+    let mint = |scopes| dc.mint.mint(&TokenGrant { scopes, ..everything() }, now()).unwrap();
+    let operator = mint(vec![sluice_engine::context::Scope::Operate]);
+    let other = mint(vec![sluice_engine::context::Scope::Read]);
+    let id = sluice_node::token::UnverifiedToken::read(&other).unwrap().session.uuid();
+    let as_who = |token: &str| format!("Authorization: Bearer {token}\r\n");
+    let one = format!(r#"{{"tenant":7,"session":"{id}"}}"#);
+    let revoke = async |token: &str, body: &str| {
+        let headers = as_who(token);
+        dc.raw(&head("POST /v1/admin/revocations", &headers, body.len()), body.as_bytes()).await
+    };
+    let ask = async |token: &str, request: &str| dc.raw(&head(request, &as_who(token), 0), b"").await;
+
+    assert_eq!(revoke(&dc.token, &one).await.problem(), problem(403, "forbidden"));
+    assert_eq!(ask(&dc.token, "GET /v1/admin/tenants/7").await.problem(), problem(403, "forbidden"));
+    assert_eq!(
+        revoke(&operator, r#"{"tenant":7,"all":true}"#).await.problem(),
+        problem(400, "invalid-metadata")
+    );
+    assert_eq!(
+        ask(&operator, "GET /v1/admin/tenants/acme").await.problem(),
+        problem(400, "invalid-parameter")
+    );
+    // An operator is no tenant: files are none of its business.
+    assert_eq!(ask(&operator, "GET /v1/files").await.problem(), problem(403, "forbidden"));
+
+    assert_eq!(ask(&other, "GET /v1/files").await.status, 200);
+    assert_eq!(revoke(&operator, &one).await.status, 200);
+    assert_eq!(ask(&other, "GET /v1/files").await.problem(), problem(401, "revoked-token"));
+    assert_eq!(ask(&dc.token, "GET /v1/files").await.status, 200, "another token of the tenant");
+    let status = ask(&operator, "GET /v1/admin/tenants/7").await;
+    assert_eq!(status.status, 200);
+    assert!(String::from_utf8_lossy(&status.body).contains(r#""revoked_sessions":1"#));
 }

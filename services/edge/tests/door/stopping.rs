@@ -103,10 +103,12 @@ async fn a_busy_port_is_named() {
         memory: dc.memory.clone(),
         metrics: dc.metrics.clone(),
         tasks: dc.tasks.clone(),
+        rates: Arc::new(sluice_worker::Rates::new(sluice_node::clock::SystemClock::shared(), None)),
     };
     let parts = EdgeParts {
         sessions: Arc::new(sessions),
         workers: Arc::new(sluice_worker::Worker::new(parts, sluice_worker::WorkerSettings::default())),
+        tenants: dc.tenants.clone(),
         memory: dc.memory.clone(),
         metrics: dc.metrics.clone(),
         health: dc.health.clone(),

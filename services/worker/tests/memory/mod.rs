@@ -344,6 +344,14 @@ impl MemorySlots {
 
 #[async_trait]
 impl Slots for MemorySlots {
+    async fn admit_more(&self, context: &SignedContext, bytes: u64) -> Result<(), Refusal> {
+        let session = self.access.verify(context)?;
+        if session.quota > 0 && bytes > session.quota {
+            return Err(Refusal::new(Problem::Quota, "the quota is used up"));
+        }
+        Ok(())
+    }
+
     async fn create_whole(
         &self,
         _: &SignedContext,
