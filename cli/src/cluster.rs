@@ -115,6 +115,7 @@ impl Cluster {
                 url: None,
                 peers: Vec::new(),
                 clock: clock.clone(),
+                redis: None,
                 settings: settings.clone(),
             };
             members.insert(dc, Member { config, running: None, earlier: Traffic::default() });

@@ -30,6 +30,7 @@ use sluice_node::role::Role;
 use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_node::tls::{self, TlsError};
 use sluice_proto::calls::Workers;
+use sluice_redis::{RedisConfig, RedisError};
 use sluice_remote::{Answers, Door, DoorError, serve_tenants, serve_workers};
 use sluice_session::MemorySessions;
 use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError};
@@ -38,6 +39,7 @@ use tokio::time::Instant;
 
 use crate::live::Live;
 use crate::ports::ReservedPorts;
+use crate::shared::Shared;
 
 /// What the tasks of an aggregator get to finish, however little of a deadline is left.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -88,6 +90,8 @@ pub struct DatacenterConfig {
     pub peers: Vec<PeerAddress>,
     /// What time it is.
     pub clock: SharedClock,
+    /// Where its processes share what they have to; `None`: each counts for itself.
+    pub redis: Option<RedisConfig>,
     /// What it spends.
     pub settings: DatacenterSettings,
 }
@@ -172,6 +176,9 @@ pub enum StartError {
         /// What it says.
         reason: String,
     },
+    /// Redis refuses us.
+    #[error(transparent)]
+    Redis(#[from] RedisError),
     /// The aggregator does not start.
     #[error("the aggregator does not start: {reason}")]
     Aggregator {
@@ -228,6 +235,7 @@ impl StartError {
             Self::Store(StoreError::Unreadable { .. }) => "data-unreadable",
             Self::Store(_) => "data",
             Self::Material(_) | Self::Tls { .. } => "material",
+            Self::Redis(_) => "redis",
             Self::Aggregator { .. } => "aggregator",
             Self::Task { .. } => "internal",
         }
@@ -249,6 +257,7 @@ impl StartError {
             Self::Store(StoreError::Unreadable { .. }) => {
                 Some("restore the directory, or use another one and upload again")
             }
+            Self::Redis(_) => Some("check redis and redis_password in the configuration"),
             Self::Material(_) => Some("restore the keys from a copy, or begin with another directory"),
             Self::Store(_) | Self::Tls { .. } | Self::Aggregator { .. } | Self::Task { .. } => None,
         }
@@ -259,7 +268,7 @@ impl StartError {
         match self {
             Self::Busy { .. } => ExitClass::TryLater,
             Self::Listen { .. } | Self::Directory { .. } => ExitClass::Usage,
-            Self::NotWritable { .. } | Self::NotReadable { .. } => ExitClass::NotAllowed,
+            Self::NotWritable { .. } | Self::NotReadable { .. } | Self::Redis(_) => ExitClass::NotAllowed,
             Self::Store(StoreError::InUse { .. } | StoreError::Full { .. }) => ExitClass::TryLater,
             Self::Store(StoreError::NewerVersion { .. }) => ExitClass::Usage,
             Self::Store(StoreError::Unreadable { .. } | StoreError::Corrupt { .. }) => ExitClass::Integrity,
@@ -338,6 +347,8 @@ struct Tasks {
     requests: Shutdown,
     aggregator: Shutdown,
     admin: Shutdown,
+    /// The way to Redis: killed when nobody is served any more.
+    shared: Shutdown,
 }
 
 impl fmt::Debug for Datacenter {
@@ -375,6 +386,10 @@ impl Datacenter {
         let Live { metrics, memory, .. } = self.live.clone();
         Admin::open(ports.admin.address(), self.health.clone(), metrics.clone(), &self.tasks.admin).await?;
         let revocations = Revocations::new();
+        let shared = match &config.redis {
+            Some(redis) => Some(Shared::open(redis, material, dc, &metrics, &self.tasks.shared).await?),
+            None => None,
+        };
         let access =
             Arc::new(ContextVerifier::new(material.context_ring(), dc, clock.clone(), revocations.clone()));
         let sessions = MemorySessions::new(
@@ -384,6 +399,11 @@ impl Datacenter {
             clock.clone(),
             revocations.clone(),
         );
+        // Here everything that is revoked is known from the start, from the own disk.
+        let sessions = match &shared {
+            Some(shared) => sessions.noted_in(shared.records(tokio::sync::watch::channel(true).1)),
+            None => sessions,
+        };
         let listener = Listener::bind(ports.peer.address())?;
         let aggregator = sluice_aggregator::start(
             AggregatorParts {
@@ -391,7 +411,7 @@ impl Datacenter {
                 material: material.clone(),
                 store: self.store.clone(),
                 access: access.clone(),
-                revocations,
+                revocations: revocations.clone(),
                 metrics: AggregatorMetrics::new(&metrics),
                 clock: clock.clone(),
                 tasks: self.tasks.aggregator.clone(),
@@ -403,6 +423,9 @@ impl Datacenter {
         )
         .await?;
         self.aggregator = Some(aggregator.clone());
+        if let Some(shared) = &shared {
+            shared.teach(revocations, &self.tasks.shared);
+        }
         let worker = Worker::new(
             WorkerParts {
                 dc: name.clone(),
@@ -412,7 +435,7 @@ impl Datacenter {
                 memory: memory.clone(),
                 metrics: metrics.clone(),
                 tasks: self.tasks.requests.clone(),
-                rates: Arc::new(Rates::new(clock.clone(), None)),
+                rates: Arc::new(Rates::new(clock.clone(), shared.as_ref().map(Shared::buckets))),
             },
             settings.worker.clone(),
         );
@@ -438,7 +461,11 @@ impl Datacenter {
         self.health.set_started();
         if let Some(door) = inside {
             let tasks = self.tasks.requests.clone();
-            let answers = Answers { routes: serve_workers(worker).merge(serve_tenants(aggregator)), memory: memory.clone(), tasks };
+            let answers = Answers {
+                routes: serve_workers(worker).merge(serve_tenants(aggregator)),
+                memory: memory.clone(),
+                tasks,
+            };
             door.serve([(Role::Edge, answers)], &self.tasks.requests);
         }
         edge.serve(&self.tasks.requests);
@@ -485,6 +512,7 @@ impl Datacenter {
         self.tasks.requests.kill().await;
         self.tasks.aggregator.kill().await;
         self.tasks.admin.kill().await;
+        self.tasks.shared.kill().await;
         let store = self.store.clone();
         // A panic in there has been reported by the panic hook, and ends nothing less.
         let _ = tokio::task::spawn_blocking(move || store.kill()).await;
@@ -493,7 +521,8 @@ impl Datacenter {
 
 impl Drop for Datacenter {
     fn drop(&mut self) {
-        for tasks in [&self.tasks.requests, &self.tasks.aggregator, &self.tasks.admin] {
+        let Tasks { requests, aggregator, admin, shared } = &self.tasks;
+        for tasks in [requests, aggregator, admin, shared] {
             // Asked once, a kill has told every task; only the wait for their ends is left out.
             let _ = tasks.kill().now_or_never();
         }

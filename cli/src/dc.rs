@@ -28,6 +28,8 @@ A file looks like this; what is left out of it has a default, paths are relative
   scrub_rate = \"8MiB\"               # bytes a second at which what is stored is read again; 0: never
   takeover_after = \"10min\"          # unfinished files of a datacenter that is gone; or \"never\"
   absent_after = \"1min\"           # until what only such a datacenter has counts as missing
+  redis = \"redis://cache.dc-a:6379\"    # for processes beside it, if there are any
+  redis_password = \"redis-password\"    # the file of its password
   log = \"warn\"
   [peers.dc-b]
   address = \"dc-b.example:8444\"

@@ -16,4 +16,5 @@ pub mod datacenter;
 pub mod live;
 pub mod ports;
 pub mod process;
+mod shared;
 mod volume;

@@ -23,13 +23,17 @@ use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
 use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_node::tls;
-use sluice_remote::{Answers, Caller, CallerConfig, Door, RemoteSessions, RemoteTenants, RemoteWorkers, serve_sessions};
+use sluice_redis::RedisConfig;
+use sluice_remote::{
+    Answers, Caller, CallerConfig, Door, RemoteSessions, RemoteTenants, RemoteWorkers, serve_sessions,
+};
 use sluice_session::MemorySessions;
 use sluice_store::{ChunkStore, FsStore};
 use tokio::time::Instant;
 
 use crate::datacenter::StartError;
 use crate::live::Live;
+use crate::shared::Shared;
 
 pub use self::aggregator::AggregatorProcess;
 pub use self::worker::WorkerProcess;
@@ -61,6 +65,8 @@ pub struct ProcessConfig {
     pub admin: SocketAddr,
     /// What time it is.
     pub clock: SharedClock,
+    /// Where the processes of its datacenter share what they have to.
+    pub redis: Option<RedisConfig>,
 }
 
 /// What an edge is told beside.
@@ -97,6 +103,8 @@ struct Tasks {
     /// Connections to whom it asks: they end when nobody asks any more.
     callers: Shutdown,
     admin: Shutdown,
+    /// The way to Redis: it ends last, too.
+    shared: Shutdown,
 }
 
 impl fmt::Debug for Process {
@@ -114,7 +122,11 @@ impl Process {
         let caller =
             |whom, address: &str, patience| config.caller(Role::Edge, whom, address, patience, &tasks);
         let (live, health, admin) = config.admin(edge.memory, &tasks).await?;
-        let verifier = ContextVerifier::new(material.context_ring(), *dc, clock.clone(), Revocations::new());
+        let revocations = Revocations::new();
+        if let Some(shared) = config.share(&live, &tasks).await? {
+            shared.learn(revocations.clone());
+        }
+        let verifier = ContextVerifier::new(material.context_ring(), *dc, clock.clone(), revocations);
         let sessions = RemoteSessions::new(
             caller(Role::Session, &edge.sessions, SESSION_PATIENCE)?,
             Arc::new(verifier),
@@ -147,17 +159,21 @@ impl Process {
     pub async fn session(config: &ProcessConfig, listen: SocketAddr) -> Result<Self, StartError> {
         tls::install_provider();
         let ProcessConfig { dc, material, clock, .. } = config;
+        let (revocations, tasks) = (Revocations::new(), Tasks::default());
         let sessions = MemorySessions::new(
             *dc,
             material.token_verifier(),
             material.context_key(*dc)?,
             clock.clone(),
-            Revocations::new(),
+            revocations.clone(),
         );
         let door = Door::bind(listen, material, *dc, Role::Session)?;
         let listens = door.address().map_err(|source| StartError::of_port(listen, source))?;
-        let tasks = Tasks::default();
         let (live, health, admin) = config.admin(SESSION_MEMORY, &tasks).await?;
+        let sessions = match config.share(&live, &tasks).await? {
+            Some(shared) => sessions.noted_in(shared.records(shared.learn(revocations))),
+            None => sessions,
+        };
         let (routes, memory) = (serve_sessions(Arc::new(sessions)), live.memory.clone());
         let answers = Answers { routes, memory, tasks: tasks.requests.clone() };
         door.serve([(Role::Edge, answers)], &tasks.requests);
@@ -191,6 +207,7 @@ impl Process {
             }
         }
         self.tasks.callers.kill().await;
+        self.tasks.shared.kill().await;
         if let Some(store) = self.store {
             match tokio::time::timeout(left(), store.close()).await {
                 Ok(Ok(())) => {}
@@ -206,6 +223,12 @@ impl ProcessConfig {
     /// Name of the datacenter.
     pub fn name(&self) -> String {
         self.material.dc_name(self.dc).unwrap_or("unnamed").to_owned()
+    }
+
+    /// What it shares with the others of its datacenter, if that is configured.
+    async fn share(&self, live: &Live, tasks: &Tasks) -> Result<Option<Shared>, StartError> {
+        let Some(redis) = &self.redis else { return Ok(None) };
+        Ok(Some(Shared::open(redis, &self.material, self.dc, &live.metrics, &tasks.shared).await?))
     }
 
     /// What calls processes of `whom` at `address`.

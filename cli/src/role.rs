@@ -29,6 +29,8 @@ file looks like this; what is left out of it has a default, paths are relative t
   workers = \"workers.dc-a:8445\"        # for `sluice dc` it is listen.inside of its file
                                         # several names: \"one:8445,other:8445\"
   memory = \"256MiB\"                    # for bodies in flight
+  redis = \"redis://cache.dc-a:6379\"    # if there is one; what the processes share is kept there
+  redis_password = \"redis-password\"    # the file of its password
   log = \"warn\"
 
 Of a process that runs, log, memory and certificates are taken over when the files change, at once
@@ -47,6 +49,8 @@ like this:
   keys = \"keys/roles/dc-a/session\"     # made by `sluice admin key make`
   listen = \"0.0.0.0:8446\"              # where edges ask
   admin = \"127.0.0.1:9092\"
+  redis = \"redis://cache.dc-a:6379\"    # if there is one; what the processes share is kept there
+  redis_password = \"redis-password\"    # the file of its password
   log = \"warn\"
 
 Examples:
@@ -65,6 +69,8 @@ nothing that was acknowledged is lost. Its file looks like this:
   aggregators = \"aggregators.dc-a:8447\" # each address of the name is a process
   data = \"/var/lib/sluice\"
   memory = \"256MiB\"                    # for bodies in flight and chunks read ahead
+  redis = \"redis://cache.dc-a:6379\"    # if there is one; what the processes share is kept there
+  redis_password = \"redis-password\"    # the file of its password
   log = \"warn\"
 
 Examples:
@@ -89,6 +95,8 @@ like this:
   takeover_after = \"10min\"             # unfinished files of a datacenter that is gone
   absent_after = \"1min\"                # until what only such a datacenter has is missing
   memory = \"64MiB\"                     # for calls that arrive
+  redis = \"redis://cache.dc-a:6379\"    # if there is one; what the processes share is kept there
+  redis_password = \"redis-password\"    # the file of its password
   log = \"warn\"
   [peers.dc-b]
   address = \"dc-b.example:8444\"

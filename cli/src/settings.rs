@@ -15,6 +15,7 @@ use figment::providers::{Env, Format, Serialized, Toml};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sluice_client::{ClientConfig, Token};
+use sluice_redis::RedisConfig;
 
 use crate::failure::Failure;
 
@@ -296,6 +297,26 @@ pub(crate) fn duration(name: &str, text: &str) -> anyhow::Result<Duration> {
         let message = format!("{name} is {text:?}, expected a length of time: {error}");
         Failure::usage("duration", message, "such as 90s, 15min or 7d").into()
     })
+}
+
+/// Where Redis is, and how it lets us in, as a file describes it.
+pub(crate) fn redis(
+    url: Option<&str>,
+    password: Option<&Path>,
+    ca: Option<&Path>,
+) -> anyhow::Result<Option<RedisConfig>> {
+    let Some(url) = url else {
+        if password.is_some() || ca.is_some() {
+            let message = "redis_password or redis_ca is there, and redis is not";
+            return Err(Failure::usage("configuration", message, "add redis = \"redis://host:port\"").into());
+        }
+        return Ok(None);
+    };
+    let config = RedisConfig::new(url, password, ca).map_err(|error| {
+        let hint = "redis = \"redis://host:port\", redis_password = \"FILE\"; with rediss also redis_ca";
+        Failure::usage("configuration", format!("redis: {error}"), hint)
+    })?;
+    Ok(Some(config))
 }
 
 fn read(path: &Path, what: &str) -> anyhow::Result<Vec<u8>> {

@@ -13,6 +13,7 @@ use sluice_engine::ids::DcId;
 use sluice_node::clock::SystemClock;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::telemetry;
+use sluice_redis::RedisConfig;
 
 use crate::failure::Failure;
 use crate::length::{Length, Takeover};
@@ -21,8 +22,7 @@ use crate::reload::ConfigFile;
 use crate::settings;
 use crate::size::Bytes;
 
-const KEYS: &str =
-    "dc, keys, data, url, listen, memory, scrub_rate, takeover_after, absent_after, log, peers";
+const KEYS: &str = "dc, keys, data, url, listen, memory, scrub_rate, takeover_after, absent_after, redis, redis_password, redis_ca, log, peers";
 
 /// What a file says.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -41,6 +41,11 @@ pub(crate) struct DcFile {
     scrub_rate: Option<Bytes>,
     takeover_after: Option<Takeover>,
     absent_after: Option<Length>,
+    /// Where its processes share what they have to.
+    redis: Option<String>,
+    /// The file of its password, and that of the CA with which it is checked.
+    redis_password: Option<PathBuf>,
+    redis_ca: Option<PathBuf>,
     /// What is logged.
     #[serde(default = "warn")]
     log: String,
@@ -73,6 +78,9 @@ impl ConfigFile for DcFile {
         };
         let directory = path.parent().unwrap_or(Path::new(""));
         (file.keys, file.data) = (directory.join(&file.keys), directory.join(&file.data));
+        for path in [&mut file.redis_password, &mut file.redis_ca].into_iter().flatten() {
+            *path = directory.join(&*path);
+        }
         Ok(file)
     }
 
@@ -95,6 +103,7 @@ impl ConfigFile for DcFile {
             let message = format!("listen: {twice} is given twice");
             return Err(Failure::usage("configuration", message, "give each its own port").into());
         }
+        self.redis()?;
         self.load().map(|_| ())
     }
 
@@ -140,6 +149,10 @@ impl DcFile {
         Ok((material, dc, peers))
     }
 
+    fn redis(&self) -> anyhow::Result<Option<RedisConfig>> {
+        settings::redis(self.redis.as_deref(), self.redis_password.as_deref(), self.redis_ca.as_deref())
+    }
+
     /// The datacenter that the file describes, with its keys read and its ports reserved.
     pub(crate) fn reserve(&self) -> anyhow::Result<DatacenterConfig> {
         let (material, dc, peers) = self.load()?;
@@ -167,6 +180,7 @@ impl DcFile {
             url: self.url.clone(),
             peers,
             clock: SystemClock::shared(),
+            redis: self.redis()?,
             settings,
         })
     }

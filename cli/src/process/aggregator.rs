@@ -25,6 +25,7 @@ use super::{Process, ProcessConfig, STORE_PATIENCE, Tasks};
 use crate::datacenter::StartError;
 use crate::live::Live;
 use crate::ports::ReservedPort;
+use crate::shared::Shared;
 
 /// How long it waits until it asks for the store again: a part of the 5 s in which a new owner is to answer.
 const AGAIN: Duration = Duration::from_millis(250);
@@ -66,8 +67,10 @@ impl Process {
         let worker =
             config.caller(Role::Aggregator, Role::Worker, &aggregator.workers, STORE_PATIENCE, &tasks)?;
         let (live, health, admin) = config.admin(aggregator.memory, &tasks).await?;
+        let shared = config.share(&live, &tasks).await?;
         health.set_started();
         let lives = Lives {
+            shared,
             metrics: AggregatorMetrics::new(&live.metrics),
             config: config.clone(),
             aggregator: aggregator.clone(),
@@ -85,6 +88,7 @@ impl Process {
 
 /// What each life is made of.
 struct Lives {
+    shared: Option<Shared>,
     config: ProcessConfig,
     aggregator: AggregatorProcess,
     listen: ReservedPort,
@@ -184,15 +188,14 @@ impl Lives {
         let listener = Listener::bind(self.peer.address()).map_err(StartError::from)?;
         // Each life knows what the store does.
         let revocations = Revocations::new();
-        let access =
-            ContextVerifier::new(material.context_ring(), *dc, clock.clone(), revocations.clone());
+        let access = ContextVerifier::new(material.context_ring(), *dc, clock.clone(), revocations.clone());
         let service = sluice_aggregator::start(
             AggregatorParts {
                 dc: *dc,
                 material: material.clone(),
                 store: Arc::new(store.clone()),
                 access: Arc::new(access),
-                revocations,
+                revocations: revocations.clone(),
                 metrics: self.metrics.clone(),
                 clock: clock.clone(),
                 tasks: life.aggregator.clone(),
@@ -203,6 +206,9 @@ impl Lives {
             self.aggregator.peers.clone(),
         );
         let service = service.await.map_err(StartError::from)?;
+        if let Some(shared) = &self.shared {
+            shared.teach(revocations, &life.store);
+        }
         let door =
             Door::bind(self.listen.address(), material, *dc, Role::Aggregator).map_err(StartError::from)?;
         let answers = Answers {

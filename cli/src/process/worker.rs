@@ -17,6 +17,7 @@ use sluice_worker::{Rates, Worker, WorkerParts, WorkerSettings};
 
 use super::{Process, ProcessConfig, SLOTS_PATIENCE, Tasks, serve_until_drained};
 use crate::datacenter::{StartError, open_store};
+use crate::shared::Shared;
 use crate::volume;
 
 /// What calls to the store may take that are collected before they are acted on: apart from clients' bodies, so that these
@@ -53,7 +54,11 @@ impl Process {
         let (live, health, admin) = config.admin(worker.memory, &tasks).await?;
         let store = Arc::new(open_store(worker.data.clone(), worker.store.clone()).await?);
         volume::show(&store, &live.metrics);
-        let tenures = Tenures::new();
+        let (tenures, revocations) = (Tenures::new(), Revocations::new());
+        let shared = config.share(&live, &tasks).await?;
+        if let Some(shared) = &shared {
+            shared.learn(revocations.clone());
+        }
         let tenants = serve_tenants(Arc::new(RemoteTenants::new(caller.clone())));
         let served = Worker::new(
             WorkerParts {
@@ -64,12 +69,12 @@ impl Process {
                     material.context_ring(),
                     *dc,
                     clock.clone(),
-                    Revocations::new(),
+                    revocations,
                 )),
                 memory: live.memory.clone(),
                 metrics: live.metrics.clone(),
                 tasks: tasks.requests.clone(),
-                rates: Arc::new(Rates::new(clock.clone(), None)),
+                rates: Arc::new(Rates::new(clock.clone(), shared.as_ref().map(Shared::buckets))),
             },
             worker.settings.clone(),
         );

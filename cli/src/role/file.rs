@@ -24,11 +24,13 @@ use crate::reload::ConfigFile;
 use crate::settings;
 use crate::size::Bytes;
 
-const EDGE_KEYS: &str = "role, dc, keys, listen, admin, sessions, workers, memory, log";
-const SESSION_KEYS: &str = "role, dc, keys, listen, admin, log";
-const WORKER_KEYS: &str = "role, dc, keys, listen, admin, aggregators, data, memory, log";
+const EDGE_KEYS: &str =
+    "role, dc, keys, listen, admin, sessions, workers, memory, redis, redis_password, redis_ca, log";
+const SESSION_KEYS: &str = "role, dc, keys, listen, admin, redis, redis_password, redis_ca, log";
+const WORKER_KEYS: &str =
+    "role, dc, keys, listen, admin, aggregators, data, memory, redis, redis_password, redis_ca, log";
 const AGGREGATOR_KEYS: &str = "role, dc, keys, listen, peer, admin, workers, url, memory, scrub_rate, \
-                               takeover_after, absent_after, log, peers";
+                               takeover_after, absent_after, redis, redis_password, redis_ca, log, peers";
 
 /// What an edge or a worker may use for bodies in flight, unless its file says otherwise.
 const MEMORY: Bytes = Bytes(256 << 20);
@@ -74,6 +76,9 @@ pub(crate) struct EdgeFile {
     workers: String,
     #[serde(default = "memory")]
     memory: Bytes,
+    redis: Option<String>,
+    redis_password: Option<PathBuf>,
+    redis_ca: Option<PathBuf>,
     #[serde(default = "warn")]
     log: String,
 }
@@ -87,6 +92,9 @@ pub(crate) struct SessionFile {
     keys: PathBuf,
     listen: SocketAddr,
     admin: SocketAddr,
+    redis: Option<String>,
+    redis_password: Option<PathBuf>,
+    redis_ca: Option<PathBuf>,
     #[serde(default = "warn")]
     log: String,
 }
@@ -104,6 +112,9 @@ pub(crate) struct WorkerFile {
     data: PathBuf,
     #[serde(default = "memory")]
     memory: Bytes,
+    redis: Option<String>,
+    redis_password: Option<PathBuf>,
+    redis_ca: Option<PathBuf>,
     #[serde(default = "warn")]
     log: String,
 }
@@ -125,6 +136,9 @@ pub(crate) struct AggregatorFile {
     scrub_rate: Option<Bytes>,
     takeover_after: Option<Takeover>,
     absent_after: Option<Length>,
+    redis: Option<String>,
+    redis_password: Option<PathBuf>,
+    redis_ca: Option<PathBuf>,
     #[serde(default = "warn")]
     log: String,
     /// Every other datacenter, by name.
@@ -175,6 +189,12 @@ impl ConfigFile for RoleFile {
         let directory = path.parent().unwrap_or(Path::new(""));
         let keys = of_all!(&mut file, keys);
         *keys = directory.join(&*keys);
+        if let Some(path) = of_all!(&mut file, redis_password) {
+            *path = directory.join(&*path);
+        }
+        if let Some(path) = of_all!(&mut file, redis_ca) {
+            *path = directory.join(&*path);
+        }
         if let Self::Worker(WorkerFile { data, .. }) = &mut file {
             *data = directory.join(&*data);
         }
@@ -288,8 +308,10 @@ impl RoleFile {
             let hint = format!("`sluice admin key make` makes roles/{name}/{} for it", self.role());
             return Err(Failure::usage("keys", format!("{}: {error}", keys.display()), hint).into());
         }
-        let config =
-            ProcessConfig { dc, material: Arc::new(material), admin: *admin, clock: SystemClock::shared() };
+        let (password, ca) = (of_all!(self, redis_password), of_all!(self, redis_ca));
+        let redis = settings::redis(of_all!(self, redis).as_deref(), password.as_deref(), ca.as_deref())?;
+        let clock = SystemClock::shared();
+        let config = ProcessConfig { dc, material: Arc::new(material), admin: *admin, clock, redis };
         Ok((config, all))
     }
 }

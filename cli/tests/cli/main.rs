@@ -16,6 +16,7 @@ mod local;
 mod lost_disk;
 mod pipe;
 mod processes;
+mod redis;
 mod reload;
 mod roles;
 mod transfer;

@@ -1,0 +1,145 @@
+//! What processes of one datacenter share through Redis: revocations, sessions, rates.
+//!
+//! The aggregator's process [teaches](Shared::teach) what is revoked, from its own disk; the others [learn](Shared::learn)
+//! it. Both look every [`LOOK`], and lose nothing while Redis is away: what was learned stays in force, and what Redis forgot
+//! is taught again. Tasks belong to the [`Shutdown`] that [`Shared::open`] was given, which is to be killed once nobody is
+//! served any more.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sluice_engine::ids::{DcId, SessionId, TenantId};
+use sluice_node::access::Revocations;
+use sluice_node::material::ClusterMaterial;
+use sluice_node::metrics::Metrics;
+use sluice_node::shutdown::Shutdown;
+use sluice_proto::problem::{Problem, Refusal};
+use sluice_redis::buckets::SharedBuckets;
+use sluice_redis::revocations::{CacheState, RevocationCache};
+use sluice_redis::sessions::SessionRecords;
+use sluice_redis::{Redis, RedisConfig, RedisError};
+use sluice_session::Records;
+use sluice_worker::Buckets;
+use tokio::sync::watch;
+
+/// How often it is looked whether what is revoked has changed, here or in Redis.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What one process shares with the others of its datacenter.
+pub(crate) struct Shared {
+    redis: Redis,
+    cluster: String,
+    dc: DcId,
+    tasks: Shutdown,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Shared({:?})", self.redis)
+    }
+}
+
+impl Shared {
+    /// Connects. Fails if Redis refuses us; that it cannot be reached may pass.
+    pub(crate) async fn open(
+        config: &RedisConfig,
+        material: &ClusterMaterial,
+        dc: DcId,
+        metrics: &Metrics,
+        tasks: &Shutdown,
+    ) -> Result<Self, RedisError> {
+        let redis = Redis::open(config.clone(), metrics, tasks).await?;
+        Ok(Self { redis, cluster: material.name().to_owned(), dc, tasks: tasks.clone() })
+    }
+
+    fn cache(&self) -> RevocationCache {
+        RevocationCache::new(self.redis.clone(), &self.cluster, self.dc)
+    }
+
+    /// Keeps in Redis what is revoked, until `tasks` are killed.
+    pub(crate) fn teach(&self, revocations: Revocations, tasks: &Shutdown) {
+        let cache = self.cache();
+        tasks.spawn(async move {
+            let mut taught: Option<(CacheState, usize, u64)> = None;
+            loop {
+                let revoked = revocations.all();
+                // Epochs only rise, so that this changes with every revocation.
+                let sum = revoked.iter().fold(0, |sum: u64, fact| sum.wrapping_add(fact.epoch.number()));
+                let (len, known) = (revoked.len(), cache.state().await);
+                let is_taught = |state: &CacheState| taught == Some((state.clone(), len, sum));
+                if known.as_ref().is_ok_and(|state| !is_taught(state)) && cache.write(&revoked).await.is_ok()
+                {
+                    taught = cache.state().await.ok().map(|state| (state, len, sum));
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        });
+    }
+
+    /// Puts in force here what Redis says is revoked. Returns what tells whether all of it is.
+    pub(crate) fn learn(&self, revocations: Revocations) -> watch::Receiver<bool> {
+        let (cache, (says, knows)) = (self.cache(), watch::channel(false));
+        self.tasks.spawn(async move {
+            let mut learned: Option<CacheState> = None;
+            loop {
+                if let Ok(state) = cache.state().await
+                    && learned.as_ref() != Some(&state)
+                    && let Ok(all) = cache.read().await
+                {
+                    all.into_iter().for_each(|fact| {
+                        revocations.apply(fact);
+                    });
+                    learned = Some(state);
+                    says.send_replace(true);
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        });
+        knows
+    }
+
+    /// Buckets of tenants' rates, for all workers.
+    pub(crate) fn buckets(&self) -> Arc<dyn Buckets> {
+        Arc::new(OfAll(SharedBuckets::new(self.redis.clone(), &self.cluster, self.dc)))
+    }
+
+    /// Sessions, for all session services; none begins before it is known what is revoked.
+    pub(crate) fn records(&self, knows: watch::Receiver<bool>) -> Arc<dyn Records> {
+        Arc::new(OfDatacenter {
+            records: SessionRecords::new(self.redis.clone(), &self.cluster, self.dc),
+            knows,
+        })
+    }
+}
+
+struct OfAll(SharedBuckets);
+
+#[async_trait]
+impl Buckets for OfAll {
+    async fn take(&self, tenant: TenantId, rate: u64, bytes: u64) -> Option<Result<(), u64>> {
+        self.0.take(tenant, rate, bytes).await.ok()
+    }
+}
+
+struct OfDatacenter {
+    records: SessionRecords,
+    knows: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl Records for OfDatacenter {
+    async fn begin(&self, session: SessionId, tenant: TenantId, life: Duration) -> Result<(), Refusal> {
+        let begun = self.records.begin(session, tenant, life).await;
+        let why = match begun {
+            Ok(_) if *self.knows.borrow() => return Ok(()),
+            Ok(_) => "what is revoked is not known here yet".to_owned(),
+            Err(error) => {
+                tracing::debug!(%error, "a session cannot begin");
+                "the sessions of this datacenter cannot be asked now".to_owned()
+            }
+        };
+        Err(Refusal::new(Problem::Unavailable, why).hint("try again, or use another datacenter"))
+    }
+}
