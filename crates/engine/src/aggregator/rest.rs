@@ -132,6 +132,8 @@ impl Default for Rest {
 
 impl Rest {
     fn insert(&mut self, id: FileId, brief: &Brief) {
+        // It counts once.
+        self.remove(id);
         let claim = brief.assembled.map(|(claim, _)| claim);
         let resting = Resting { fingerprint: brief.fingerprint, claim };
         let sums = self.sums.entry((id.slot().number(), claim.map(|claim| claim.home))).or_default();
@@ -350,12 +352,27 @@ impl Aggregator {
             }
         }
         for parked in waking.parked {
-            match parked {
-                Parked::Heard(verified) => self.received(&verified, now),
-                Parked::Event(event) => {
-                    self.file_event(id, *event, now);
+            let event = match parked {
+                Parked::Heard(verified) => NodeEvent::Received(*verified),
+                Parked::Event(event) => NodeEvent::File(id, *event),
+            };
+            if self.parks(&event, now) {
+                // What came before it was all there was to do, and the file is at rest again.
+                continue;
+            }
+            match event {
+                NodeEvent::Received(verified) => self.received(&verified, now),
+                NodeEvent::File(id, event) => {
+                    self.file_event(id, event, now);
                     self.advance(id, now);
                 }
+                NodeEvent::Dial { .. }
+                | NodeEvent::Hello { .. }
+                | NodeEvent::LinkUp { .. }
+                | NodeEvent::LinkDown { .. }
+                | NodeEvent::AtRest(_)
+                | NodeEvent::AllLoaded
+                | NodeEvent::Tick => {}
             }
         }
         if self.rest.waking.is_empty() {
