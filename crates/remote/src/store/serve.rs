@@ -238,7 +238,11 @@ async fn run(AppState(shop): Served, mut flow: Flow<NewRun>) -> Answer<Answered<
         let tenure = flow.tenure.ok_or(Refused::NotHeld)?;
         let held = shop.held(flow.tenure).await?;
         let (id, run) = (file(&new.file)?, new.run()?);
-        let mut writer = shop.store.begin_run(id, TenantId::new(new.tenant), run, new.len).await?;
+        let mut writer = tokio::select! {
+            writer = shop.store.begin_run(id, TenantId::new(new.tenant), run, new.len) => writer?,
+            // Another writer may take long, and the next tenure does not wait for it.
+            () = ended(&shop.tenures, tenure) => return Err(Refused::NotHeld),
+        };
         // Looked at, a body is asked for: what was refused until here costs no bytes.
         let expected = match take(&shop, tenure, new, &mut flow.body, &mut *writer).await {
             Ok(expected) => expected,
