@@ -352,27 +352,17 @@ impl Aggregator {
             }
         }
         for parked in waking.parked {
-            let event = match parked {
-                Parked::Heard(verified) => NodeEvent::Received(*verified),
-                Parked::Event(event) => NodeEvent::File(id, *event),
-            };
-            if self.parks(&event, now) {
+            if self.is_asleep(id) {
                 // What came before it was all there was to do, and the file is at rest again.
+                self.park(id, parked, now);
                 continue;
             }
-            match event {
-                NodeEvent::Received(verified) => self.received(&verified, now),
-                NodeEvent::File(id, event) => {
-                    self.file_event(id, event, now);
+            match parked {
+                Parked::Heard(verified) => self.received(&verified, now),
+                Parked::Event(event) => {
+                    self.file_event(id, *event, now);
                     self.advance(id, now);
                 }
-                NodeEvent::Dial { .. }
-                | NodeEvent::Hello { .. }
-                | NodeEvent::LinkUp { .. }
-                | NodeEvent::LinkDown { .. }
-                | NodeEvent::AtRest(_)
-                | NodeEvent::AllLoaded
-                | NodeEvent::Tick => {}
             }
         }
         if self.rest.waking.is_empty() {
@@ -408,6 +398,12 @@ impl Aggregator {
         if !self.is_asleep(id) {
             return false;
         }
+        self.park(id, parked, now);
+        true
+    }
+
+    /// Has a file woken for what has to wait until then.
+    fn park(&mut self, id: FileId, parked: Parked, now: Timestamp) {
         let is_local = matches!(parked, Parked::Event(_));
         if self.wake(id, is_local, now)
             && let Some(waking) = self.rest.waking.get_mut(&id)
@@ -415,7 +411,6 @@ impl Aggregator {
         {
             waking.parked.push(parked);
         }
-        true
     }
 
     /// Asks the store for a file; whether that is under way now.
