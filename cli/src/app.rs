@@ -14,6 +14,8 @@ use crate::context::Context;
 use crate::failure::{Failure, report};
 use crate::settings::Flags;
 use sluice_node::role::Role;
+use sluice_node::telemetry;
+use tracing::Instrument as _;
 
 use crate::{admin, command, config, dc, demo, dev, fsck, get, ls, put, rm, role, status};
 
@@ -95,6 +97,28 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
+    /// What it is called, if it asks a cluster.
+    fn asks(&self) -> Option<&'static str> {
+        match self {
+            Self::Put(_) => Some("sluice put"),
+            Self::Get(_) => Some("sluice get"),
+            Self::Status(_) => Some("sluice status"),
+            Self::Ls(_) => Some("sluice ls"),
+            Self::Rm(_) => Some("sluice rm"),
+            Self::Demo(_)
+            | Self::Dev(_)
+            | Self::Dc(_)
+            | Self::Edge(_)
+            | Self::Session(_)
+            | Self::Worker(_)
+            | Self::Aggregator(_)
+            | Self::Fsck(_)
+            | Self::Admin(_)
+            | Self::Command(_)
+            | Self::Config(_) => None,
+        }
+    }
+
     /// Whether it deals with signals itself, because there is something to end in order.
     fn minds_signals(&self) -> bool {
         match self {
@@ -139,6 +163,19 @@ async fn dispatch(verb: Verb, context: &Context) -> anyhow::Result<()> {
     }
 }
 
+/// Runs a command that asks a cluster as the beginning of a trace, which goes on in whatever it asks for.
+async fn asking(
+    command: Option<&'static str>,
+    work: impl Future<Output = anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let Some(command) = command else { return work.await };
+    let Some(telemetry) = telemetry::init_traces("cli").map_err(role::not_begun)? else { return work.await };
+    let span = tracing::info_span!("command", otel.name = command, otel.kind = "client");
+    let result = work.instrument(span).await;
+    telemetry.finish().await;
+    result
+}
+
 /// Threads for what blocks (disk, mostly): more of them wait, and cost memory, for the same disk.
 const MAX_BLOCKING: usize = 32;
 
@@ -158,9 +195,10 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => return report(&error.into(), &context),
     };
     let minds_signals = cli.verb.minds_signals();
+    let asks = cli.verb.asks();
     let result = runtime.block_on(async {
         tokio::select! {
-            result = dispatch(cli.verb, &context) => result,
+            result = asking(asks, dispatch(cli.verb, &context)) => result,
             () = interrupted(), if !minds_signals => Err(Failure::Interrupted.into()),
         }
     });

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use serde::Serialize;
 use sluice_client::{Client, ClientConfig, Event, SharedObserver};
+use sluice_node::telemetry;
 
 use crate::settings::{Flags, Settings};
 
@@ -37,6 +38,7 @@ impl Context {
     /// The client that the settings make; `change` may override some of its configuration.
     pub(crate) fn client(&self, change: impl FnOnce(&mut ClientConfig)) -> anyhow::Result<Client> {
         let mut config = self.settings()?.client_config()?;
+        config.trace = telemetry::step();
         change(&mut config);
         Ok(Client::new(config)?.observed_by(complaints()))
     }

@@ -12,8 +12,8 @@ use sluice_node::telemetry;
 
 use self::file::DcFile;
 use crate::context::Context;
-use crate::failure::Failure;
 use crate::reload::{self, ConfigFile as _, Hangup};
+use crate::role::not_begun;
 use crate::signals::Signals;
 
 const EXAMPLES: &str = "\
@@ -60,8 +60,7 @@ pub(crate) struct Args {
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let file = DcFile::read(&args.config)?;
     file.check()?;
-    let log = telemetry::init(file.log())
-        .map_err(|error| Failure::usage("configuration", error.to_string(), "such as warn or info"))?;
+    let telemetry = telemetry::init(file.log(), "dc", Some(file.dc())).map_err(not_begun)?;
     raise_descriptors();
     let config = file.reserve()?;
     let hangup = Hangup::listen()?;
@@ -70,7 +69,8 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     context.answer(&object, || {
         format!("{:<7} {}   admin {}\n", config.name(), config.url(), config.admin_url())
     })?;
-    let _watching = reload::watch(args.config, file, log, datacenter.live().clone(), hangup);
+    let _watching = reload::watch(args.config, file, telemetry.level(), datacenter.live().clone(), hangup);
     signals.serve_until(context, args.stop_within, |deadline| datacenter.stop(deadline)).await;
+    telemetry.finish().await;
     Ok(())
 }

@@ -98,7 +98,7 @@ pub(crate) struct Args {
 /// Plays the demo.
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     // What happens to dc-b is no news here; RUST_LOG says otherwise.
-    telemetry::init("off")?;
+    telemetry::init("off", "demo", None)?;
     let mut signals = Signals::listen().context("cannot listen for signals")?;
     let scratch = Scratch::open(args.keep.as_deref())?;
     let mut stage = Stage::new(context);

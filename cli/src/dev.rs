@@ -85,7 +85,7 @@ fn listen_at(text: &str) -> Result<ListenAt, String> {
 
 /// Runs the datacenters until they are told to stop.
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
-    telemetry::init("warn")?;
+    let telemetry = telemetry::init("warn", "dev", None)?;
     raise_descriptors();
     let path = data_directory(args.data)?;
     let directory = Directory::open(&path)?;
@@ -109,6 +109,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     announce(&cluster, &directory, context)?;
 
     signals.serve_until(context, STOP_WITHIN, |deadline| cluster.stop_all(deadline)).await;
+    telemetry.finish().await;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::json;
 use sluice_node::descriptors::raise_descriptors;
 use sluice_node::role::Role;
-use sluice_node::telemetry;
+use sluice_node::telemetry::{self, TelemetryError};
 
 use self::file::RoleFile;
 use crate::context::Context;
@@ -126,15 +126,27 @@ pub(crate) async fn run(role: Role, args: Args, context: &Context) -> anyhow::Re
         let hint = format!("run it with `sluice {} --config`", file.role());
         return Err(Failure::usage("configuration", message, hint).into());
     }
-    let log = telemetry::init(file.log())
-        .map_err(|error| Failure::usage("configuration", error.to_string(), "such as warn or info"))?;
+    let telemetry = telemetry::init(file.log(), role.name(), Some(file.dc())).map_err(not_begun)?;
     raise_descriptors();
     let hangup = Hangup::listen()?;
     let (signals, process) = Signals::start(file.start()).await?;
     let (listen, admin) = (process.address().to_string(), format!("http://{}", process.admin_address()));
     let object = json!({ "role": role.name(), "listen": listen, "admin": admin });
     context.answer(&object, || format!("{role:<10} {listen}   admin {admin}\n"))?;
-    let _watching = reload::watch(args.config, file, log, process.live().clone(), hangup);
+    let _watching = reload::watch(args.config, file, telemetry.level(), process.live().clone(), hangup);
     signals.serve_until(context, args.stop_within, |deadline| process.stop(deadline)).await;
+    telemetry.finish().await;
     Ok(())
+}
+
+/// Why a process neither logs nor traces as it was told.
+pub(crate) fn not_begun(error: TelemetryError) -> Failure {
+    let hint = match &error {
+        TelemetryError::Level(_) => "such as warn or info",
+        TelemetryError::Export(_) => {
+            "OTEL_* say where spans go; without OTEL_EXPORTER_OTLP_ENDPOINT none are exported"
+        }
+        TelemetryError::Twice => "this is a bug",
+    };
+    Failure::usage("configuration", error.to_string(), hint)
 }

@@ -7,7 +7,8 @@
 //! 3. [`problem`] is the one list of reasons for which a request is refused, the same at every door.
 //! 4. [`peer`] is the generated code of `peer.proto`: what datacenters say to one another in bulk.
 //! 5. [`ingest`] is the generated code of `ingest.proto`, the gRPC door for clients; [`codec`] bounds what is decoded.
-//! 6. Nothing here decides anything or performs I/O.
+//! 6. [`trace`] is where in a trace something stands, as it is said with a request.
+//! 7. Nothing here decides anything or performs I/O.
 
 pub mod calls;
 pub mod codec;
@@ -16,3 +17,4 @@ pub mod http;
 pub mod ingest;
 pub mod peer;
 pub mod problem;
+pub mod trace;

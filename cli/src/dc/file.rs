@@ -125,6 +125,11 @@ impl ConfigFile for DcFile {
 }
 
 impl DcFile {
+    /// Name of the datacenter.
+    pub(crate) fn dc(&self) -> &str {
+        &self.dc
+    }
+
     /// The keys, which datacenter this is, and where the others are.
     fn load(&self) -> anyhow::Result<(ClusterMaterial, DcId, Vec<PeerAddress>)> {
         let material = ClusterMaterial::load(&self.keys).map_err(StartError::from)?;

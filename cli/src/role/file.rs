@@ -245,6 +245,11 @@ impl ConfigFile for RoleFile {
 }
 
 impl RoleFile {
+    /// Name of the datacenter.
+    pub(crate) fn dc(&self) -> &str {
+        of_all!(self, dc)
+    }
+
     /// What the process is for.
     pub(crate) fn role(&self) -> Role {
         match self {

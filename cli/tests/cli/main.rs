@@ -19,6 +19,7 @@ mod processes;
 mod redis;
 mod reload;
 mod roles;
+mod traces;
 mod transfer;
 
 use std::path::{Path, PathBuf};

@@ -54,7 +54,8 @@ impl Client {
             return Err(ConfigError::Jobs { got: config.jobs, limit: MAX_JOBS }.into());
         }
         let authorization = config.token.header()?;
-        let wire = Wire::new(tls(&config.ca_pem)?, config.timeouts, config.jobs.saturating_add(1));
+        let idle = config.jobs.saturating_add(1);
+        let wire = Wire::new(tls(&config.ca_pem)?, config.timeouts, idle, config.trace);
         let hosts = Arc::new(Hosts::default());
         let doors = config
             .urls

@@ -9,6 +9,7 @@ use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::{ClientConfig as TlsConfig, RootCertStore};
+use sluice_proto::trace::TraceContext;
 
 /// How a [`Client`](crate::Client) is set up.
 #[derive(Clone, Debug)]
@@ -29,13 +30,16 @@ pub struct ClientConfig {
     pub retry: RetryPolicy,
     /// How long to wait for what makes no progress.
     pub timeouts: Timeouts,
+    /// The step of a trace that every request follows from, if there is one; otherwise a client's requests are a trace of
+    /// their own. Servers name it in their answers, errors and logs.
+    pub trace: Option<TraceContext>,
 }
 
 impl ClientConfig {
     /// The defaults around what has none.
     pub fn new(urls: Vec<String>, token: Token, ca_pem: Vec<u8>) -> Self {
         let (retry, timeouts) = (RetryPolicy::default(), Timeouts::default());
-        Self { urls, token, ca_pem, jobs: 32, adaptive: true, retry, timeouts }
+        Self { urls, token, ca_pem, jobs: 32, adaptive: true, retry, timeouts, trace: None }
     }
 }
 

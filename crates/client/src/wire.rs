@@ -27,6 +27,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use serde::Serialize;
 use sluice_proto::gate::Gate;
+use sluice_proto::trace::{TRACEPARENT, TraceContext};
 use tokio::time::{Instant, Sleep, sleep, sleep_until};
 use url::Url;
 
@@ -51,6 +52,7 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 pub(crate) struct Wire {
     client: Client<HttpsConnector<HttpConnector>, Body>,
     patience: Duration,
+    trace: HeaderValue,
 }
 
 impl fmt::Debug for Wire {
@@ -60,8 +62,13 @@ impl fmt::Debug for Wire {
 }
 
 impl Wire {
-    /// Connections that trust as `tls` says; `idle` of them are kept for each datacenter.
-    pub(crate) fn new(tls: rustls::ClientConfig, timeouts: Timeouts, idle: usize) -> Self {
+    /// Connections that trust as `tls` says; `idle` of them are kept for each datacenter. What is sent follows from `trace`.
+    pub(crate) fn new(
+        tls: rustls::ClientConfig,
+        timeouts: Timeouts,
+        idle: usize,
+        trace: Option<TraceContext>,
+    ) -> Self {
         let mut tcp = HttpConnector::new();
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
@@ -73,7 +80,10 @@ impl Wire {
             .pool_idle_timeout(IDLE)
             .pool_max_idle_per_host(idle)
             .build(https.wrap_connector(tcp));
-        Self { client, patience: EXPECT_PATIENCE.min(timeouts.stall / 4) }
+        let own = || TraceContext::new(rand::random(), rand::random(), false);
+        // All zeros do not come up.
+        let trace = trace.or_else(own).map_or(HeaderValue::from_static(""), |trace| trace.header());
+        Self { client, patience: EXPECT_PATIENCE.min(timeouts.stall / 4), trace }
     }
 
     /// Sends a request; returns once the head of its answer is there.
@@ -82,6 +92,7 @@ impl Wire {
         let mut out = http::Request::builder().method(request.method.clone()).uri(request.url.as_str());
         if let Some(headers) = out.headers_mut() {
             headers.clone_from(&request.headers);
+            headers.insert(TRACEPARENT, self.trace.clone());
             headers
                 .insert(USER_AGENT, HeaderValue::from_static(concat!("sluice/", env!("CARGO_PKG_VERSION"))));
             if gate.is_some() {

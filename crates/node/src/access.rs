@@ -70,7 +70,10 @@ impl ContextVerifier {
 
     /// Verifies form, signature, time, place and revocation: for what every session may do.
     pub fn verify(&self, signed: &SignedContext) -> Result<Arc<SessionContext>, Refusal> {
-        self.verdict(signed).map_err(|error| refusal(&error))
+        let context = self.verdict(signed).map_err(|error| refusal(&error))?;
+        // For the lines and the spans of what is done for it.
+        tracing::Span::current().record("tenant", context.tenant.number());
+        Ok(context)
     }
 
     fn verdict(&self, signed: &SignedContext) -> Result<Arc<SessionContext>, ContextError> {

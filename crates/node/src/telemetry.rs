@@ -1,21 +1,24 @@
-//! Logs and trace ids.
+//! Logs and traces.
 //!
-//! [`init`] is called once by the binary. Traces are carried as W3C trace context (`traceparent`), so that one id
-//! follows a request inwards and across datacenters; an exporter (OTLP) is one more layer in [`init`]. Nothing has to
-//! be stopped: lines are written as they come.
+//! [`init`] is called once by the binary. Lines go to stderr as they come (`lines.rs`); spans go to a collector over OTLP, if
+//! `OTEL_*` names one (`export.rs`), and [`Telemetry::finish`] sends the last of them. Under which trace something is done is
+//! carried with it whether or not anyone collects spans (`carry.rs`), so that one id is in answers, errors and logs of
+//! every process and datacenter that a request touches.
 
-use std::fmt;
+mod carry;
+mod export;
+mod lines;
+
 use std::io::IsTerminal;
 
-use http::HeaderValue;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
-use crate::clock::random_bytes;
-
-/// Name of the header that carries a [`TraceContext`].
-pub const TRACEPARENT: &str = "traceparent";
+pub use self::carry::{
+    Served, Whence, carried, follow, is_exporting, links, outgoing, recorded, rename, serve, step,
+};
+pub use self::export::ExportError;
 
 /// Why logging does not start.
 #[derive(Debug, thiserror::Error)]
@@ -23,6 +26,9 @@ pub enum TelemetryError {
     /// The filter makes no sense.
     #[error("log level {0:?} is not understood, expected one like info or sluice_edge=debug,warn")]
     Level(String),
+    /// What the environment says of traces cannot be followed.
+    #[error(transparent)]
+    Export(#[from] ExportError),
     /// Somebody else did it before.
     #[error("logging was started twice")]
     Twice,
@@ -51,132 +57,62 @@ fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
     EnvFilter::try_new(&level).map_err(|_| TelemetryError::Level(level))
 }
 
-/// Starts logging to stderr: for people on a terminal, as JSON off one. `RUST_LOG` is stronger than `level`.
-pub fn init(level: &str) -> Result<LogLevel, TelemetryError> {
+/// Logs and traces of this process, once they have begun.
+#[derive(Debug)]
+pub struct Telemetry {
+    level: LogLevel,
+}
+
+/// Traces of a process that does not log.
+#[derive(Debug)]
+pub struct Traces(());
+
+impl Traces {
+    /// Sends the last spans, for a bounded while.
+    pub async fn finish(self) {
+        export::finish().await;
+    }
+}
+
+/// Starts exporting spans, if the environment says so, and nothing else. Must be called on a runtime.
+pub fn init_traces(role: &str) -> Result<Option<Traces>, TelemetryError> {
+    let Some(spans) = export::layer(role, None)? else { return Ok(None) };
+    let begun = tracing_subscriber::registry().with(spans).try_init();
+    begun.map(|()| Some(Traces(()))).map_err(|_| TelemetryError::Twice)
+}
+
+impl Telemetry {
+    /// What is logged.
+    pub fn level(&self) -> LogLevel {
+        self.level.clone()
+    }
+
+    /// Sends the last spans, for a bounded while.
+    pub async fn finish(self) {
+        export::finish().await;
+    }
+}
+
+/// Starts logging to stderr, for people on a terminal, as JSON off one; and exporting spans, if the environment says so.
+/// `RUST_LOG` is stronger than `level`. Lines name `dc`, if the process belongs to one datacenter; its spans name `role`.
+/// Must be called on a runtime.
+pub fn init(level: &str, role: &str, dc: Option<&str>) -> Result<Telemetry, TelemetryError> {
     let (filter, handle) = reload::Layer::new(filter(level)?);
-    let registry = tracing_subscriber::registry().with(filter);
     let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-    let result = if std::io::stderr().is_terminal() {
-        registry.with(lines.with_target(false)).try_init()
+    let lines = if std::io::stderr().is_terminal() {
+        lines.with_target(false).with_filter(filter).boxed()
     } else {
-        registry.with(lines.json().flatten_event(true)).try_init()
+        lines
+            .fmt_fields(lines::Fields::default())
+            .event_format(lines::Lines::new(dc))
+            .with_filter(filter)
+            .boxed()
     };
-    result.map(|()| LogLevel(handle)).map_err(|_| TelemetryError::Twice)
-}
-
-/// Names a trace: 16 bytes, not all zero.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct TraceId([u8; 16]);
-
-impl fmt::Display for TraceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
-    }
-}
-
-impl fmt::Debug for TraceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// Where in a trace a request stands (W3C Trace Context, `traceparent`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TraceContext {
-    /// The trace.
-    pub id: TraceId,
-    span: [u8; 8],
-    sampled: bool,
-}
-
-impl TraceContext {
-    /// A new trace.
-    pub fn new() -> Self {
-        // All zeros is as likely as a collision.
-        Self { id: TraceId(random_bytes()), span: random_bytes(), sampled: false }
-    }
-
-    /// The next step of the trace in this header, or of a new one if there is none that counts.
-    pub fn of_request(header: Option<&HeaderValue>) -> Self {
-        header.and_then(|value| Self::parse(value.as_bytes())).map_or_else(Self::new, Self::child)
-    }
-
-    /// The next step of the same trace.
-    #[must_use]
-    pub fn child(self) -> Self {
-        Self { span: random_bytes(), ..self }
-    }
-
-    /// Reads `00-<32 hex>-<16 hex>-<2 hex>`; a later version may say more after that.
-    pub fn parse(text: &[u8]) -> Option<Self> {
-        let (head, rest) = text.split_at_checked(55)?;
-        let lower_hex = |b: &u8| b.is_ascii_digit() || (b'a'..=b'f').contains(b);
-        let well_formed = head[2] == b'-'
-            && head[35] == b'-'
-            && head[52] == b'-'
-            && [&head[..2], &head[3..35], &head[36..52], &head[53..]]
-                .iter()
-                .all(|part| part.iter().all(lower_hex));
-        let version = &head[..2];
-        let ends = rest.is_empty() || (version != b"00" && rest[0] == b'-');
-        if !well_formed || version == b"ff" || !ends {
-            return None;
-        }
-        let (mut id, mut span, mut flags) = ([0; 16], [0; 8], [0; 1]);
-        hex::decode_to_slice(&head[3..35], &mut id).ok()?;
-        hex::decode_to_slice(&head[36..52], &mut span).ok()?;
-        hex::decode_to_slice(&head[53..], &mut flags).ok()?;
-        (id != [0; 16] && span != [0; 8]).then_some(Self {
-            id: TraceId(id),
-            span,
-            sampled: flags[0] & 1 == 1,
-        })
-    }
-}
-
-impl Default for TraceContext {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
-impl fmt::Display for TraceContext {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "00-{}-{}-{:02x}", self.id, hex::encode(self.span), u8::from(self.sampled))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HEADER: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
-
-    #[test]
-    fn a_trace_goes_on_under_its_id() {
-        let parent = TraceContext::parse(HEADER.as_bytes()).unwrap();
-        assert_eq!(parent.to_string(), HEADER);
-        let header = HeaderValue::from_static(HEADER);
-        let child = TraceContext::of_request(Some(&header));
-        assert_eq!(child.id, parent.id);
-        assert_ne!(child, parent);
-        assert!(TraceContext::parse(child.to_string().as_bytes()).is_some());
-    }
-
-    #[test]
-    fn what_is_no_trace_begins_a_new_one() {
-        for bad in [
-            "",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0",
-            "00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01",
-            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
-            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
-            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
-            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-more",
-        ] {
-            assert_eq!(TraceContext::parse(bad.as_bytes()), None, "{bad}");
-        }
-        assert_ne!(TraceContext::of_request(None).id, TraceContext::of_request(None).id);
-        assert!(TraceContext::parse(format!("01{}-more", &HEADER[2..]).as_bytes()).is_some());
-    }
+    let registry = tracing_subscriber::registry().with(lines);
+    // A layer that is not there costs nothing; one that is there and idle would.
+    let begun = match export::layer(role, dc)? {
+        Some(spans) => registry.with(spans).try_init(),
+        None => registry.try_init(),
+    };
+    begun.map(|()| Telemetry { level: LogLevel(handle) }).map_err(|_| TelemetryError::Twice)
 }

@@ -21,8 +21,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use sluice_engine::context::SignedContext;
 use sluice_node::budget::{MemoryBudget, MemoryPermit};
+use sluice_node::telemetry::{self, Whence};
 use sluice_proto::calls::ByteStream;
 use sluice_proto::problem::{Problem, Refusal};
+use sluice_proto::trace::TRACEPARENT;
 use sluice_store::MAX_PAGE_LEN;
 
 use crate::tenure::Tenure;
@@ -130,6 +132,21 @@ fn context(headers: &HeaderMap) -> Result<SignedContext, Refusal> {
 /// The tenure that a call names, if it is one.
 pub(crate) fn tenure(headers: &HeaderMap) -> Option<Tenure> {
     headers.get(TENURE)?.to_str().ok()?.parse().ok()
+}
+
+/// Has a call, and all that is logged of it, follow from what it is made for.
+pub(crate) async fn follow(State(dc): State<Arc<str>>, request: Request, next: Next) -> Response {
+    let span = tracing::error_span!(
+        "call",
+        otel.kind = "server",
+        otel.name = %request.uri().path(),
+        trace = tracing::field::Empty,
+        dc = &*dc,
+        tenant = tracing::field::Empty,
+        file = tracing::field::Empty,
+    );
+    let served = telemetry::serve(span, request.headers().get(TRACEPARENT), Whence::Inside);
+    served.scope(next.run(request)).await
 }
 
 /// What was paid for the body of a call: whoever collects it takes it.

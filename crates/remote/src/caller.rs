@@ -26,10 +26,12 @@ use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tcp;
+use sluice_node::telemetry;
 use sluice_node::tls::{self, TlsError};
 use sluice_proto::calls::ByteStream;
 use sluice_proto::gate::Gate;
 use sluice_proto::problem::{Problem, Refusal};
+use sluice_proto::trace::TRACEPARENT;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -267,6 +269,9 @@ impl Caller {
         };
         let uri = Uri::builder().scheme("http").authority(whose).path_and_query(path).build();
         let mut request = Request::post(uri.map_err(|error| self.unable(error))?);
+        if let Some(step) = telemetry::outgoing() {
+            request = request.header(TRACEPARENT, step);
+        }
         if let Some(context) = context {
             request = request.header(CONTEXT, context_header(context)?);
         }

@@ -95,8 +95,10 @@ impl Door {
     /// Answers callers by their role until `tasks` drain, which own the port; whoever has a role that is not in `answers`
     /// has nothing to ask.
     pub fn serve(self, answers: impl IntoIterator<Item = (Role, Answers)>, tasks: &Shutdown) {
+        let dc: Arc<str> = self.who.material.dc_name(self.who.dc).unwrap_or_default().into();
         let pay = |(caller, Answers { routes, memory, tasks }): (Role, Answers)| {
-            (caller, (routes.layer(middleware::from_fn_with_state(memory, call::pay)), tasks))
+            let routes = routes.layer(middleware::from_fn_with_state(memory, call::pay));
+            (caller, (routes.layer(middleware::from_fn_with_state(dc.clone(), call::follow)), tasks))
         };
         let answers: Arc<Table> = Arc::new(answers.into_iter().map(pay).collect());
         let owner = tasks.clone();

@@ -7,6 +7,19 @@ pub struct LinkFrame {
     /// Later frames: commands of 160 bytes each, at most 64.
     #[prost(bytes = "bytes", tag = "2")]
     pub commands: ::prost::bytes::Bytes,
+    /// Under which traces chunks came that commands tell of: hints for people, which nothing depends on, and which may be
+    /// left out.
+    #[prost(message, repeated, tag = "3")]
+    pub traces: ::prost::alloc::vec::Vec<CommandTrace>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CommandTrace {
+    /// Which command of the frame, from 0 on.
+    #[prost(uint32, tag = "1")]
+    pub command: u32,
+    /// W3C Trace Context: trace (16 bytes), span (8), flags (1).
+    #[prost(bytes = "bytes", tag = "2")]
+    pub step: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Hello {

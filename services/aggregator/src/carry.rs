@@ -15,9 +15,10 @@ use sluice_engine::resolve::resolve;
 use sluice_engine::span::{Place, Span};
 use sluice_proto::problem::Refusal;
 use sluice_store::{AlignedBuffer, RecordOutcome, StoreError, WholeOutcome};
-use tracing::{debug, error, info, warn};
+use tracing::{Instrument as _, debug, error, info, warn};
 
 use crate::bulk::{self, Incoming, Values};
+use crate::traces::chunks_of;
 use crate::{AggregatorService, load};
 
 /// Spans said in answer to one WANT_SPANS: what is in more pieces is asked for again, finer.
@@ -52,7 +53,10 @@ pub(crate) async fn carry(service: Arc<AggregatorService>, effect: Effect) {
         Effect::Pull { file, from, place, under } => {
             // Never closed.
             let _turn = service.pulls.acquire().await;
-            let outcome = pull(&service, file, from, place, under).await;
+            let (dc, whom) = (service.dc_name(service.parts.dc), service.dc_name(from));
+            let span = tracing::info_span!("pull", dc, from = whom, %file, %place);
+            service.traces.follow(&span, file, &chunks_of(place));
+            let outcome = pull(&service, file, from, place, under).instrument(span).await;
             debug!(%file, %place, %from, ?outcome, "pull");
             tell(&service, file, Event::Pulled { place, outcome }).await;
         }
@@ -64,7 +68,9 @@ pub(crate) async fn carry(service: Arc<AggregatorService>, effect: Effect) {
             tell(&service, file, Event::RootRead { root: bytes.map(|bytes| Root::of_bytes(&bytes)) }).await;
         }
         Effect::Publish(file, root) => {
-            let published = store.publish(file, root).await;
+            let span = tracing::info_span!("assemble", dc = service.dc_name(service.parts.dc), %file, %root);
+            service.traces.follow(&span, file, &(0..u64::MAX));
+            let published = store.publish(file, root).instrument(span).await;
             match &published {
                 Ok(()) => info!(%file, %root, "assembled"),
                 Err(error) => warn!(%file, %error, "a file cannot be published yet"),

@@ -24,6 +24,7 @@ use sluice_engine::span::Place;
 use sluice_node::budget::Concurrency;
 use sluice_node::listener;
 use sluice_node::shutdown::Shutdown;
+use sluice_node::telemetry::{self, Served, Whence};
 use sluice_node::tls;
 use sluice_proto::peer::peer_server::{self, PeerServer};
 use sluice_proto::peer::{
@@ -31,6 +32,7 @@ use sluice_proto::peer::{
     StatusReply, StatusRequest, ValuesReply, ValuesRequest,
 };
 use sluice_proto::problem::{Problem, Refusal};
+use sluice_proto::trace::{TRACEPARENT, TraceContext};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
@@ -42,6 +44,7 @@ use tracing::{debug, warn};
 
 use crate::ledgers::Greeted;
 use crate::refusal::{of_store, to_status};
+use crate::traces::chunks_told;
 use crate::{AggregatorError, AggregatorService, bulk, links};
 
 /// Connections at once: each peer has two, and restarts overlap.
@@ -145,6 +148,7 @@ async fn connection(
             return;
         }
     };
+    let service_dc = service.dc_name(service.parts.dc);
     let routes =
         tonic::service::Routes::new(PeerServer::new(Door { service, tasks: tasks.clone() })).prepare();
     let routes =
@@ -152,6 +156,11 @@ async fn connection(
             request.extensions_mut().insert(caller);
             request.map(tonic::body::Body::new)
         });
+    let dc: Arc<str> = service_dc.into();
+    let routes = tower::service_fn(move |request: tonic::codegen::http::Request<hyper::body::Incoming>| {
+        let served = served(&request, &dc, caller);
+        served.scope(routes.clone().oneshot(request))
+    });
     let connection = hyper::server::conn::http2::Builder::new(tasks.clone())
         .timer(TokioTimer::new())
         .max_concurrent_streams(256)
@@ -174,6 +183,22 @@ async fn connection(
     if let Err(error) = ended {
         debug!(%error, "a peer's connection broke");
     }
+}
+
+/// Begins to serve a call of a peer.
+fn served<B>(request: &tonic::codegen::http::Request<B>, dc: &str, from: Caller) -> Served {
+    let name = request.uri().path().trim_start_matches('/');
+    let span = tracing::error_span!(
+        "peer call",
+        otel.kind = "server",
+        otel.name = name,
+        trace = tracing::field::Empty,
+        dc,
+        from = %from.0,
+        tenant = tracing::field::Empty,
+        file = tracing::field::Empty,
+    );
+    telemetry::serve(span, request.headers().get(TRACEPARENT), Whence::Inside)
 }
 
 /// The peer service.
@@ -232,7 +257,7 @@ impl peer_server::Peer for Door {
                     () = tasks.draining() => return,
                     _ = &mut replaced => return,
                     frame = frames.message() => match frame {
-                        Ok(Some(frame)) => take_commands(&service, from, &frame.commands).await,
+                        Ok(Some(frame)) => take_commands(&service, from, &frame).await,
                         Ok(None) | Err(_) => return,
                     },
                 }
@@ -273,7 +298,8 @@ impl peer_server::Peer for Door {
         ChunkIndex::new(end - 1).map_err(|error| malformed(error.to_string()))?;
         let (sender, receiver) = mpsc::channel(PIECES);
         let service = self.service.clone();
-        self.tasks.spawn(async move {
+        tracing::Span::current().record("file", tracing::field::display(file));
+        self.tasks.spawn(telemetry::carried(async move {
             for number in start..end {
                 let Ok(index) = ChunkIndex::new(number) else { return };
                 let bytes = match bulk::chunk(&service, file, index, relay, from).await {
@@ -292,7 +318,7 @@ impl peer_server::Peer for Door {
                     }
                 }
             }
-        });
+        }));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -317,19 +343,23 @@ impl peer_server::Peer for Door {
 }
 
 /// Verifies the commands of a frame and gives them to the engine.
-async fn take_commands(service: &Arc<AggregatorService>, from: DcId, commands: &[u8]) {
+async fn take_commands(service: &Arc<AggregatorService>, from: DcId, frame: &LinkFrame) {
+    let LinkFrame { commands, traces, .. } = frame;
     let ring = service.parts.material.command_ring();
     if !commands.len().is_multiple_of(COMMAND_LEN) {
         service.metrics.received("none", "length");
         warn!(peer = %from, len = commands.len(), "a frame does not hold whole commands");
         return;
     }
-    for bytes in commands.chunks_exact(COMMAND_LEN) {
+    for (index, bytes) in (0..).zip(commands.chunks_exact(COMMAND_LEN)) {
         match Command::verify(bytes, &ring, service.parts.dc) {
             Ok(verified) => {
                 let command = verified.command();
                 debug!(from = %command.from, file = %command.file, statement = %command.statement, "heard");
                 service.metrics.received(command.statement.kind().name(), "taken");
+                if let Some(said) = traces.iter().find(|said| said.command == index) {
+                    note_trace(service, command, &said.step);
+                }
                 service.ledgers.tell(NodeEvent::Received(verified)).await;
             }
             Err(error) => {
@@ -338,6 +368,19 @@ async fn take_commands(service: &Arc<AggregatorService>, from: DcId, commands: &
             }
         }
     }
+}
+
+/// What a command tells of came with this step of a trace, says the peer: a hint, and never more than that.
+fn note_trace(service: &AggregatorService, command: &Command, step: &[u8]) {
+    let chunks = chunks_told(command).filter(|_| telemetry::is_exporting());
+    let (Some(chunks), Some(step)) = (chunks, TraceContext::from_bytes(step)) else { return };
+    let dc = service.dc_name(service.parts.dc);
+    let from = service.dc_name(command.from);
+    let span = tracing::info_span!(
+        "have", otel.kind = "consumer", dc, from, file = %command.file, first = chunks.start, chunks = chunks.end - chunks.start,
+    );
+    telemetry::follow(&span, step);
+    span.in_scope(|| service.traces.note(command.file, chunks));
 }
 
 fn caller<T>(request: &Request<T>) -> Result<DcId, Status> {

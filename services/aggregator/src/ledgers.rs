@@ -302,7 +302,7 @@ impl LedgerTask {
                 }
                 // What would be forgotten is not acknowledged: whoever said it says it again.
                 Effect::Send(Command { statement: Statement::Ack { .. }, .. }) if self.unkept_revocation => {}
-                Effect::Send(command) => self.service.links.send(&command),
+                Effect::Send(command) => self.service.links.send(&command, &self.service.traces),
                 Effect::Hello { greeting, .. } => self.greet(Greeted { greeting, welcome: true }),
                 Effect::Answer { greeting, welcome, .. } => self.greet(Greeted { greeting, welcome }),
                 Effect::Revoked(revocation) => {

@@ -29,6 +29,7 @@ mod scrub;
 mod slots;
 mod status;
 mod tenants;
+mod traces;
 mod usage;
 mod whole;
 
@@ -175,6 +176,8 @@ pub struct AggregatorService {
     pub(crate) usage: usage::Usage,
     pub(crate) metrics: Arc<AggregatorMetrics>,
     pub(crate) units: locate::Units,
+    /// Under which traces chunks came.
+    pub(crate) traces: traces::Traces,
     /// Pulls under way at once, over all files: more would only be larger.
     pub(crate) pulls: tokio::sync::Semaphore,
     pub(crate) edge_url: Option<String>,
@@ -229,6 +232,7 @@ pub async fn start(
         usage: usage::Usage::default(),
         metrics,
         units: locate::Units::default(),
+        traces: traces::Traces::default(),
         pulls: tokio::sync::Semaphore::new(carry::PULLS),
         edge_url,
         loaded: tokio::sync::watch::Sender::new(false),

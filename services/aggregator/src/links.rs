@@ -13,20 +13,24 @@ use sluice_engine::aggregator::{Greeting, NodeEvent};
 use sluice_engine::command::{COMMAND_LEN, Command};
 use sluice_engine::ids::{DcId, Incarnation};
 use sluice_engine::keys::SigningKey;
-use sluice_node::tls;
+use sluice_node::{telemetry, tls};
 use sluice_proto::peer::peer_client::PeerClient;
-use sluice_proto::peer::{Hello, LinkFrame};
+use sluice_proto::peer::{CommandTrace, Hello, LinkFrame};
+use sluice_proto::trace::{TRACEPARENT, TraceContext};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Interceptor;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
 use tracing::{debug, info, warn};
 
 use crate::ledgers::Greeted;
 use crate::metrics::AggregatorMetrics;
+use crate::traces::{Traces, chunks_told};
 use crate::{AggregatorError, AggregatorParts, AggregatorService, PeerAddress};
 
 /// Commands that may wait for one link. What does not fit is dropped: the engine says it again.
@@ -53,7 +57,7 @@ pub(crate) struct Peer {
     connector: Connector,
     /// For everything but commands.
     bulk: Channel,
-    outlet: Mutex<Option<mpsc::Sender<[u8; COMMAND_LEN]>>>,
+    outlet: Mutex<Option<mpsc::Sender<Said>>>,
     /// Counts links, so that a late end of one is not taken for that of the next.
     count: AtomicU64,
 }
@@ -112,12 +116,15 @@ impl Links {
         self.peers.values()
     }
 
-    /// Signs a command and hands it to its link; drops it if there is none, or no room.
-    pub(crate) fn send(&self, command: &Command) {
+    /// Signs a command and hands it to its link; drops it if there is none, or no room. What it tells of came in `traces`.
+    pub(crate) fn send(&self, command: &Command, traces: &Traces) {
         let kind = command.statement.kind();
         let outlet = self.peers.get(&command.to).and_then(|peer| peer.outlet());
         let outcome = match outlet {
-            Some(outlet) => match outlet.try_send(command.sign(&self.key)) {
+            Some(outlet) => match outlet.try_send(Said {
+                bytes: command.sign(&self.key),
+                trace: chunks_told(command).and_then(|chunks| traces.newest(command.file, &chunks)),
+            }) {
                 Ok(()) => "sent",
                 Err(_) => "no-room",
             },
@@ -136,14 +143,34 @@ impl Links {
 }
 
 impl Peer {
-    fn outlet(&self) -> Option<mpsc::Sender<[u8; COMMAND_LEN]>> {
+    fn outlet(&self) -> Option<mpsc::Sender<Said>> {
         self.outlet.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A client for bulk calls.
-    pub(crate) fn client(&self) -> PeerClient<Channel> {
-        PeerClient::new(self.bulk.clone())
+    pub(crate) fn client(&self) -> PeerClient<InterceptedService<Channel, Along>> {
+        PeerClient::with_interceptor(self.bulk.clone(), Along)
     }
+}
+
+/// Sends along which trace a call is part of.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Along;
+
+impl Interceptor for Along {
+    fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
+        let step = telemetry::outgoing().and_then(|step| step.to_str().ok()?.parse().ok());
+        if let Some(step) = step {
+            request.metadata_mut().insert(TRACEPARENT, step);
+        }
+        Ok(request)
+    }
+}
+
+/// A command on its way, and the step of a trace that it tells of.
+struct Said {
+    bytes: [u8; COMMAND_LEN],
+    trace: Option<TraceContext>,
 }
 
 /// Opens TLS connections to one peer.
@@ -270,13 +297,11 @@ async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut 
             }
             command = queue.recv() => {
                 let Some(command) = command else { return Ok(()) };
-                let mut frame = BytesMut::with_capacity(COMMAND_LEN);
-                frame.extend_from_slice(&command);
-                while frame.len() < FRAME * COMMAND_LEN && let Ok(command) = queue.try_recv() {
-                    frame.extend_from_slice(&command);
+                let mut said = vec![command];
+                while said.len() < FRAME && let Ok(command) = queue.try_recv() {
+                    said.push(command);
                 }
-                let frame = LinkFrame { hello: None, commands: frame.freeze() };
-                if frames.send(frame).await.is_err() {
+                if frames.send(frame_of(&said)).await.is_err() {
                     return Ok(());
                 }
             }
@@ -287,7 +312,18 @@ async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut 
 /// The first frame of either side of a link.
 pub(crate) fn hello(me: DcId, Greeting { incarnation, seen }: Greeting) -> LinkFrame {
     let hello = Hello { dc: u32::from(me.number()), incarnation: incarnation.number(), seen: seen.number() };
-    LinkFrame { hello: Some(hello), commands: Bytes::new() }
+    LinkFrame { hello: Some(hello), ..LinkFrame::default() }
+}
+
+/// Commands as they go over the link.
+fn frame_of(said: &[Said]) -> LinkFrame {
+    let mut commands = BytesMut::with_capacity(said.len() * COMMAND_LEN);
+    said.iter().for_each(|said| commands.extend_from_slice(&said.bytes));
+    let traces = (0..).zip(said).filter_map(|(index, said)| {
+        let step = Bytes::copy_from_slice(&said.trace?.to_bytes());
+        Some(CommandTrace { command: index, step })
+    });
+    LinkFrame { hello: None, commands: commands.freeze(), traces: traces.collect() }
 }
 
 /// An error with what caused it.

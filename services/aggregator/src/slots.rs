@@ -193,6 +193,7 @@ impl Slots for AggregatorService {
                 FileState::Receiving | FileState::Complete | FileState::Assembled | FileState::Conflict,
                 generation,
             ) => {
+                self.traces.note(file, run.range());
                 let spans = carry::chunk_spans(run, values);
                 self.ledgers.settle(file, Event::Stored { generation, spans }).await?;
                 Ok(false)

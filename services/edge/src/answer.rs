@@ -5,9 +5,9 @@ use axum::response::{IntoResponse, Response};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
 use serde::Serialize;
-use sluice_node::telemetry::TraceId;
 use sluice_proto::http::ProblemDetails;
 use sluice_proto::problem::{Problem, Refusal};
+use sluice_proto::trace::TraceId;
 
 /// Names the datacenter that answers.
 const SLUICE_DC: HeaderName = HeaderName::from_static("sluice-dc");
@@ -175,7 +175,7 @@ fn challenge(problem: Problem) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sluice_node::telemetry::TraceContext;
+    use sluice_proto::trace::TraceContext;
     use std::time::Duration;
 
     #[test]
@@ -188,7 +188,12 @@ mod tests {
                 challenge(*problem).is_some()
             );
             let refused = Refused::from(Refusal::new(*problem, "detail"));
-            let response = finish(refused.into_response(), &Method::GET, "dc-a", TraceContext::new().id);
+            let response = finish(
+                refused.into_response(),
+                &Method::GET,
+                "dc-a",
+                TraceContext::new([1; 16], [2; 8], true).unwrap().id(),
+            );
             assert_eq!(response.headers().contains_key(header::RETRY_AFTER), problem.is_retryable());
             assert_eq!(response.headers()[&SLUICE_DC], "dc-a");
         }
@@ -197,8 +202,12 @@ mod tests {
     #[test]
     fn a_time_to_come_back_is_rounded_up() {
         let refusal = Refusal::new(Problem::Overloaded, "x").retry_after(Duration::from_millis(1200));
-        let response =
-            finish(Refused::from(refusal).into_response(), &Method::GET, "dc-a", TraceContext::new().id);
+        let response = finish(
+            Refused::from(refusal).into_response(),
+            &Method::GET,
+            "dc-a",
+            TraceContext::new([1; 16], [2; 8], true).unwrap().id(),
+        );
         assert_eq!(response.headers()[header::RETRY_AFTER], "2");
     }
 }

@@ -23,14 +23,15 @@ use std::time::{Duration, Instant};
 use axum::body::Body;
 use http::request::Parts;
 use http::{HeaderMap, Method as HttpMethod, Request, Response, header};
-use sluice_node::telemetry::{TRACEPARENT, TraceContext};
+use sluice_node::telemetry::{self, Whence};
 use sluice_proto::ingest::DESCRIPTION;
 use sluice_proto::ingest::ingest_server::IngestServer;
 use sluice_proto::problem::{Problem, Refusal};
+use sluice_proto::trace::TRACEPARENT;
 use tonic::service::Routes;
 use tonic_health::pb::health_server::HealthServer;
 use tower::Service;
-use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::App;
 use crate::answer::{invalid, stamp};
@@ -127,13 +128,24 @@ pub(crate) fn answer(
     app: Arc<App>,
 ) -> impl Future<Output = Response<Body>> + Send {
     let began = Instant::now();
-    let trace = TraceContext::of_request(request.headers().get(TRACEPARENT));
     strip_internal(request.headers_mut());
     let method = METHODS.iter().find(|method| request.uri().path().strip_prefix('/') == Some(method.name));
     let name = method.map_or("_OTHER", |method| method.name);
-    let span = tracing::info_span!("call", trace = %trace.id, dc = %app.dc, method = name);
-    let call = Call { app, trace: trace.id };
-    async move {
+    let span = tracing::error_span!(
+        "call",
+        otel.kind = "server",
+        otel.name = name,
+        trace = Empty,
+        dc = %app.dc,
+        tenant = Empty,
+        file = Empty,
+        rpc.system.name = "grpc",
+        rpc.method = name,
+        rpc.response.status_code = Empty,
+    );
+    let served = telemetry::serve(span, request.headers().get(TRACEPARENT), Whence::Client);
+    let (call, kept) = (Call { app, trace: served.trace() }, served.clone());
+    served.scope(async move {
         let (response, end) = match serve(routes, request, method, &call).await {
             Ok(served) => served,
             Err(refusal) => {
@@ -141,11 +153,10 @@ pub(crate) fn answer(
                 (call.status(&refusal).into_http(), End::default())
             }
         };
-        let mut response = CallBody::wrap(response, call.clone(), name, began, end);
+        let mut response = CallBody::wrap(response, call.clone(), name, began, end, kept);
         stamp(response.headers_mut(), &call.app.dc, call.trace);
         response
-    }
-    .instrument(span)
+    })
 }
 
 async fn serve(

@@ -14,10 +14,11 @@ use http::{HeaderMap, HeaderName, Method, header};
 use sluice_engine::context::SignedContext;
 use sluice_engine::ids::ClientFileId;
 use sluice_node::metrics::HttpLabels;
-use sluice_node::telemetry::{TRACEPARENT, TraceContext};
+use sluice_node::telemetry::{self, Whence};
 use sluice_proto::problem::{Problem, Refusal};
+use sluice_proto::trace::TRACEPARENT;
 use tower::Service;
-use tracing::Instrument;
+use tracing::field::{Empty, display};
 
 use crate::answer::{self, Refused};
 use crate::{App, chunks, content, files, tenants};
@@ -82,11 +83,24 @@ pub(crate) fn answer(
     app: Arc<App>,
 ) -> impl Future<Output = http::Response<Body>> + Send {
     let began = Instant::now();
-    let trace = TraceContext::of_request(request.headers().get(TRACEPARENT));
-    strip_internal(request.headers_mut());
     let method = request.method().clone();
-    let span = tracing::info_span!("request", trace = %trace.id, dc = %app.dc, %method);
-    async move {
+    let span = tracing::error_span!(
+        "request",
+        otel.kind = "server",
+        otel.name = method_label(&method),
+        otel.status_code = Empty,
+        trace = Empty,
+        dc = %app.dc,
+        tenant = Empty,
+        file = Empty,
+        http.request.method = method_label(&method),
+        http.route = Empty,
+        http.response.status_code = Empty,
+    );
+    let served = telemetry::serve(span, request.headers().get(TRACEPARENT), Whence::Client);
+    let (trace, span) = (served.trace(), served.span().clone());
+    strip_internal(request.headers_mut());
+    served.scope(async move {
         let mut response = match app.requests.try_take() {
             // Held until the answer's head is ready; a stream on its way out is paid for by its chunks.
             Ok(_permit) => match router.call(request).await {
@@ -107,10 +121,15 @@ pub(crate) fn answer(
             http_request_method: method_label(&method),
             http_response_status_code: response.status().as_u16(),
         };
+        span.record("http.route", route);
+        span.record("http.response.status_code", labels.http_response_status_code);
+        telemetry::rename(&span, || format!("{} {route}", labels.http_request_method));
+        if response.status().is_server_error() {
+            span.record("otel.status_code", "ERROR");
+        }
         app.parts.metrics.http_requests.get_or_create(&labels).observe(began.elapsed().as_secs_f64());
-        answer::finish(response, &method, &app.dc, trace.id)
-    }
-    .instrument(span)
+        answer::finish(response, &method, &app.dc, trace)
+    })
 }
 
 /// Bugs are shouted, the rest is whispered: a refusal is the client's business.
@@ -177,8 +196,11 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
 
 /// The id of a file in a path.
 pub(crate) fn file_id(text: &str) -> Result<ClientFileId, Refusal> {
-    text.parse()
-        .map_err(|error: sluice_engine::ids::BadId| Refusal::new(Problem::InvalidId, error.to_string()))
+    let id: ClientFileId = text
+        .parse()
+        .map_err(|error: sluice_engine::ids::BadId| Refusal::new(Problem::InvalidId, error.to_string()))?;
+    tracing::Span::current().record("file", display(id));
+    Ok(id)
 }
 
 #[cfg(test)]

@@ -42,6 +42,7 @@ use sluice_proto::calls::{
 use sluice_proto::http::{About, ChunkReceipt, FilePage, FileStatus, State, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::ChunkStore;
+use tracing::Instrument as _;
 
 pub use body::Pace;
 pub use rates::{Buckets, Rates};
@@ -144,9 +145,16 @@ impl Worker {
         };
         let mut writer = within(self.settings.patience, "another writer of the same chunk", begin).await?;
         let gather = turn::Gather::new(&self.turns, turn, len);
-        body::copy(body, len, &self.settings.pace, gather, &mut *writer).await?;
-        let receipt = writer.finish(expected.as_deref()).await.map_err(|error| refusal::of_store(&error))?;
-        let provisional = self.ask(self.parts.slots.register(context, file, run, &receipt.values)).await?;
+        let stored = async {
+            body::copy(body, len, &self.settings.pace, gather, &mut *writer).await?;
+            writer.finish(expected.as_deref()).await.map_err(|error| refusal::of_store(&error))
+        };
+        let first = start.number();
+        let receipt =
+            stored.instrument(tracing::info_span!("store", first, chunks = run.count(), bytes = len)).await?;
+        let registered = self.ask(self.parts.slots.register(context, file, run, &receipt.values));
+        let provisional =
+            registered.instrument(tracing::info_span!("register", first, chunks = run.count())).await?;
         Ok(ChunkReceipt {
             dc: self.parts.dc.clone(),
             start: start.number(),

@@ -13,9 +13,10 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use sluice_engine::context::SignedContext;
 use sluice_node::budget::{ConcurrencyPermit, MemoryPermit};
 use sluice_node::metrics::RpcLabels;
-use sluice_node::telemetry::TraceId;
+use sluice_node::telemetry::Served;
 use sluice_proto::ingest;
 use sluice_proto::problem::{Problem, Refusal};
+use sluice_proto::trace::TraceId;
 use tokio::time::{Sleep, sleep_until};
 use tonic::{Code, Status};
 
@@ -93,6 +94,7 @@ pub(super) struct CallBody {
     late: Option<Pin<Box<Sleep>>>,
     is_ours: bool,
     has_ended: bool,
+    served: Served,
     _held: (Option<ConcurrencyPermit>, Paid),
 }
 
@@ -104,13 +106,15 @@ impl CallBody {
         method: &'static str,
         began: Instant,
         end: End,
+        served: Served,
     ) -> Response<Body> {
         let End { deadline, is_ours, permit, paid } = end;
         let (mut head, body) = response.into_parts();
         let code = end_of(&mut head.headers, &call, is_ours);
         let late = deadline.map(|deadline| Box::pin(sleep_until(deadline)));
         let has_ended = code.is_some();
-        let body = Self { body, call, method, began, code, late, is_ours, has_ended, _held: (permit, paid) };
+        let held = (permit, paid);
+        let body = Self { body, call, method, began, code, late, is_ours, has_ended, served, _held: held };
         Response::from_parts(head, Body::new(body))
     }
 }
@@ -145,7 +149,7 @@ impl HttpBody for CallBody {
             let added = status.add_header(&mut trailers);
             return Poll::Ready(Some(added.map(|()| Frame::trailers(trailers))));
         }
-        let frame = Pin::new(&mut this.body).poll_frame(cx);
+        let frame = this.served.within(|| Pin::new(&mut this.body).poll_frame(cx));
         match frame {
             Poll::Ready(Some(Ok(frame))) => {
                 let mut trailers = match frame.into_trailers() {
@@ -180,6 +184,7 @@ impl Drop for CallBody {
             rpc_method: self.method,
             rpc_response_status_code: status::name(code),
         };
+        self.served.span().record("rpc.response.status_code", status::name(code));
         let metrics = &self.call.app.parts.metrics;
         metrics.rpc_calls.get_or_create(&labels).observe(self.began.elapsed().as_secs_f64());
     }

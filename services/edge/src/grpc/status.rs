@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use http::HeaderMap;
-use sluice_node::telemetry::TraceId;
 use sluice_proto::ingest;
 use sluice_proto::problem::{Problem, Refusal};
+use sluice_proto::trace::TraceId;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
@@ -146,11 +146,11 @@ pub(super) fn name(code: Code) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sluice_node::telemetry::TraceContext;
+    use sluice_proto::trace::TraceContext;
 
     #[test]
     fn every_problem_is_told_in_full_and_retried_only_if_that_helps() {
-        let trace = TraceContext::new().id;
+        let trace = TraceContext::new([1; 16], [2; 8], true).unwrap().id();
         for problem in Problem::ALL {
             let refusal = Refusal::new(*problem, "what came").hint("do that");
             let status = of(&refusal, "dc-a", trace);
@@ -186,7 +186,7 @@ mod tests {
         let headers = |status: Status| status.into_http::<()>().into_parts().0.headers;
         let refusal = unnamed(&headers(Status::out_of_range("4 > 3"))).unwrap();
         assert_eq!((refusal.problem, refusal.detail.as_str()), (Problem::TooLarge, "4 > 3"));
-        let named = of(&refusal, "dc-a", TraceContext::new().id);
+        let named = of(&refusal, "dc-a", TraceContext::new([1; 16], [2; 8], true).unwrap().id());
         assert!(unnamed(&headers(named)).is_none());
         assert!(unnamed(&headers(Status::ok(""))).is_none());
         assert!(unnamed(&HeaderMap::new()).is_none());

@@ -24,6 +24,7 @@ use futures_util::task::AtomicWaker;
 use futures_util::{FutureExt, Stream, StreamExt};
 use sluice_engine::context::SignedContext;
 use sluice_node::budget::MemoryPermit;
+use sluice_node::telemetry;
 use sluice_proto::calls::PutChunks;
 use sluice_proto::http::ChunkReceipt;
 use sluice_proto::ingest::upload_response::Answer;
@@ -33,7 +34,6 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
-use tracing::Instrument;
 
 use super::call::Call;
 use super::convert;
@@ -71,7 +71,7 @@ pub(super) fn open(
     let (answers, taken) = mpsc::channel(ANSWERS);
     let tasks = call.app.tasks.clone();
     let upload = Upload { call, context, answers, open: BTreeMap::new(), highest: 0, forgiven: 0 };
-    tasks.spawn(upload.serve(requests).instrument(tracing::Span::current()));
+    tasks.spawn(telemetry::carried(upload.serve(requests)));
     ReceiverStream::new(taken)
 }
 

@@ -1,0 +1,256 @@
+//! Traces as a collector gets them: of real processes in two datacenters, over OTLP.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use axum::routing::post;
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
+use prost::Message as _;
+use serde_json::Value;
+use uuid::Uuid;
+
+use crate::processes::{Running, Site, any, done, eventually};
+
+/// What no span and no line may show.
+const SECRET: &str = "these are the contents of a file";
+
+/// One span, as it was exported.
+#[derive(Clone, Debug)]
+struct Span {
+    service: String,
+    dc: String,
+    name: String,
+    trace: String,
+    id: String,
+    parent: String,
+    /// Everything that it says, for a search.
+    said: BTreeMap<String, String>,
+}
+
+/// A collector: takes OTLP over HTTP, and keeps all of it.
+#[derive(Clone, Default)]
+struct Collector(Arc<Mutex<Vec<Span>>>);
+
+fn text(value: Option<AnyValue>) -> String {
+    match value.and_then(|value| value.value) {
+        Some(any_value::Value::StringValue(text)) => text,
+        Some(any_value::Value::IntValue(number)) => number.to_string(),
+        Some(any_value::Value::BoolValue(is)) => is.to_string(),
+        other => format!("{other:?}"),
+    }
+}
+
+fn said(attributes: Vec<KeyValue>) -> BTreeMap<String, String> {
+    attributes.into_iter().map(|pair| (pair.key, text(pair.value))).collect()
+}
+
+async fn take(State(collector): State<Collector>, headers: HeaderMap, body: Bytes) -> Vec<u8> {
+    assert_eq!(headers["content-type"], "application/x-protobuf");
+    let request = ExportTraceServiceRequest::decode(body).unwrap();
+    let mut spans = collector.0.lock().unwrap();
+    for group in request.resource_spans {
+        let resource = said(group.resource.unwrap().attributes);
+        for span in group.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+            spans.push(Span {
+                service: resource["service.name"].clone(),
+                dc: resource.get("sluice.dc").cloned().unwrap_or_default(),
+                name: span.name,
+                trace: hex::encode(span.trace_id),
+                id: hex::encode(span.span_id),
+                parent: hex::encode(span.parent_span_id),
+                said: said(span.attributes),
+            });
+        }
+    }
+    ExportTraceServiceResponse::default().encode_to_vec()
+}
+
+impl Collector {
+    /// Begins to listen; returns where.
+    async fn start(&self) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = format!("http://{}", listener.local_addr().unwrap());
+        let routes = Router::new().route("/v1/traces", post(take)).with_state(self.clone());
+        tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
+        at
+    }
+
+    fn spans(&self) -> Vec<Span> {
+        self.0.lock().unwrap().clone()
+    }
+}
+
+/// The processes of two datacenters, the second of which has an edge and a session service of its own.
+struct Traced {
+    site: Site,
+    collector: String,
+    edge: String,
+}
+
+impl Traced {
+    fn new(collector: String) -> Self {
+        let site = Site::new(&["dc-a", "dc-b"]);
+        let (edge, session) = (any(), any());
+        let write = |role: &str, listen: std::net::SocketAddr, more: &str| {
+            let text = format!(
+                "role = \"{role}\"\ndc = \"dc-b\"\nkeys = \"keys/roles/dc-b/{role}\"\nlisten = \"{listen}\"\n\
+                 admin = \"127.0.0.1:0\"\nlog = \"warn,sluice_edge=debug\"\n{more}"
+            );
+            site.home.write(&format!("{role}.toml"), text.as_bytes());
+        };
+        write("session", session.address(), "");
+        let inside = site.inside[1].address();
+        write(
+            "edge",
+            edge.address(),
+            &format!("sessions = \"{}\"\nworkers = \"{inside}\"\n", session.address()),
+        );
+        let at = format!("https://{}", edge.address());
+        Self { site, collector, edge: at }
+    }
+
+    fn command(&self, args: &[&str]) -> std::process::Command {
+        let mut command = self.site.home.command(args);
+        command.env("OTEL_EXPORTER_OTLP_ENDPOINT", &self.collector).env("OTEL_BSP_SCHEDULE_DELAY", "100");
+        command
+    }
+
+    /// Starts a process whose log is a file.
+    fn start(&self, verb: &str, file: &str) -> Running {
+        let log = std::fs::File::create(self.site.home.path(&format!("{file}.log"))).unwrap();
+        let args = [verb, "--config", &format!("{file}.toml"), "--json"];
+        let child = self.command(&args).stderr(log).stdout(Stdio::null()).spawn().unwrap();
+        Running(child)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trace_follows_a_chunk_from_its_client_to_its_home_in_another_datacenter() {
+    let collector = Collector::default();
+    let traced = Traced::new(collector.start().await);
+    let home = &traced.site.home;
+    let processes = [
+        traced.start("dc", "dc-a"),
+        traced.start("dc", "dc-b"),
+        traced.start("session", "session"),
+        traced.start("edge", "edge"),
+    ];
+    let bytes: Vec<u8> = SECRET.bytes().cycle().take((2 << 20) + 17).collect();
+    home.write("file", &bytes);
+    let put = ["put", "file", "--home", "dc-a", "--wait", "assembled", "--url", &traced.edge];
+    let id = done(traced.command(&put).output().unwrap().into());
+    let id = id.trim();
+
+    // What is refused names its trace, which is the one that is exported and logged.
+    let unknown = Uuid::now_v7().to_string();
+    let refused = traced.command(&["status", &unknown, "--url", &traced.edge, "--json"]).output().unwrap();
+    let refused: Value = serde_json::from_slice(&refused.stdout).unwrap();
+    let refused_trace = refused["error"]["trace"].as_str().unwrap().to_owned();
+    processes.into_iter().for_each(Running::stop);
+
+    let spans = collector.spans();
+    let by_id: BTreeMap<&str, &Span> = spans.iter().map(|span| (span.id.as_str(), span)).collect();
+    let named = |name: &str, dc: &str| -> Vec<&Span> {
+        spans.iter().filter(|span| span.name == name && span.dc == dc).collect()
+    };
+    let root = spans.iter().find(|span| span.name == "sluice put").expect("the client's span");
+    assert_eq!((root.service.as_str(), root.parent.as_str()), ("sluice-cli", ""));
+    // The way up from a span, by its names and where they were.
+    let way = |span: &Span| -> Vec<String> {
+        let mut way = vec![format!("{} {}", span.dc, span.name)];
+        let mut at = span;
+        while let Some(parent) = by_id.get(at.parent.as_str()) {
+            assert_eq!(parent.trace, span.trace);
+            way.push(format!("{} {}", parent.dc, parent.name));
+            at = parent;
+        }
+        assert_eq!(at.parent, "", "a parent of {span:?} was not exported");
+        way
+    };
+    let up = |names: &[&str]| -> Vec<String> { names.iter().map(|name| (*name).to_owned()).collect() };
+    let chunk = ["dc-b PUT /v1/files/{id}/chunks/{index}", " sluice put"];
+    let stored = [&["dc-b store", "dc-b /v1/workers/put"][..], &chunk].concat();
+    let registered = [&["dc-b register", "dc-b /v1/workers/put"][..], &chunk].concat();
+    let heard = [&["dc-a have"][..], &registered].concat();
+    let pulled = [&["dc-a pull"][..], &heard].concat();
+    for (name, dc, expected) in [
+        ("store", "dc-b", stored),
+        ("register", "dc-b", registered),
+        ("have", "dc-a", heard.clone()),
+        ("pull", "dc-a", pulled.clone()),
+        ("sluice.peer.v1.Peer/Values", "dc-b", [&["dc-b sluice.peer.v1.Peer/Values"][..], &pulled].concat()),
+        ("sluice.peer.v1.Peer/Chunks", "dc-b", [&["dc-b sluice.peer.v1.Peer/Chunks"][..], &pulled].concat()),
+        ("assemble", "dc-a", [&["dc-a assemble"][..], &heard].concat()),
+    ] {
+        let found = named(name, dc);
+        assert!(!found.is_empty(), "no span {name} of {dc} in {spans:#?}");
+        for span in found {
+            assert_eq!((way(span), &span.trace), (up(&expected), &root.trace));
+        }
+    }
+    let asked = named("/v1/sessions/context", "dc-b");
+    assert_eq!(way(asked[0]).last().unwrap(), " sluice put", "the session service, asked once");
+    let edge = spans.iter().find(|span| span.name.starts_with("PUT ")).unwrap();
+    assert_eq!(
+        (edge.service.as_str(), edge.said["file"].as_str(), edge.said["tenant"].as_str()),
+        ("sluice-edge", id, "7")
+    );
+    assert_eq!(edge.said["http.response.status_code"], "200");
+    assert_eq!(edge.said["trace"], edge.trace);
+
+    // The refusal: one id, whoever tells it.
+    assert!(
+        spans.iter().any(|span| span.name == "sluice status" && span.trace == refused_trace),
+        "{refused}"
+    );
+    let log = std::fs::read_to_string(home.path("edge.log")).unwrap();
+    let lines: Vec<Value> = log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let line = lines.iter().find(|line| line["message"] == "a request was refused").expect("a line of it");
+    assert_eq!((&line["trace"], &line["dc"]), (&Value::from(refused_trace), &Value::from("dc-b")));
+    assert_eq!((&line["file"], &line["tenant"]), (&Value::from(unknown), &Value::from(7)));
+
+    // Neither tokens nor contents, anywhere.
+    let token = std::fs::read_to_string(home.path("token")).unwrap();
+    let logs = ["dc-a", "dc-b", "session", "edge"]
+        .map(|name| std::fs::read_to_string(home.path(&format!("{name}.log"))));
+    let all = format!("{spans:?}{:?}", logs.map(Result::unwrap));
+    assert!(!all.contains(token.trim()) && !all.contains(SECRET));
+    let traces: BTreeSet<&str> = spans.iter().map(|span| span.trace.as_str()).collect();
+    assert!(traces.len() < spans.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_be_exported_keeps_nobody_waiting() {
+    // Nobody is there.
+    let gone = any();
+    let traced = Traced::new(format!("http://{}", gone.address()));
+    let dc = traced.start("dc", "dc-a");
+    traced.site.home.write("file", b"a small one");
+    let url = &traced.site.urls[0];
+    eventually("an upload", || {
+        let put = traced.command(&["put", "file", "--url", url]).output().unwrap();
+        (put.status.code() == Some(0)).then_some(())
+    });
+    dc.stop();
+
+    // What the environment says and nobody understands is an error at the start, with what was expected.
+    for (variable, value) in [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "carrier-pigeon"),
+        ("OTEL_TRACES_SAMPLER", "sometimes"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "ftp://collector"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://collector:4318"),
+    ] {
+        let mut command = traced.command(&["dc", "--config", "dc-a.toml"]);
+        let ended: crate::Ended = command.env(variable, value).output().unwrap().into();
+        assert_eq!(ended.code, Some(2), "{variable}: {}", ended.stderr);
+        assert!(ended.stderr.contains("expected") && ended.stderr.contains("OTEL_"), "{}", ended.stderr);
+    }
+}
