@@ -18,6 +18,7 @@ use sluice_node::material::ClusterMaterial;
 use sluice_node::shutdown::Stopped;
 
 use crate::datacenter::{Datacenter, DatacenterConfig, DatacenterSettings, StartError};
+use crate::place::StorePlace;
 use crate::ports::{ReservedPort, ReservedPorts};
 
 /// Where a datacenter is asked to listen; port 0 takes any free one.
@@ -109,7 +110,7 @@ impl Cluster {
             let config = DatacenterConfig {
                 dc,
                 material: Arc::new(material.only(dc)?),
-                directory: directory.join(name),
+                place: StorePlace::Directory(directory.join(name)),
                 ports: reserved[&dc].clone(),
                 inside: None,
                 url: None,

@@ -38,6 +38,7 @@ use sluice_worker::{Rates, Worker, WorkerParts, WorkerSettings};
 use tokio::time::Instant;
 
 use crate::live::Live;
+use crate::place::{OpenStore, StorePlace};
 use crate::ports::ReservedPorts;
 use crate::shared::Shared;
 
@@ -49,7 +50,7 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 pub struct DatacenterSettings {
     /// Bytes of memory for bodies in flight and chunks read ahead. Default: 256 MiB.
     pub memory: u64,
-    /// Settings of the volume.
+    /// Settings of the volume, if it keeps its files in one.
     pub store: FsOptions,
     /// Settings of the worker.
     pub worker: WorkerSettings,
@@ -78,8 +79,8 @@ pub struct DatacenterConfig {
     pub dc: DcId,
     /// Certificates and keys: its own, and the public halves of the others'.
     pub material: Arc<ClusterMaterial>,
-    /// The directory of its volume; made if it is missing.
-    pub directory: PathBuf,
+    /// Where it keeps its files.
+    pub place: StorePlace,
     /// Where it listens.
     pub ports: Arc<ReservedPorts>,
     /// Where edges of other processes find its workers; `None`: it has no others.
@@ -167,6 +168,9 @@ pub enum StartError {
     /// The chunk store does not open.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The bucket cannot be used.
+    #[error(transparent)]
+    Bucket(StoreError),
     /// Keys or certificates are missing or garbled.
     #[error(transparent)]
     Material(#[from] MaterialError),
@@ -234,6 +238,9 @@ impl StartError {
             Self::Store(StoreError::NewerVersion { .. }) => "data-newer",
             Self::Store(StoreError::Unreadable { .. }) => "data-unreadable",
             Self::Store(_) => "data",
+            Self::Bucket(StoreError::NoRight { .. }) => "bucket-right",
+            Self::Bucket(StoreError::Unreachable { .. }) => "bucket-unreachable",
+            Self::Bucket(_) => "bucket",
             Self::Material(_) | Self::Tls { .. } => "material",
             Self::Redis(_) => "redis",
             Self::Aggregator { .. } => "aggregator",
@@ -258,6 +265,13 @@ impl StartError {
                 Some("restore the directory, or use another one and upload again")
             }
             Self::Redis(_) => Some("check redis and redis_password in the configuration"),
+            Self::Bucket(StoreError::NoRight { .. }) => {
+                Some("allow it in the policy of these credentials, or use others")
+            }
+            Self::Bucket(StoreError::Unreachable { .. }) => {
+                Some("see whether the server runs, and whether endpoint and region are its own")
+            }
+            Self::Bucket(_) => Some("name a bucket that exists, and a prefix that nobody else uses"),
             Self::Material(_) => Some("restore the keys from a copy, or begin with another directory"),
             Self::Store(_) | Self::Tls { .. } | Self::Aggregator { .. } | Self::Task { .. } => None,
         }
@@ -275,7 +289,11 @@ impl StartError {
             Self::Material(MaterialError::Garbled { .. } | MaterialError::Missing { .. }) => {
                 ExitClass::Integrity
             }
+            Self::Bucket(StoreError::NoRight { .. }) => ExitClass::NotAllowed,
+            Self::Bucket(StoreError::Unreachable { .. }) => ExitClass::TryLater,
+            Self::Bucket(StoreError::Unreadable { .. }) => ExitClass::Usage,
             Self::Store(_)
+            | Self::Bucket(_)
             | Self::Material(_)
             | Self::Tls { .. }
             | Self::Aggregator { .. }
@@ -334,7 +352,7 @@ impl From<AggregatorError> for StartError {
 
 /// A running datacenter.
 pub struct Datacenter {
-    store: Arc<FsStore>,
+    store: OpenStore,
     aggregator: Option<Arc<AggregatorService>>,
     live: Live,
     health: Health,
@@ -360,15 +378,10 @@ impl fmt::Debug for Datacenter {
 impl Datacenter {
     /// Starts a datacenter. When this returns it serves; when it fails nothing of it is left.
     pub async fn start(config: &DatacenterConfig) -> Result<Self, StartError> {
-        let store = open_store(config.directory.clone(), config.settings.store.clone()).await?;
-        let mut datacenter = Self {
-            store: Arc::new(store),
-            aggregator: None,
-            live: Live::new(config.name(), &config.material, config.settings.memory),
-            health: Health::new(),
-            tasks: Tasks::default(),
-        };
-        crate::volume::show(&datacenter.store, &datacenter.live.metrics);
+        let live = Live::new(config.name(), &config.material, config.settings.memory);
+        let store = config.place.open(config.settings.store.clone(), &live.metrics).await?;
+        let mut datacenter =
+            Self { store, aggregator: None, live, health: Health::new(), tasks: Tasks::default() };
         match datacenter.open(config).await {
             Ok(()) => Ok(datacenter),
             Err(error) => {
@@ -409,7 +422,7 @@ impl Datacenter {
             AggregatorParts {
                 dc,
                 material: material.clone(),
-                store: self.store.clone(),
+                store: self.store().clone(),
                 access: access.clone(),
                 revocations: revocations.clone(),
                 metrics: AggregatorMetrics::new(&metrics),
@@ -429,7 +442,7 @@ impl Datacenter {
         let worker = Worker::new(
             WorkerParts {
                 dc: name.clone(),
-                store: self.store.clone(),
+                store: self.store().clone(),
                 slots: aggregator.clone(),
                 access,
                 memory: memory.clone(),
@@ -483,8 +496,8 @@ impl Datacenter {
     }
 
     /// Its chunk store.
-    pub fn store(&self) -> &Arc<FsStore> {
-        &self.store
+    pub fn store(&self) -> &Arc<dyn ChunkStore> {
+        self.store.as_dyn()
     }
 
     /// Finishes the requests in flight and what the aggregator has begun, and closes the volume, all in `deadline`
@@ -498,10 +511,10 @@ impl Datacenter {
                 killed += tasks;
             }
         }
-        match tokio::time::timeout(left(), self.store.close()).await {
+        match tokio::time::timeout(left(), self.store().close()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!(%error, "the volume was not closed in order"),
-            Err(_) => tracing::warn!("the volume was not closed in time"),
+            Ok(Err(error)) => tracing::warn!(%error, "the store was not closed in order"),
+            Err(_) => tracing::warn!("the store was not closed in time"),
         }
         self.kill().await;
         if killed == 0 { Stopped::Clean } else { Stopped::Killed { tasks: killed } }

@@ -20,11 +20,13 @@ const EXAMPLES: &str = "\
 A file looks like this; what is left out of it has a default, paths are relative to the file:
   dc = \"dc-a\"                       # its name, as the keys have it
   keys = \"keys/dc-a\"                # made by `sluice admin key make`
-  data = \"/var/lib/sluice\"
+  data = \"/var/lib/sluice\"         # or, instead of it, a bucket whose keys begin with \"dc-a/\":
+    # store = { s3 = { endpoint = \"https://s3.example\", bucket = \"sluice\", region = \"eu\",
+    #                  credentials = \"s3.toml\" } }   that file: key_id = \"...\" and secret = \"...\"
   url = \"https://dc-a.example:8443\" # where clients find it
   listen = { edge = \"0.0.0.0:8443\", peer = \"0.0.0.0:8444\", admin = \"127.0.0.1:9090\" }
                                     # and inside = \"0.0.0.0:8445\", for edges of other processes
-  memory = \"256MiB\"                 # for bodies in flight and chunks read ahead
+  memory = \"256MiB\"                 # for bodies in flight and chunks read ahead; half as much again with a bucket
   scrub_rate = \"8MiB\"               # bytes a second at which what is stored is read again; 0: never
   takeover_after = \"10min\"          # unfinished files of a datacenter that is gone; or \"never\"
   absent_after = \"1min\"           # until what only such a datacenter has counts as missing

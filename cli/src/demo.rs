@@ -31,7 +31,6 @@ use sluice_node::material::ClusterMaterial;
 use sluice_node::telemetry;
 use sluice_node::token::TokenGrant;
 use sluice_proto::http::{FileStatus, State};
-use sluice_store::ChunkStore;
 use uuid::Uuid;
 
 use self::input::Input;

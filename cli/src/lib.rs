@@ -11,9 +11,11 @@
 //! 4. [`process::Process`] is an edge or a session service by itself, for datacenters of several processes.
 //! 5. Whatever keeps a datacenter from starting is a [`datacenter::StartError`], which says what to do.
 
+mod bucket;
 pub mod cluster;
 pub mod datacenter;
 pub mod live;
+pub mod place;
 pub mod ports;
 pub mod process;
 mod shared;

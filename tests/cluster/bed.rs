@@ -134,7 +134,7 @@ impl Bed {
     pub(crate) fn data_file(&self, dc: DcId, id: Uuid) -> PathBuf {
         let file = Self::file_id(id);
         let slot = format!("{:03x}", file.slot().number());
-        let directory = &self.cluster.config(dc).unwrap().directory;
+        let directory = self.cluster.config(dc).unwrap().place.directory().unwrap();
         directory.join("chunks").join(slot).join(file.to_string()).join("data-0")
     }
 }

@@ -182,7 +182,7 @@ async fn a_datacenter_that_died_before_it_noted_the_home_does_not_claim_to_be_it
     // dc-b was killed after it stored the record, and before the home that came with it.
     let there = bed.cluster.running(A).unwrap().store();
     let record = there.summary(Bed::file_id(id)).await.unwrap().unwrap().record.unwrap();
-    let directory = bed.cluster.config(B).unwrap().directory.clone();
+    let directory = bed.cluster.config(B).unwrap().place.directory().unwrap().to_owned();
     let store = FsStore::open(directory, FsOptions::default()).unwrap();
     store.put_record(&record).await.unwrap();
     store.close().await.unwrap();

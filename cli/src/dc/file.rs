@@ -8,12 +8,14 @@ use std::sync::Arc;
 use serde::Deserialize;
 use sluice::cluster::Listen;
 use sluice::datacenter::{DatacenterConfig, DatacenterSettings, StartError};
+use sluice::place::StorePlace;
 use sluice_aggregator::PeerAddress;
 use sluice_engine::ids::DcId;
 use sluice_node::clock::SystemClock;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::telemetry;
 use sluice_redis::RedisConfig;
+use sluice_store::{S3Credentials, S3Options};
 
 use crate::failure::Failure;
 use crate::length::{Length, Takeover};
@@ -22,7 +24,8 @@ use crate::reload::ConfigFile;
 use crate::settings;
 use crate::size::Bytes;
 
-const KEYS: &str = "dc, keys, data, url, listen, memory, scrub_rate, takeover_after, absent_after, redis, redis_password, redis_ca, log, peers";
+const KEYS: &str = "dc, keys, data, store, url, listen, memory, scrub_rate, takeover_after, absent_after, redis, redis_password, \
+    redis_ca, log, peers";
 
 /// What a file says.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -32,8 +35,10 @@ pub(crate) struct DcFile {
     dc: String,
     /// The directory of its keys.
     keys: PathBuf,
-    /// The directory of its volume.
-    data: PathBuf,
+    /// The directory of its volume, if it keeps its files in one.
+    data: Option<PathBuf>,
+    /// Where else it keeps them.
+    store: Option<Store>,
     /// Where clients find it, if that is not where it listens.
     url: Option<String>,
     listen: ListenAt,
@@ -58,6 +63,34 @@ fn warn() -> String {
     "warn".to_owned()
 }
 
+/// Where files are kept that are in no directory.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Store {
+    s3: Bucket,
+}
+
+/// A prefix of a bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Bucket {
+    endpoint: String,
+    bucket: String,
+    region: String,
+    /// The file of the key that the bucket is asked with.
+    credentials: PathBuf,
+    /// What every key begins with: the datacenter's name and a slash, unless the file says.
+    prefix: Option<String>,
+}
+
+/// What the file of a key says.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Credentials {
+    key_id: String,
+    secret: String,
+}
+
 /// Where it listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -77,7 +110,11 @@ impl ConfigFile for DcFile {
             return Err(Failure::usage("configuration", message, "give the path of a file").into());
         };
         let directory = path.parent().unwrap_or(Path::new(""));
-        (file.keys, file.data) = (directory.join(&file.keys), directory.join(&file.data));
+        file.keys = directory.join(&file.keys);
+        file.data = file.data.map(|data| directory.join(data));
+        if let Some(Store { s3 }) = &mut file.store {
+            s3.credentials = directory.join(&s3.credentials);
+        }
         for path in [&mut file.redis_password, &mut file.redis_ca].into_iter().flatten() {
             *path = directory.join(&*path);
         }
@@ -104,6 +141,7 @@ impl ConfigFile for DcFile {
             return Err(Failure::usage("configuration", message, "give each its own port").into());
         }
         self.redis()?;
+        self.place()?;
         self.load().map(|_| ())
     }
 
@@ -158,6 +196,46 @@ impl DcFile {
         settings::redis(self.redis.as_deref(), self.redis_password.as_deref(), self.redis_ca.as_deref())
     }
 
+    /// Where it keeps its files.
+    fn place(&self) -> anyhow::Result<StorePlace> {
+        match (&self.data, &self.store) {
+            (Some(data), None) => Ok(StorePlace::Directory(data.clone())),
+            (None, Some(Store { s3 })) => Ok(StorePlace::Bucket(Box::new(self.bucket(s3)?))),
+            (Some(_), Some(_)) | (None, None) => {
+                let message = "expected either data or store: where the datacenter keeps its files";
+                let hint =
+                    "data = \"a directory\", or store = { s3 = { endpoint, bucket, region, credentials } }";
+                Err(Failure::usage("configuration", message, hint).into())
+            }
+        }
+    }
+
+    fn bucket(&self, bucket: &Bucket) -> anyhow::Result<S3Options> {
+        let Bucket { endpoint, bucket, region, credentials: path, prefix } = bucket;
+        let hint = "a file with two lines: key_id = \"...\" and secret = \"...\"";
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            let message = format!("store.s3.credentials: cannot read {}: {error}", path.display());
+            Failure::usage("configuration", message, hint)
+        })?;
+        // What the parser says of it might show the secret.
+        let Credentials { key_id, secret } = toml::from_str(&text).map_err(|_| {
+            let message = format!("store.s3.credentials: {} is no file of credentials", path.display());
+            Failure::usage("configuration", message, hint)
+        })?;
+        let credentials = S3Credentials { key_id, secret };
+        let memory = self.memory.map_or(DatacenterSettings::default().memory, |Bytes(memory)| memory);
+        let options = S3Options {
+            prefix: prefix.clone().unwrap_or_else(|| format!("{}/", self.dc)),
+            bodies: (memory / 2).max(S3Options::MIN_BODIES),
+            ..S3Options::new(endpoint.clone(), bucket.clone(), region.clone(), credentials)
+        };
+        options.check().map_err(|(key, reason)| {
+            let message = format!("store.s3.{key}: {reason}");
+            Failure::usage("configuration", message, "such as endpoint = \"https://s3.example:443\"")
+        })?;
+        Ok(options)
+    }
+
     /// The datacenter that the file describes, with its keys read and its ports reserved.
     pub(crate) fn reserve(&self) -> anyhow::Result<DatacenterConfig> {
         let (material, dc, peers) = self.load()?;
@@ -179,7 +257,7 @@ impl DcFile {
         Ok(DatacenterConfig {
             dc,
             material: Arc::new(material),
-            directory: self.data.clone(),
+            place: self.place()?,
             ports: Arc::new(ports),
             inside,
             url: self.url.clone(),
@@ -212,6 +290,8 @@ address = "dc-b.example:8444"
         ClusterMaterial::generate("test", &dcs)?.save(&home.path().join("keys"))?;
         let path = home.path().join("dc.toml");
         std::fs::write(&path, text)?;
+        std::fs::write(home.path().join("credentials"), "key_id = \"GK1\"\nsecret = \"hidden\"\n")?;
+        std::fs::write(home.path().join("garbled"), "key_id = \"GK1\"\nsecret = 424242\n")?;
         let file = DcFile::read(&path)?;
         file.check()?;
         file.reserve()
@@ -221,11 +301,44 @@ address = "dc-b.example:8444"
     fn a_file_describes_a_datacenter() {
         let config = read(FILE).unwrap();
         assert_eq!((config.name(), config.dc), ("dc-a", DcId::new(1)));
-        assert_eq!(config.directory, Path::new("/data"));
+        assert_eq!(config.place.directory(), Some(Path::new("/data")));
         assert_eq!(config.settings.memory, 64 << 20);
         assert_eq!(config.settings.aggregator.takeover_after, None);
         assert_eq!((config.peers.len(), config.peers[0].dc), (1, DcId::new(2)));
         assert!(config.material.token_mint().is_err(), "only what a datacenter needs");
+    }
+
+    const BUCKET: &str = r#"store = { s3 = { endpoint = "http://127.0.0.1:3900", bucket = "sluice", region = "garage", credentials = "credentials" } }"#;
+
+    #[test]
+    fn files_are_kept_in_a_directory_or_a_bucket() {
+        let in_bucket = FILE.replace("data = \"/data\"", BUCKET);
+        let config = read(&in_bucket).unwrap();
+        let StorePlace::Bucket(options) = &config.place else { panic!("{:?}", config.place) };
+        assert_eq!((options.prefix.as_str(), options.bodies), ("dc-a/", 32 << 20));
+        assert_eq!(
+            (options.credentials.key_id.as_str(), options.credentials.secret.as_str()),
+            ("GK1", "hidden")
+        );
+        assert!(!format!("{:?}", config.place).contains("hidden"));
+        let wrong = |from: &str, to: &str| read(&in_bucket.replace(from, to)).unwrap_err().to_string();
+        assert!(wrong("http://", "ftp://").contains("store.s3.endpoint: "));
+        assert!(wrong("\"sluice\"", "\"a b\"").contains("store.s3.bucket: "));
+        assert!(wrong("region = \"garage\"", "region = \"\"").contains("store.s3.region: "));
+        assert!(
+            wrong("\"credentials\" }", "\"credentials\", prefix = \"dc-a\" }").contains("store.s3.prefix: ")
+        );
+        assert!(wrong("\"credentials\" }", "\"nowhere\" }").contains("store.s3.credentials: cannot read"));
+        let garbled = wrong("\"credentials\" }", "\"garbled\" }");
+        assert!(garbled.contains("is no file of credentials") && !garbled.contains("424242"), "{garbled}");
+        assert!(wrong("region = ", "regoin = ").contains("unknown field `regoin`"));
+        assert!(wrong("store = ", "data = \"/data\"\nstore = ").contains("expected either data or store"));
+        assert!(
+            read(&FILE.replace("data = \"/data\"\n", ""))
+                .unwrap_err()
+                .to_string()
+                .contains("either data or store")
+        );
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod fake;
 #[path = "../../../tests/python/interpreter.rs"]
 mod interpreter;
 
+mod bucket;
 mod cluster;
 mod connections;
 mod divided;

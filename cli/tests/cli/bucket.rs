@@ -1,0 +1,161 @@
+//! A datacenter that keeps its files in a bucket, beside one that keeps them in a directory.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+use sluice_client::{Client, ClientConfig, Event, Source, Token, UploadOptions, WaitFor};
+use sluice_engine::hash::Root;
+use sluice_engine::ids::{ClientFileId, FileId, TenantId};
+use sluice_fault_s3::{Garage, Key};
+use sluice_store::{ChunkStore, S3Credentials, S3Options, S3Store};
+use uuid::Uuid;
+
+use crate::Ended;
+use crate::fake::noise;
+use crate::processes::{Site, done, eventually};
+
+const MIB: usize = 1 << 20;
+
+/// Has `name` keep its files in a bucket, asked with this key.
+fn move_to_bucket(site: &Site, name: &str, garage: &Garage, key: &Key) {
+    let path = site.home.path(&format!("{name}.toml"));
+    let text = std::fs::read_to_string(&path).unwrap();
+    let store = format!(
+        "store = {{ s3 = {{ endpoint = \"{}\", bucket = \"{}\", region = \"{}\", credentials = \"s3.toml\" }} }}\n",
+        garage.endpoint(),
+        garage.bucket(),
+        garage.region()
+    );
+    site.home.write(
+        &format!("{name}.toml"),
+        text.replace(&format!("data = \"data/{name}\"\n"), &store).as_bytes(),
+    );
+    let credentials = format!("key_id = \"{}\"\nsecret = \"{}\"\n", key.id, key.secret);
+    site.home.write("s3.toml", credentials.as_bytes());
+}
+
+/// The store of `dc-a`, once its process is gone.
+async fn store(garage: &Garage) -> S3Store {
+    let key = garage.key();
+    let credentials = S3Credentials { key_id: key.id.clone(), secret: key.secret.clone() };
+    let bucket = garage.bucket().to_owned();
+    let options = S3Options::new(garage.endpoint(), bucket, garage.region().into(), credentials);
+    S3Store::open(S3Options { prefix: "dc-a/".into(), ..options }).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_go_through_a_datacenter_in_a_bucket_and_one_in_a_directory() {
+    let Some(garage) = Garage::start() else { return };
+    let site = Site::new(&["dc-a", "dc-b"]);
+    move_to_bucket(&site, "dc-a", &garage, garage.key());
+    done(site.home.command(&["config", "check", "dc-a.toml"]).output().unwrap().into());
+    let (a, b) = (site.start("dc-a"), site.start("dc-b"));
+
+    let ca = std::fs::read(site.home.path("ca.pem")).unwrap();
+    let token = Token::new(&std::fs::read_to_string(site.home.path("token")).unwrap());
+    let client = Client::new(ClientConfig::new(site.urls.clone(), token, ca)).unwrap();
+    let mut files = Vec::new();
+    for (home, len) in
+        [("dc-a", 130 * MIB + 7), ("dc-b", 70 * MIB + 1), ("dc-a", 3 * MIB), ("dc-a", 9), ("dc-b", 0)]
+    {
+        let (bytes, id) = (noise(len as u64, len), Uuid::now_v7());
+        let options = UploadOptions {
+            id: Some(id),
+            is_new: true,
+            home: Some(home.into()),
+            wait: WaitFor::Assembled,
+            ..UploadOptions::default()
+        };
+        let sent =
+            client.upload(&Source::memory(bytes.clone()), &options, Arc::new(|_: &Event| {})).await.unwrap();
+        assert_eq!((sent.root, sent.home.as_str()), (Root::of_bytes(&bytes), home));
+        files.push((id, bytes, home));
+    }
+    let metrics = reqwest::get(format!("http://{}/metrics", site.ports[0].admin.address()))
+        .await
+        .unwrap()
+        .text()
+        .await
+        .unwrap();
+    let counted = |name: &str| -> u64 {
+        let line = metrics.lines().find(|line| line.starts_with(name) && line.contains("dc-a"));
+        line.unwrap_or_else(|| panic!("no {name}")).rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    assert!(counted("sluice_bucket_sent_bytes_total") >= 65 * MIB as u64);
+    assert!(metrics.contains("request=\"UploadPartCopy\""), "{metrics}");
+
+    // Killed, it finds everything again.
+    drop(a);
+    let a = site.start("dc-a");
+    for (id, bytes, home) in &files {
+        let id = id.to_string();
+        for url in 0..2 {
+            eventually("an assembled file", || {
+                let status: Value =
+                    serde_json::from_str(&site.run(url, &["status", &id, "--json"]).stdout).ok()?;
+                (status["state"] == "assembled" && status["home"] == *home).then_some(())
+            });
+            done(site.run(url, &["get", &id, "-o", "copy"]));
+            assert!(std::fs::read(site.home.path("copy")).unwrap() == *bytes, "{id} from {url}");
+            std::fs::remove_file(site.home.path("copy")).unwrap();
+        }
+    }
+    let listed = done(site.run(0, &["ls", "--json"]));
+    assert!(
+        files.iter().filter(|(_, _, home)| *home == "dc-a").all(|(id, ..)| listed.contains(&id.to_string())),
+        "{listed}"
+    );
+    done(site.run(1, &["rm", &files[2].0.to_string(), "--yes"]));
+    eventually("the end of a file", || {
+        let ended = site.run(0, &["get", &files[2].0.to_string(), "-o", "copy"]);
+        (ended.code != Some(0)).then_some(())
+    });
+    a.stop();
+    b.stop();
+
+    // What is left in the bucket, without any process.
+    let store = store(&garage).await;
+    for (n, (id, bytes, home)) in files.iter().enumerate() {
+        let file = FileId::derive(TenantId::new(7), ClientFileId::new(*id));
+        let summary = store.summary(file).await.unwrap();
+        match (n, *home) {
+            (2, _) => assert!(summary.unwrap().held.is_empty(), "deleted"),
+            (_, "dc-a") => {
+                assert_eq!(summary.unwrap().published, Some(Root::of_bytes(bytes)));
+                assert_eq!(store.recheck(file).await.unwrap(), Root::of_bytes(bytes));
+            }
+            (_, _) => assert!(summary.is_none_or(|summary| summary.published.is_none())),
+        }
+    }
+}
+
+#[test]
+fn a_bucket_that_cannot_be_used_is_named_and_no_secret_is_told() {
+    let Some(garage) = Garage::start() else { return };
+    let site = Site::new(&["dc-a"]);
+    let run = |key: &Key| -> Ended {
+        move_to_bucket(&site, "dc-a", &garage, key);
+        let ended: Ended = site.home.command(&["dc", "--config", "dc-a.toml"]).output().unwrap().into();
+        assert!(!format!("{}{}", ended.stdout, ended.stderr).contains(&key.secret));
+        ended
+    };
+    let ended = run(&garage.limited_key(&["read"]));
+    assert_eq!(ended.code, Some(4), "{}", ended.stderr);
+    assert!(ended.stderr.contains("s3:PutObject is missing for s3://sluice/dc-a/"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("bucket-right") && ended.stderr.contains("policy"), "{}", ended.stderr);
+    let ended = run(&Key { secret: "c3".repeat(32), ..garage.key().clone() });
+    assert_eq!(ended.code, Some(4), "{}", ended.stderr);
+
+    move_to_bucket(&site, "dc-a", &garage, garage.key());
+    let text = std::fs::read_to_string(site.home.path("dc-a.toml")).unwrap();
+    let changed = |from: &str, to: &str| -> Ended {
+        site.home.write("dc-a.toml", text.replace(from, to).as_bytes());
+        site.home.command(&["dc", "--config", "dc-a.toml"]).output().unwrap().into()
+    };
+    let ended = changed("bucket = \"sluice\"", "bucket = \"nowhere\"");
+    assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+    assert!(ended.stderr.contains("there is no such bucket"), "{}", ended.stderr);
+    let ended = changed(&garage.endpoint(), "http://127.0.0.1:1");
+    assert_eq!(ended.code, Some(6), "{}", ended.stderr);
+    assert!(ended.stderr.contains("bucket-unreachable"), "{}", ended.stderr);
+}
