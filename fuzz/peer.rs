@@ -99,9 +99,9 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
     let (id, file) = file;
     let (file, id) = (Bytes::copy_from_slice(file.as_bytes()), Bytes::copy_from_slice(id.as_bytes()));
     let context = Bytes::from(vectors("contexts", "bytes").remove(0));
-    let hello = LinkFrame { hello: Some(Hello { dc: 2, incarnation: 1, seen: 0 }), commands: Bytes::new() };
+    let hello = LinkFrame { hello: Some(Hello { dc: 2, incarnation: 1, seen: 0 }), ..LinkFrame::default() };
     let commands = vectors("commands", "bytes").into_iter();
-    let frames = commands.map(|bytes| LinkFrame { hello: None, commands: bytes.into() });
+    let frames = commands.map(|bytes| LinkFrame { commands: bytes.into(), ..LinkFrame::default() });
     let examples = vec![
         vec![encoded(&RecordRequest { file: file.clone() })],
         vec![encoded(&ValuesRequest { file: file.clone(), ..Default::default() })],

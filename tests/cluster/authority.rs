@@ -93,7 +93,7 @@ async fn link(
 ) -> Result<(mpsc::Sender<LinkFrame>, tonic::Streaming<LinkFrame>), tonic::Status> {
     let (frames, receiver) = mpsc::channel(8);
     let hello = Hello { dc: dc.number().into(), incarnation: 1, seen: 0 };
-    frames.send(LinkFrame { hello: Some(hello), commands: Bytes::new() }).await.unwrap();
+    frames.send(LinkFrame { hello: Some(hello), ..LinkFrame::default() }).await.unwrap();
     let mut answers = client.link(ReceiverStream::new(receiver)).await?.into_inner();
     let answer = answers.message().await?.and_then(|frame| frame.hello);
     assert_eq!(answer.map(|hello| hello.dc), Some(A.number().into()));
@@ -170,9 +170,9 @@ async fn commands_count_only_with_the_signature_of_who_speaks() {
     let (frames, _answers) = link(&mut client, B).await.unwrap();
     for command in &bad {
         let commands = Bytes::copy_from_slice(command);
-        frames.send(LinkFrame { hello: None, commands }).await.unwrap();
+        frames.send(LinkFrame { commands, ..LinkFrame::default() }).await.unwrap();
     }
-    frames.send(LinkFrame { hello: None, commands: Bytes::from_static(&[1; 33]) }).await.unwrap();
+    frames.send(LinkFrame { commands: Bytes::from_static(&[1; 33]), ..LinkFrame::default() }).await.unwrap();
     let named = [
         ("signature", 2),
         ("key-unknown", 2),
@@ -194,7 +194,7 @@ async fn commands_count_only_with_the_signature_of_who_speaks() {
 
     // The same with the signature that counts does what it says.
     let good = Bytes::copy_from_slice(&drop(B, A, 7).sign(&key(material, B)));
-    frames.send(LinkFrame { hello: None, commands: good }).await.unwrap();
+    frames.send(LinkFrame { commands: good, ..LinkFrame::default() }).await.unwrap();
     let gone = tokio::time::timeout(Duration::from_secs(30), bed.answers(A, id, 410)).await;
     assert_eq!(gone.unwrap().problem(), "dropped");
 }

@@ -9,7 +9,6 @@ use sluice_engine::geometry::ChunkIndex;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::DcId;
 use sluice_proto::http::{FileStatus, State};
-use sluice_store::ChunkStore;
 use uuid::Uuid;
 
 use crate::bed::{A, B, Bed, MIB, chunk, eventually, noise};

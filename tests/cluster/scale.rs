@@ -14,7 +14,7 @@ use sluice_engine::hash::Root;
 use sluice_engine::ids::ClientFileId;
 use sluice_engine::metadata::{MetadataFields, MetadataRecord};
 use sluice_proto::http::{FilePage, FileStatus, State};
-use sluice_store::{ChunkStore, Whole, WholeOutcome};
+use sluice_store::{Whole, WholeOutcome};
 use uuid::Uuid;
 
 use crate::bed::{A, Bed, MIB, TENANT, eventually, new_file, noise};

@@ -9,7 +9,7 @@ use sluice_client::{Source, UploadOptions, WaitFor, unobserved};
 use sluice_engine::hash::Root;
 use sluice_engine::ids::DcId;
 use sluice_proto::http::{FilePage, FileStatus, State};
-use sluice_store::{ChunkStore, FileSummary};
+use sluice_store::FileSummary;
 use uuid::Uuid;
 
 use crate::bed::{

@@ -5,7 +5,6 @@ use http::{Method, StatusCode};
 use sluice_client::WaitFor;
 use sluice_engine::hash::Root;
 use sluice_proto::http::{About, CreateFile, State};
-use sluice_store::ChunkStore;
 
 use crate::bed::{A, B, Bed, C, MIB, TENANT, eventually, new_file, noise};
 
