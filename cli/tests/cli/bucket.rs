@@ -7,6 +7,7 @@ use sluice_client::{Client, ClientConfig, Event, Source, Token, UploadOptions, W
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{ClientFileId, FileId, TenantId};
 use sluice_fault_s3::{Garage, Key};
+use sluice_node::tls;
 use sluice_store::{ChunkStore, S3Credentials, S3Options, S3Store};
 use uuid::Uuid;
 
@@ -46,6 +47,7 @@ async fn store(garage: &Garage) -> S3Store {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_go_through_a_datacenter_in_a_bucket_and_one_in_a_directory() {
     let Some(garage) = Garage::start() else { return };
+    tls::install_provider();
     let site = Site::new(&["dc-a", "dc-b"]);
     move_to_bucket(&site, "dc-a", &garage, garage.key());
     done(site.home.command(&["config", "check", "dc-a.toml"]).output().unwrap().into());
