@@ -169,6 +169,8 @@ fn refused_exit(refused: &Refused) -> ExitClass {
             return ExitClass::Integrity;
         }
         Some(Problem::Incomplete) => return ExitClass::TryLater,
+        // Like a quota, it is for somebody else to lift.
+        Some(Problem::RevocationsFull) => return ExitClass::NotAllowed,
         Some(_) | None => {}
     }
     match refused.status {
@@ -221,7 +223,8 @@ mod tests {
                 | Problem::ExpiredToken
                 | Problem::RevokedToken
                 | Problem::Forbidden
-                | Problem::Quota => ExitClass::NotAllowed,
+                | Problem::Quota
+                | Problem::RevocationsFull => ExitClass::NotAllowed,
                 Problem::ChunkConflict
                 | Problem::Conflict
                 | Problem::MetadataConflict
