@@ -176,6 +176,7 @@ async fn slow_downs_are_waited_out_and_bodies_stay_bounded() {
 
     // All memory for bodies is with one run: the next waits, and has none.
     bench.proxy.rule(|seen| is_run(seen).then_some(Fault::Hangs));
+    bench.proxy.seen();
     let busy = tokio::spawn({
         let (store, bytes) = (store.clone(), bytes.clone());
         async move { put(&*store, file(3), 0, &bytes).await }
