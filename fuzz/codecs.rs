@@ -3,6 +3,7 @@
 use sluice_engine::aggregator::{FileMemory, NodeMemory};
 use sluice_engine::command::{BODY_LEN, COMMAND_LEN, Command};
 use sluice_engine::context::SignedContext;
+use sluice_engine::drain::{Drain, Phase};
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::{RecordDigest, Root};
 use sluice_engine::ids::{
@@ -200,13 +201,16 @@ fn what_is_remembered_of_files() {
 #[test]
 fn what_is_remembered_of_peers() {
     let seen = (1..5).map(|n| (DcId::new(n), Incarnation::new(u32::from(n) * 3))).collect();
+    let drain = Drain { phase: Phase::Data, target: DcId::new(2), evacuate: true };
     let memory = NodeMemory { incarnation: Incarnation::new(9), seen, ..NodeMemory::default() };
+    let draining = NodeMemory { drain: Some(drain), ..memory.clone() };
     let mut revoking = memory.clone();
     for (subject, epoch) in [(0, 5), (7, 6), (8, 7)] {
         let subject = FileId::from_bytes([subject; 16]);
         revoking.revoked.take(Revocation::of(subject, TenantId::new(9), RevocationEpoch::new(epoch)));
     }
-    let examples = [NodeMemory::default().to_bytes(), memory.to_bytes(), revoking.to_bytes()];
+    let examples =
+        [NodeMemory::default().to_bytes(), memory.to_bytes(), revoking.to_bytes(), draining.to_bytes()];
     bolero::check!().with_type::<Mangled>().with_iterations(times(30_000)).for_each(|mangled| {
         let bytes = mangled.bytes(&examples);
         if let Ok(memory) = NodeMemory::from_bytes(&bytes) {

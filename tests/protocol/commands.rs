@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use sluice_engine::command::{COMMAND_LEN, Command, CommandError, DropReason, Statement};
+use sluice_engine::drain::{Drain, Phase};
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{
@@ -9,6 +10,7 @@ use sluice_engine::ids::{
 };
 use sluice_engine::keys::{Purpose, SigningKey};
 use sluice_engine::limits::{MAX_CHUNKS, MAX_FILE_LEN, MAX_LEVEL};
+use sluice_engine::placement::Load;
 use sluice_engine::span::{Place, Span};
 
 use crate::keys::{A, B, C, NOW, key, key_of, ring};
@@ -48,6 +50,7 @@ fn examples() -> Vec<(&'static str, Statement, FileId)> {
     let have = |start, level| Statement::Have { generation, span: Span::new(place(start, level), value) };
     let assembled = |nonce| Statement::Assembled { epoch, home, size, nonce: Nonce::new(nonce), root };
     let set = *blake3::hash(b"a set").as_bytes();
+    let drain = Drain { phase: Phase::Sessions, target: C, evacuate: true };
     vec![
         ("who knows this file?", Statement::MetaRequest, file),
         ("this file exists", meta(Some(size), epoch, home), file),
@@ -77,8 +80,9 @@ fn examples() -> Vec<(&'static str, Statement, FileId)> {
             Statement::Revoke { epoch: RevocationEpoch::new(6), tenant: TenantId::new(u64::MAX) },
             FileId::NIL,
         ),
-        ("load", Statement::Load { counters: [1, u64::MAX] }, FileId::NIL),
-        ("drain", Statement::Drain { phase: 1, counters: [3, 4] }, FileId::NIL),
+        ("load", Statement::Load(Load { room: u64::MAX, pressure: u16::MAX }), FileId::NIL),
+        ("no drain", Statement::Drain { drain: None, left: 0 }, FileId::NIL),
+        ("drain", Statement::Drain { drain: Some(drain), left: 3 }, FileId::NIL),
         ("a session moves", Statement::SessionMove { phase: 2, counters: [5, 6] }, session()),
         (
             "taken",
@@ -171,6 +175,7 @@ fn invalid() -> Vec<Value> {
         ("deleted", &[11, 39, 79]),
         ("a session is revoked", &[5, 11, 79]),
         ("load", &[5, 11, 79]),
+        ("no drain", &[11, 79]),
         ("drain", &[11, 79]),
         ("a session moves", &[11, 79]),
         ("taken", &[5, 11, 47]),
@@ -204,6 +209,12 @@ fn invalid() -> Vec<Value> {
         add(&format!("a size over the limit in {of:?}"), of, &|b| b[32..40].copy_from_slice(&size));
     }
     add("no size in ROOT", "complete", &|b| b[32..40].fill(0xFF));
+    add("files left without a drain", "no drain", &|b| b[39] = 1);
+    add("a target without a drain", "no drain", &|b| b[47] = 2);
+    add("phase 4", "drain", &|b| b[5] = 4);
+    add("what no drain means", "drain", &|b| b[45] = 2);
+    add("every datacenter as target", "drain", &|b| b[46..48].fill(0xFF));
+    add("a pressure over 16 bits", "load", &|b| b[45] = 1);
     add("slot 4,096", "load", &|b| b[88..90].copy_from_slice(&4096u16.to_be_bytes()));
     add("slot 65,535", "one chunk", &|b| b[88..90].fill(0xFF));
     add("another slot than the file's", "one chunk", &|b| b[89] ^= 1);

@@ -9,7 +9,8 @@
 //! before a later [`Effect::Send`] leaves. Files: `receive.rs` (what peers say), `whole.rs` (files that come in one
 //! request), `peer.rs` (links, flights, acknowledgements), `tell.rs` (what
 //! another datacenter is told), `compare.rs` (WANT_FILES), `orphan.rs`, `complete.rs` (home duties), `assemble.rs`,
-//! `release.rs` (CONFIRM before anything is freed), `pages.rs`, `revoke.rs`, `memory.rs` (what outlives the process), `overview.rs`
+//! `release.rs` (CONFIRM before anything is freed), `standing.rs` (LOAD and DRAIN), `pages.rs`, `revoke.rs`,
+//! `memory.rs` (what outlives the process), `overview.rs`
 //! (what metrics tell).
 
 mod assemble;
@@ -28,6 +29,7 @@ mod receive;
 mod release;
 mod rest;
 mod revoke;
+mod standing;
 mod tell;
 mod whole;
 
@@ -180,6 +182,7 @@ pub struct Aggregator {
     orphans: BTreeMap<(TenantId, FileId), u64>,
     /// When which file wants to be looked at.
     due: BTreeSet<(Timestamp, FileId)>,
+    own: standing::Own,
     effects: Vec<Effect>,
 }
 
@@ -208,6 +211,7 @@ impl Aggregator {
             revoked: memory.revoked,
             orphans: BTreeMap::new(),
             due: BTreeSet::new(),
+            own: standing::Own::remembered(memory.drain),
             effects: Vec::new(),
             config,
         };
@@ -240,6 +244,8 @@ impl Aggregator {
             }
             NodeEvent::AtRest(briefs) => self.at_rest(&briefs),
             NodeEvent::AllLoaded => self.all_loaded(now),
+            NodeEvent::Load(load) => self.loaded(load, now),
+            NodeEvent::Drain(drain) => self.set_drain(drain, now),
             NodeEvent::Tick => {}
         }
         while let Some(&(at, id)) = self.due.first() {
@@ -326,6 +332,7 @@ impl Aggregator {
             incarnation: self.incarnation,
             seen: self.peers.iter().map(|(dc, peer)| (*dc, peer.seen())).collect(),
             revoked: self.revoked.clone(),
+            drain: self.own.drain,
         }
     }
 

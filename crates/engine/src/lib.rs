@@ -13,6 +13,7 @@
 pub mod aggregator;
 pub mod command;
 pub mod context;
+pub mod drain;
 pub mod geometry;
 pub mod hash;
 pub mod ids;

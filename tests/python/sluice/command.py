@@ -107,8 +107,12 @@ def _check_fields(kind, aux, home, a, b, file):
             raise Refused("reserved", "FileId after the prefix")
     if kind == CONFIRM and b == 0:
         raise Refused("field", "b")
-    if kind == DROP and aux not in (1, 2, 3):
+    if kind in (DROP, DRAIN) and aux not in (1, 2, 3) and not (kind == DRAIN and (aux, a, b) == (0, 0, 0)):
         raise Refused("field", "aux")
+    if kind == LOAD and b > 0xFFFF:
+        raise Refused("field", "b")
+    if kind == DRAIN and (b >= 1 << 17 or b & 0xFFFF == EVERY):
+        raise Refused("field", "b")
 
 
 def verify(data, ring, me):

@@ -6,11 +6,13 @@ use std::ops::Range;
 use super::{Aggregator, Effect};
 use super::{Brief, FileMemory};
 use crate::command::{DropReason, Verified};
+use crate::drain::Drain;
 use crate::geometry::Geometry;
 use crate::hash::{RecordDigest, Root};
 use crate::ids::{DcId, FileId, Generation, Incarnation, Nonce, TenantId};
 use crate::ledger::Page;
 use crate::metadata::MetadataRecord;
+use crate::placement::Load;
 use crate::resolve::Resolution;
 use crate::revocations::Revocation;
 use crate::span::{Place, Span};
@@ -225,6 +227,11 @@ pub enum NodeEvent {
     Received(Verified),
     /// Somebody who may do so revokes tokens; that there is room was seen before.
     Revoke(Revocation),
+    /// How loaded this datacenter is, a few times a second: peers are told as often as they need.
+    Load(Load),
+    /// An operator begins, changes or ends the drain of this datacenter; whether it may was
+    /// [asked](Aggregator::may_drain).
+    Drain(Option<Drain>),
     /// Time passed; see [`Aggregator::next_timeout`].
     Tick,
 }

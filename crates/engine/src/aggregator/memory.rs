@@ -22,14 +22,16 @@
 //!
 //! | bytes | of a datacenter |
 //! | --- | --- |
-//! | 4 | `SLN` and version: 2 if something is revoked, else 1 |
+//! | 4 | `SLN` and version: 3 if it drains, else 2 if something is revoked, else 1 |
 //! | 4 | incarnation |
 //! | 1 + 6·n | peers: id, highest incarnation seen |
-//! | 2 + 32·n | in version 2, revocations: tenant, session (nil: all of them), epoch; those of tenants first, rising |
+//! | 2 + 32·n | from version 2 on, revocations: tenant, session (nil: all of them), epoch; those of tenants first, rising |
+//! | 1 + 8 | in version 3: phase of the drain; target and whether to evacuate, as DRAIN says them |
 
 use std::collections::BTreeMap;
 
 use crate::command::DropReason;
+use crate::drain::{Drain, Phase};
 use crate::geometry::Geometry;
 use crate::hash::{RecordDigest, Root};
 use crate::ids::{DcId, FileId, HomeEpoch, Incarnation, RevocationEpoch, TenantId, Timestamp};
@@ -41,6 +43,7 @@ const FILE_MAGIC: [u8; 4] = *b"SLF\x01";
 const CONTRADICTED_FILE_MAGIC: [u8; 4] = *b"SLF\x02";
 const NODE_MAGIC: [u8; 4] = *b"SLN\x01";
 const REVOKING_NODE_MAGIC: [u8; 4] = *b"SLN\x02";
+const DRAINING_NODE_MAGIC: [u8; 4] = *b"SLN\x03";
 
 /// Why bytes are no memory.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -296,19 +299,26 @@ pub struct NodeMemory {
     pub seen: BTreeMap<DcId, Incarnation>,
     /// What has been revoked.
     pub revoked: Revoked,
+    /// How it hands its work over, if it does.
+    pub drain: Option<Drain>,
 }
 
 impl NodeMemory {
     /// The bytes to store.
     pub fn to_bytes(&self) -> Vec<u8> {
-        let mut out = if self.revoked.is_empty() { NODE_MAGIC } else { REVOKING_NODE_MAGIC }.to_vec();
+        let mut out = match (self.drain, self.revoked.is_empty()) {
+            (Some(_), _) => DRAINING_NODE_MAGIC,
+            (None, false) => REVOKING_NODE_MAGIC,
+            (None, true) => NODE_MAGIC,
+        }
+        .to_vec();
         out.extend_from_slice(&self.incarnation.number().to_be_bytes());
         out.push(self.seen.len().min(255) as u8);
         for (dc, incarnation) in self.seen.iter().take(255) {
             out.extend_from_slice(&dc.number().to_be_bytes());
             out.extend_from_slice(&incarnation.number().to_be_bytes());
         }
-        if !self.revoked.is_empty() {
+        if !self.revoked.is_empty() || self.drain.is_some() {
             // Bounded below what the number has room for.
             out.extend_from_slice(&(self.revoked.len() as u16).to_be_bytes());
         }
@@ -316,6 +326,10 @@ impl NodeMemory {
             out.extend_from_slice(&revocation.tenant.number().to_be_bytes());
             out.extend_from_slice(revocation.subject().as_bytes());
             out.extend_from_slice(&revocation.epoch.number().to_be_bytes());
+        }
+        if let Some(drain) = self.drain {
+            out.push(drain.phase as u8);
+            out.extend_from_slice(&drain.packed().to_be_bytes());
         }
         out
     }
@@ -326,9 +340,10 @@ impl NodeMemory {
             return Ok(Self::default());
         }
         let mut rest = Reader { bytes, of: "a datacenter" };
-        let revoking = match rest.array::<4>()? {
-            NODE_MAGIC => false,
-            REVOKING_NODE_MAGIC => true,
+        let (revoking, drains) = match rest.array::<4>()? {
+            NODE_MAGIC => (false, false),
+            REVOKING_NODE_MAGIC => (true, false),
+            DRAINING_NODE_MAGIC => (true, true),
             _ => return Err(rest.error("magic or version")),
         };
         let incarnation = Incarnation::new(u32::from_be_bytes(rest.array()?));
@@ -346,10 +361,11 @@ impl NodeMemory {
             let epoch = RevocationEpoch::new(u64::from_be_bytes(rest.array()?));
             revoked.take(Revocation::of(subject, tenant, epoch));
         }
+        let drain = if drains { Some(rest.drain()?) } else { None };
         if !rest.bytes.is_empty() {
             return Err(rest.error("trailing bytes"));
         }
-        let memory = Self { incarnation, seen, revoked };
+        let memory = Self { incarnation, seen, revoked, drain };
         if memory.to_bytes() == bytes { Ok(memory) } else { Err(rest.error("not canonical")) }
     }
 }
@@ -387,6 +403,13 @@ impl Reader<'_> {
     fn record(&mut self) -> Result<(RecordDigest, TenantId), MemoryError> {
         let digest = RecordDigest::from_bytes(self.array()?);
         Ok((digest, TenantId::new(u64::from_be_bytes(self.array()?))))
+    }
+
+    fn drain(&mut self) -> Result<Drain, MemoryError> {
+        let [phase] = self.array()?;
+        let packed = u64::from_be_bytes(self.array()?);
+        let drain = Phase::from_byte(phase).and_then(|phase| Drain::from_packed(phase, packed));
+        drain.ok_or_else(|| self.error("drain"))
     }
 
     fn claim(&mut self) -> Result<Claim, MemoryError> {
@@ -486,13 +509,14 @@ mod tests {
             incarnation: Incarnation::new(7),
             seen: [(DcId::new(2), Incarnation::new(4))].into(),
             revoked: Revoked::default(),
+            drain: None,
         };
         let bytes = memory.to_bytes();
         assert_eq!(hex::encode(&bytes), "534c4e010000000701000200000004");
         assert_eq!(NodeMemory::from_bytes(&bytes), Ok(memory.clone()));
         assert!(NodeMemory::from_bytes(&bytes[..9]).is_err());
 
-        let mut revoking = memory;
+        let mut revoking = memory.clone();
         let of = |subject, epoch| {
             let epoch = RevocationEpoch::new(epoch);
             Revocation::of(FileId::from_bytes([subject; 16]), TenantId::new(9), epoch)
@@ -511,5 +535,18 @@ mod tests {
         // Nothing that is not there counts, nor what another covers: there is one way to write it.
         let none = [&bytes[..15], &[0, 0]].concat();
         assert!(NodeMemory::from_bytes(&none).is_err());
+        let drain = Drain { phase: Phase::Sessions, target: DcId::new(2), evacuate: true };
+        let draining = NodeMemory { drain: Some(drain), ..memory };
+        let bytes = draining.to_bytes();
+        assert_eq!(hex::encode(&bytes), "534c4e0300000007010002000000040000020000000000010002");
+        assert_eq!(NodeMemory::from_bytes(&bytes), Ok(draining));
+        for (at, byte) in [(15, 1), (17, 0), (17, 4), (21, 1), (24, 0xFF)] {
+            let mut bad = bytes.clone();
+            bad[at] = byte;
+            if at == 24 {
+                bad[25] = byte;
+            }
+            assert!(NodeMemory::from_bytes(&bad).is_err(), "{byte} at {at}");
+        }
     }
 }

@@ -52,6 +52,8 @@ pub(super) struct Peer {
     pub(super) next_compare: Timestamp,
     /// What it was told of what is revoked.
     pub(super) revocations: super::revoke::Telling,
+    /// What it said of itself.
+    pub(super) said: super::standing::Said,
     /// When a comparison of a range was last sent back.
     echoes: BTreeMap<(u8, FileId), Timestamp>,
 }
@@ -70,6 +72,7 @@ impl Peer {
             asked_for: BTreeSet::new(),
             next_compare: now,
             revocations: super::revoke::Telling::default(),
+            said: super::standing::Said::default(),
             echoes: BTreeMap::new(),
         }
     }
@@ -184,6 +187,7 @@ impl Aggregator {
             peer.up = true;
             peer.next_compare = now;
         }
+        self.say_standing(dc, true, now);
         // Whoever did not count on it counts on it again.
         let absent = |file: &super::File| file.ledger.is_absent(dc);
         let ids: Vec<FileId> =

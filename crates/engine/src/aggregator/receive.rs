@@ -68,7 +68,9 @@ impl Aggregator {
             Statement::Revoke { epoch, tenant } => {
                 self.told_of_revocation(verified, Revocation::of(id, tenant, epoch));
             }
-            Statement::Load { .. } | Statement::Drain { .. } | Statement::SessionMove { .. } => {
+            Statement::Load(load) => self.heard_load(from, command.sequence, load, now),
+            Statement::Drain { drain, .. } => self.heard_drain(from, command.sequence, drain),
+            Statement::SessionMove { .. } => {
                 // About no file: the driver hands these to the services that they concern.
             }
         }

@@ -198,6 +198,11 @@ impl Rest {
         self.within(prefix, bits).map(|(id, _)| id).collect()
     }
 
+    /// How many have this home.
+    pub(super) fn homed_at(&self, home: DcId) -> u64 {
+        self.sums.iter().filter(|((_, of), _)| *of == Some(home)).map(|(_, sums)| sums.count as u64).sum()
+    }
+
     /// Whether not all files of the store are known yet.
     pub(super) fn is_loading(&self) -> bool {
         self.looked_for.is_some()
@@ -393,6 +398,8 @@ impl Aggregator {
             | NodeEvent::AtRest(_)
             | NodeEvent::AllLoaded
             | NodeEvent::Revoke(_)
+            | NodeEvent::Load(_)
+            | NodeEvent::Drain(_)
             | NodeEvent::Tick => return false,
         };
         if !self.is_asleep(id) {

@@ -13,8 +13,8 @@
 //! | CONFIRM | 9 | – · – · – · nonce · – |
 //! | DROP | 10 | reason · – · – · tenant · – |
 //! | REVOKE | 11 | – · – · epoch · tenant · – (FileId holds the session, or nil) |
-//! | LOAD | 12 | – · – · counter · counter · – |
-//! | DRAIN | 13 | phase · – · counter · counter · – |
+//! | LOAD | 12 | – · – · room · pressure · – |
+//! | DRAIN | 13 | phase (0: none) · – · files left · target, and 2^16 to evacuate · – |
 //! | SESSION_MOVE | 14 | phase · – · counter · counter · – (FileId holds the session) |
 //! | ACK | 15 | – · – · sequence · – · BLAKE3 of the command |
 //! | CONFLICT | 16 | level · home · start · – · zero: holders disagree there; else: the root that was not expected |
@@ -25,10 +25,12 @@
 use std::fmt;
 
 use crate::command::CommandError;
+use crate::drain::{Drain, Phase};
 use crate::geometry::Geometry;
 use crate::hash::{ChainingValue, RecordDigest, Root};
 use crate::ids::{DcId, FileId, Generation, HomeEpoch, Nonce, RevocationEpoch, Sequence, TenantId};
 use crate::limits::MAX_CHUNKS;
+use crate::placement::Load;
 use crate::span::{Place, Span};
 
 const NOTHING_LEVEL: u8 = 255;
@@ -242,16 +244,13 @@ pub enum Statement {
         tenant: TenantId,
     },
     /// How loaded a datacenter is; the newest sequence wins.
-    Load {
-        /// Counters, by agreement of the two ends.
-        counters: [u64; 2],
-    },
-    /// A datacenter hands over its work.
+    Load(Load),
+    /// Whether a datacenter hands over its work; the newest sequence wins.
     Drain {
-        /// The phase; 0: none.
-        phase: u8,
-        /// Progress.
-        counters: [u64; 2],
+        /// How; `None`: it does not.
+        drain: Option<Drain>,
+        /// Files of which something is here that is to move.
+        left: u64,
     },
     /// A session moves to the destination.
     SessionMove {
@@ -337,7 +336,7 @@ impl Statement {
             | Self::Conflict { .. } => true,
             Self::WantFiles { .. }
             | Self::Revoke { .. }
-            | Self::Load { .. }
+            | Self::Load(_)
             | Self::Drain { .. }
             | Self::SessionMove { .. }
             | Self::Ack { .. } => false,
@@ -358,7 +357,7 @@ impl Statement {
             Self::Confirm { .. } => Kind::Confirm,
             Self::Drop { .. } => Kind::Drop,
             Self::Revoke { .. } => Kind::Revoke,
-            Self::Load { .. } => Kind::Load,
+            Self::Load(_) => Kind::Load,
             Self::Drain { .. } => Kind::Drain,
             Self::SessionMove { .. } => Kind::SessionMove,
             Self::Ack { .. } => Kind::Ack,
@@ -402,10 +401,12 @@ impl Statement {
             Self::Confirm { nonce } => Fields { b: nonce.number(), ..zero },
             Self::Drop { reason, tenant } => Fields { aux: reason as u8, b: tenant.number(), ..zero },
             Self::Revoke { epoch, tenant } => Fields { a: epoch.number(), b: tenant.number(), ..zero },
-            Self::Load { counters: [a, b] } => Fields { a, b, ..zero },
-            Self::Drain { phase, counters: [a, b] } | Self::SessionMove { phase, counters: [a, b] } => {
-                Fields { aux: phase, a, b, ..zero }
+            Self::Load(Load { room, pressure }) => Fields { a: room, b: u64::from(pressure), ..zero },
+            Self::Drain { drain: None, .. } => zero,
+            Self::Drain { drain: Some(drain), left } => {
+                Fields { aux: drain.phase as u8, a: left, b: drain.packed(), ..zero }
             }
+            Self::SessionMove { phase, counters: [a, b] } => Fields { aux: phase, a, b, ..zero },
             Self::Ack { sequence, digest } => Fields { a: sequence.number(), digest, ..zero },
             Self::Conflict { home, place, found } => Fields {
                 aux: place.level(),
@@ -485,8 +486,16 @@ impl Statement {
                 tenant: TenantId::new(b),
             },
             Kind::Revoke => Self::Revoke { epoch: RevocationEpoch::new(a), tenant: TenantId::new(b) },
-            Kind::Load => Self::Load { counters: [a, b] },
-            Kind::Drain => Self::Drain { phase: aux, counters: [a, b] },
+            Kind::Load => {
+                let pressure = u16::try_from(b).map_err(|_| fields.bad("B"))?;
+                Self::Load(Load { room: a, pressure })
+            }
+            Kind::Drain if (aux, a, b) == (0, 0, 0) => Self::Drain { drain: None, left: 0 },
+            Kind::Drain => {
+                let phase = Phase::from_byte(aux).ok_or_else(|| fields.bad("aux"))?;
+                let drain = Drain::from_packed(phase, b).ok_or_else(|| fields.bad("B"))?;
+                Self::Drain { drain: Some(drain), left: a }
+            }
             Kind::SessionMove => Self::SessionMove { phase: aux, counters: [a, b] },
             Kind::Ack => Self::Ack { sequence: Sequence::new(a), digest },
             Kind::Conflict => Self::Conflict {
@@ -539,10 +548,19 @@ impl fmt::Display for Statement {
             Self::Confirm { nonce } => write!(f, "{kind} nonce {nonce}"),
             Self::Drop { reason, tenant } => write!(f, "{kind} {reason}, {tenant}"),
             Self::Revoke { epoch, tenant } => write!(f, "{kind} before epoch {epoch}, {tenant}"),
-            Self::Load { counters: [a, b] } => write!(f, "{kind} {a} {b}"),
-            Self::Drain { phase, counters: [a, b] } | Self::SessionMove { phase, counters: [a, b] } => {
-                write!(f, "{kind} phase {phase}: {a} {b}")
+            Self::Load(Load { room, pressure }) => {
+                write!(f, "{kind} at {pressure} ‰, ")?;
+                match *room {
+                    u64::MAX => f.write_str("room without a limit"),
+                    room => write!(f, "room for {room} bytes a second"),
+                }
             }
+            Self::Drain { drain: None, .. } => write!(f, "{kind} none"),
+            Self::Drain { drain: Some(Drain { phase, target, evacuate }), left } => {
+                let how = if *evacuate { ", everything moves" } else { "" };
+                write!(f, "{kind} of {phase} to {target}{how}, {left} files left")
+            }
+            Self::SessionMove { phase, counters: [a, b] } => write!(f, "{kind} phase {phase}: {a} {b}"),
             Self::Ack { sequence, digest } => {
                 write!(f, "{kind} of sequence {}, command {}", sequence.number(), hex::encode(&digest[..8]))
             }

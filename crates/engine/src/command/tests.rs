@@ -1,11 +1,13 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::drain::{Drain, Phase};
 use crate::geometry::Geometry;
 use crate::hash::{ChainingValue, RecordDigest, Root};
 use crate::ids::{Generation, HomeEpoch, Incarnation, Nonce, RevocationEpoch, TenantId};
 use crate::keys::{ClusterTag, Purpose};
 use crate::limits::{MAX_CHUNKS, MAX_FILE_LEN};
+use crate::placement::Load;
 use crate::span::{Place, Span};
 
 const A: DcId = DcId::new(1);
@@ -61,8 +63,8 @@ fn examples() -> Vec<Statement> {
         Statement::Confirm { nonce: Nonce::new(77) },
         Statement::Drop { reason: DropReason::Deleted, tenant },
         Statement::Revoke { epoch: RevocationEpoch::new(3), tenant },
-        Statement::Load { counters: [1, 2] },
-        Statement::Drain { phase: 1, counters: [3, 4] },
+        Statement::Load(Load { room: 1, pressure: 2 }),
+        Statement::Drain { drain: Some(Drain { phase: Phase::Data, target: B, evacuate: true }), left: 3 },
         Statement::SessionMove { phase: 2, counters: [5, 6] },
         Statement::Ack { sequence: Sequence::new(8), digest },
         Statement::Conflict { home, place, found: None },
@@ -87,7 +89,7 @@ fn golden_vectors() {
     }
     assert_eq!(
         all.finalize().to_hex().as_str(),
-        "96186fba5dcb493498ed0322e4c0a0375940b3c90c9cf6d268fb099f61f8a474"
+        "1011ae9743f8a24f17d53c5a879ff9036d97e9668001892889ee366a3ec3fcfe"
     );
 }
 
@@ -225,8 +227,8 @@ fn every_kind_has_its_words() {
             "CONFIRM nonce 77".into(),
             "DROP deleted, tenant#9".into(),
             "REVOKE before epoch 3, tenant#9".into(),
-            "LOAD 1 2".into(),
-            "DRAIN phase 1: 3 4".into(),
+            "LOAD at 2 ‰, room for 1 bytes a second".into(),
+            "DRAIN of data to dc#2, everything moves, 3 files left".into(),
             "SESSION_MOVE phase 2: 5 6".into(),
             "ACK of sequence 8, command d1d1d1d1d1d1d1d1".into(),
             "CONFLICT of holders at 640+2^6, seen by dc#1".into(),
@@ -254,6 +256,10 @@ fn every_kind_has_its_words() {
     assert_eq!(announced.to_string(), format!("ASSEMBLED {digest}, 5 bytes, home dc#1 epoch 0"));
     let found = Statement::Conflict { home: A, place: Place::new(0, 0).unwrap(), found: Some(root) };
     assert_eq!(found.to_string(), format!("CONFLICT: unexpected root {digest}, seen by dc#1"));
+    let none = Statement::Drain { drain: None, left: 0 };
+    let free = Statement::Load(Load { room: u64::MAX, pressure: 0 });
+    assert_eq!(none.to_string(), "DRAIN none");
+    assert_eq!(free.to_string(), "LOAD at 0 ‰, room without a limit");
     let reasons = [1, 2, 3].map(|byte| DropReason::from_byte(byte).unwrap().to_string());
     assert_eq!(reasons, ["aborted", "deleted", "expired"]);
     assert_eq!((DropReason::from_byte(0), DropReason::from_byte(4)), (None, None));
@@ -324,4 +330,17 @@ fn the_bounds_of_every_kind_hold() {
     bytes[40..48].fill(0);
     assert_eq!(Command::decode(&bytes), Err(CommandError::Field { kind: Kind::Confirm, field: "B" }));
     assert_eq!(refused(examples()[10], 5, 4), Err(CommandError::Field { kind: Kind::Drop, field: "aux" }));
+    // No drain says nothing more; of one, phase and target are such.
+    let none = Statement::Drain { drain: None, left: 0 };
+    assert_eq!(Command::decode(&command(none).sign(&key)).unwrap().0.statement, none);
+    for (statement, at, byte, field) in [
+        (none, 39, 1, "aux"),
+        (none, 47, 1, "aux"),
+        (examples()[13], 5, 4, "aux"),
+        (examples()[13], 45, 2, "B"),
+        (examples()[12], 45, 1, "B"),
+    ] {
+        let error = CommandError::Field { kind: statement.kind(), field };
+        assert_eq!(refused(statement, at, byte), Err(error), "{statement} at {at}");
+    }
 }

@@ -107,7 +107,7 @@ impl Fact {
             | Statement::WantFiles { .. }
             | Statement::Confirm { .. }
             | Statement::Revoke { .. }
-            | Statement::Load { .. }
+            | Statement::Load(_)
             | Statement::Drain { .. }
             | Statement::SessionMove { .. }
             | Statement::Ack { .. } => return Ok(None),

@@ -6,13 +6,14 @@ use std::path::Path;
 
 use sluice_engine::aggregator::{FileMemory, NodeMemory};
 use sluice_engine::command::DropReason;
+use sluice_engine::drain::{Drain, Phase};
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::{ChainingValue, RecordDigest, Root};
 use sluice_engine::ids::{
     DcId, FileId, Generation, HomeEpoch, Incarnation, RevocationEpoch, TenantId, Timestamp,
 };
 use sluice_engine::ledger::{Claim, Disagreement, Fact, Page};
-use sluice_engine::revocations::{Revocation, Revoked};
+use sluice_engine::revocations::Revocation;
 use sluice_engine::scrub::Mark;
 use sluice_engine::span::{Place, Span};
 
@@ -59,8 +60,11 @@ fn the_memory_of_files_is_read() {
 fn the_memory_of_a_datacenter_is_read() {
     let seen = [(2, 5), (HOME.number(), 6)].map(|(dc, it)| (DcId::new(dc), Incarnation::new(it)));
     let mut expected =
-        NodeMemory { incarnation: Incarnation::new(7), seen: seen.into(), revoked: Revoked::default() };
+        NodeMemory { incarnation: Incarnation::new(7), seen: seen.into(), ..NodeMemory::default() };
     assert_eq!(NodeMemory::from_bytes(&fixture("node-memory-1")), Ok(expected.clone()));
+    let drain = Drain { phase: Phase::Sessions, target: HOME, evacuate: true };
+    let draining = NodeMemory { drain: Some(drain), ..expected.clone() };
+    assert_eq!(NodeMemory::from_bytes(&fixture("node-memory-3-draining")), Ok(draining));
     for (subject, epoch) in [(FileId::NIL, 5), (FileId::from_bytes([8; 16]), 6)] {
         let revocation = Revocation::of(subject, TenantId::new(9), RevocationEpoch::new(epoch));
         expected.revoked.take(revocation);

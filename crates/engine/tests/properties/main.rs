@@ -9,6 +9,7 @@ mod facts;
 mod fixtures;
 mod model;
 mod pages;
+mod placement;
 mod scale;
 mod sets;
 mod telling;
