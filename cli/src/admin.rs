@@ -1,5 +1,6 @@
 //! `sluice admin`: what only who runs a cluster does.
 
+mod drain;
 mod tenant;
 mod token;
 
@@ -50,6 +51,10 @@ pub(crate) enum Action {
     /// Tenants, whose tokens they are.
     #[command(subcommand)]
     Tenant(tenant::Action),
+    /// Have a datacenter hand its work over to another.
+    Drain(drain::Args),
+    /// Have a datacenter that drains take its work up again.
+    Undrain(drain::UndrainArgs),
 }
 
 /// What to do with keys.
@@ -80,6 +85,8 @@ pub(crate) enum KeyAction {
 /// Does it.
 pub(crate) async fn run(action: Action, context: &Context) -> anyhow::Result<()> {
     match action {
+        Action::Drain(args) => drain::run(args, context).await,
+        Action::Undrain(args) => drain::undrain(args, context).await,
         Action::Key(KeyAction::Make { directory, cluster, dcs }) => make(&directory, &cluster, &dcs, context),
         Action::Key(KeyAction::Renew { directory }) => renew(&directory, context),
         Action::Token(action) => token::run(action, context).await,

@@ -85,7 +85,7 @@ pub(crate) enum Verb {
     Rm(rm::Args),
     /// Check a volume that no process uses, and say what is damaged.
     Fsck(fsck::Args),
-    /// What only who runs a cluster does: keys, tokens, tenants.
+    /// What only who runs a cluster does: keys, tokens, tenants, drain.
     #[command(subcommand)]
     Admin(admin::Action),
     /// Commands between datacenters.

@@ -66,6 +66,8 @@ pub struct ClusterConfig {
     pub clock: SharedClock,
     /// What each datacenter spends.
     pub settings: DatacenterSettings,
+    /// Bytes of uploads a second that a datacenter takes: the one of this name, or each. The last one counts.
+    pub upload_rates: Vec<(Option<String>, u64)>,
 }
 
 impl ClusterConfig {
@@ -77,6 +79,7 @@ impl ClusterConfig {
             ports: BTreeMap::new(),
             clock: SystemClock::shared(),
             settings: DatacenterSettings::default(),
+            upload_rates: Vec::new(),
         }
     }
 }
@@ -91,6 +94,8 @@ pub struct Cluster {
 #[derive(Debug)]
 struct Member {
     config: DatacenterConfig,
+    /// Kept for its workers, between its lives too.
+    _inside: ReservedPort,
     running: Option<Datacenter>,
     /// What it sent and pulled in its earlier lives.
     earlier: Traffic,
@@ -99,27 +104,37 @@ struct Member {
 impl Cluster {
     /// A cluster with its ports reserved, and nothing running yet.
     pub fn new(config: ClusterConfig) -> Result<Self, StartError> {
-        let ClusterConfig { material, directory, mut ports, clock, settings } = config;
+        let ClusterConfig { material, directory, mut ports, clock, settings, upload_rates } = config;
         let mut reserved = BTreeMap::new();
         for (dc, _) in material.dcs() {
             let ports = ports.remove(&dc).map_or_else(|| Listen::default().reserve(), Ok)?;
-            reserved.insert(dc, Arc::new(ports));
+            let any = Listen::default().admin;
+            let inside = ReservedPort::reserve(any).map_err(|error| StartError::of_port(any, error))?;
+            reserved.insert(dc, (Arc::new(ports), inside));
         }
         let mut members = BTreeMap::new();
         for (dc, name) in material.dcs() {
+            let Some((ports, inside)) = reserved.remove(&dc) else { continue };
+            let mut settings = settings.clone();
+            for (whose, rate) in &upload_rates {
+                if whose.as_deref().is_none_or(|whose| whose == name) {
+                    settings.worker.upload_rate = Some(*rate);
+                }
+            }
             let config = DatacenterConfig {
                 dc,
                 material: Arc::new(material.only(dc)?),
                 place: StorePlace::Directory(directory.join(name)),
-                ports: reserved[&dc].clone(),
-                inside: None,
+                ports,
+                inside: Some(inside.address()),
                 url: None,
                 peers: Vec::new(),
                 clock: clock.clone(),
                 redis: None,
-                settings: settings.clone(),
+                settings,
             };
-            members.insert(dc, Member { config, running: None, earlier: Traffic::default() });
+            let earlier = Traffic::default();
+            members.insert(dc, Member { config, _inside: inside, running: None, earlier });
         }
         let everyone: Vec<PeerAddress> = members.values().map(|member| address(&member.config)).collect();
         for (dc, member) in &mut members {
@@ -267,5 +282,6 @@ fn address(config: &DatacenterConfig) -> PeerAddress {
         dc: config.dc,
         address: config.ports.peer.address().to_string(),
         edge_url: Some(config.url()),
+        workers: config.inside.map(|address| address.to_string()),
     }
 }

@@ -7,6 +7,7 @@
 //! store is closed last. [`kill`](Datacenter::kill) ends them where they stand. Dropping it is a kill that waits for
 //! nothing but the disk operations under way.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
@@ -29,9 +30,12 @@ use sluice_node::material::{ClusterMaterial, MaterialError};
 use sluice_node::role::Role;
 use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_node::tls::{self, TlsError};
-use sluice_proto::calls::Workers;
+use sluice_proto::calls::{Sessions, Workers};
 use sluice_redis::{RedisConfig, RedisError};
-use sluice_remote::{Answers, Door, DoorError, serve_tenants, serve_workers};
+use sluice_remote::{
+    Answers, Caller, CallerConfig, Door, DoorError, MovingSessions, Other, RemoteElsewhere, RemoteSessions,
+    RemoteWorkers, serve_passed, serve_sessions, serve_tenants, serve_workers,
+};
 use sluice_session::MemorySessions;
 use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError};
 use sluice_worker::{Rates, Worker, WorkerParts, WorkerSettings};
@@ -44,6 +48,12 @@ use crate::shared::Shared;
 
 /// What the tasks of an aggregator get to finish, however little of a deadline is left.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// How long the workers of another datacenter may take for what was passed to them, from when all of it was sent.
+const PASS_PATIENCE: Duration = Duration::from_secs(45);
+
+/// How long the session service of another datacenter may take, before this one's own is asked.
+const SESSION_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a datacenter spends.
 #[derive(Clone, Debug)]
@@ -363,6 +373,8 @@ pub struct Datacenter {
 #[derive(Clone, Debug, Default)]
 struct Tasks {
     requests: Shutdown,
+    /// Connections to other datacenters' workers: they end when nobody passes anything on any more.
+    callers: Shutdown,
     aggregator: Shutdown,
     admin: Shutdown,
     /// The way to Redis: killed when nobody is served any more.
@@ -439,6 +451,10 @@ impl Datacenter {
         if let Some(shared) = &shared {
             shared.teach(revocations, &self.tasks.shared);
         }
+        let others = self.others(config)?;
+        let elsewhere = RemoteElsewhere::new(others.clone(), aggregator.standings(), &metrics);
+        let own: Arc<dyn Sessions> = Arc::new(sessions);
+        let moving = self.moving(config, own.clone(), &aggregator, &access)?;
         let worker = Worker::new(
             WorkerParts {
                 dc: name.clone(),
@@ -447,12 +463,16 @@ impl Datacenter {
                 access,
                 memory: memory.clone(),
                 metrics: metrics.clone(),
+                elsewhere: Some(Arc::new(elsewhere)),
                 tasks: self.tasks.requests.clone(),
                 rates: Arc::new(Rates::new(clock.clone(), shared.as_ref().map(Shared::buckets))),
             },
             settings.worker.clone(),
         );
-        let worker: Arc<dyn Workers> = Arc::new(worker);
+        let worker = Arc::new(worker);
+        let loaded = worker.clone();
+        aggregator.report(move || loaded.load());
+        let worker: Arc<dyn Workers> = worker;
         let inside =
             config.inside.map(|address| Door::bind(address, material, dc, Role::Worker)).transpose()?;
         let edge = Edge::bind(
@@ -463,26 +483,75 @@ impl Datacenter {
                 settings: settings.edge.clone(),
             },
             EdgeParts {
-                sessions: Arc::new(sessions),
+                sessions: Arc::new(moving),
                 workers: worker.clone(),
                 tenants: aggregator.clone(),
                 memory: memory.clone(),
                 metrics,
                 health: self.health.clone(),
+                leaving: aggregator.leaving(),
             },
         )?;
         self.health.set_started();
         if let Some(door) = inside {
             let tasks = self.tasks.requests.clone();
+            let passed = Answers {
+                routes: serve_passed(worker.clone()).merge(serve_sessions(own)),
+                memory: memory.clone(),
+                tasks: tasks.clone(),
+            };
             let answers = Answers {
                 routes: serve_workers(worker).merge(serve_tenants(aggregator)),
                 memory: memory.clone(),
                 tasks,
             };
-            door.serve([(Role::Edge, answers)], &self.tasks.requests);
+            door.taking(passed).serve([(Role::Edge, answers)], &self.tasks.requests);
         }
         edge.serve(&self.tasks.requests);
         Ok(())
+    }
+
+    /// The other datacenters, and the ways to their workers.
+    fn others(&self, config: &DatacenterConfig) -> Result<BTreeMap<DcId, Other>, StartError> {
+        let mut others = BTreeMap::new();
+        for peer in &config.peers {
+            let caller = self.caller(config, peer, PASS_PATIENCE)?;
+            let workers = caller.map(|caller| Arc::new(RemoteWorkers::new(caller)) as Arc<dyn Workers>);
+            let name = config.material.dc_name(peer.dc).unwrap_or_default().to_owned();
+            others.insert(peer.dc, Other { name, url: peer.edge_url.clone(), workers });
+        }
+        Ok(others)
+    }
+
+    /// The sessions of the datacenter, which move with a drain.
+    fn moving(
+        &self,
+        config: &DatacenterConfig,
+        own: Arc<dyn Sessions>,
+        aggregator: &AggregatorService,
+        access: &Arc<ContextVerifier>,
+    ) -> Result<MovingSessions, StartError> {
+        let mut others = BTreeMap::new();
+        for peer in &config.peers {
+            if let Some(caller) = self.caller(config, peer, SESSION_PATIENCE)? {
+                let sessions = RemoteSessions::new(caller, access.clone(), config.clock.clone());
+                others.insert(peer.dc, Arc::new(sessions) as Arc<dyn Sessions>);
+            }
+        }
+        Ok(MovingSessions::new(own, others, aggregator.standings(), &self.live.metrics))
+    }
+
+    /// The way to what a datacenter answers the workers of others, if there is one.
+    fn caller(
+        &self,
+        config: &DatacenterConfig,
+        peer: &PeerAddress,
+        patience: Duration,
+    ) -> Result<Option<Caller>, StartError> {
+        let Some(address) = peer.workers.clone() else { return Ok(None) };
+        let (of, role) = (peer.dc, Role::Worker);
+        let caller = CallerConfig { dc: config.dc, of, me: role, whom: role, address, patience };
+        Ok(Some(Caller::new(caller, &config.material, &self.tasks.callers)?))
     }
 
     /// What can be changed while it runs.
@@ -523,6 +592,7 @@ impl Datacenter {
     /// Ends it at once, as a power cut would: nothing more is answered, told to peers, or written.
     pub async fn kill(self) {
         self.tasks.requests.kill().await;
+        self.tasks.callers.kill().await;
         self.tasks.aggregator.kill().await;
         self.tasks.admin.kill().await;
         self.tasks.shared.kill().await;
@@ -534,8 +604,8 @@ impl Datacenter {
 
 impl Drop for Datacenter {
     fn drop(&mut self) {
-        let Tasks { requests, aggregator, admin, shared } = &self.tasks;
-        for tasks in [requests, aggregator, admin, shared] {
+        let Tasks { requests, callers, aggregator, admin, shared } = &self.tasks;
+        for tasks in [requests, callers, aggregator, admin, shared] {
             // Asked once, a kill has told every task; only the wait for their ends is left out.
             let _ = tasks.kill().now_or_never();
         }

@@ -25,8 +25,11 @@ A file looks like this; what is left out of it has a default, paths are relative
     #                  credentials = \"s3.toml\" } }   that file: key_id = \"...\" and secret = \"...\"
   url = \"https://dc-a.example:8443\" # where clients find it
   listen = { edge = \"0.0.0.0:8443\", peer = \"0.0.0.0:8444\", admin = \"127.0.0.1:9090\" }
-                                    # and inside = \"0.0.0.0:8445\", for edges of other processes
+                                    # and inside = \"0.0.0.0:8445\", for edges of other processes, and
+                                    # for what other datacenters pass on
   memory = \"256MiB\"                 # for bodies in flight and chunks read ahead; half as much again with a bucket
+  upload_rate = \"1GiB\"              # bytes a second of uploads that are taken; what is more waits,
+                                    # or goes to a datacenter that has room
   scrub_rate = \"8MiB\"               # bytes a second at which what is stored is read again; 0: never
   takeover_after = \"10min\"          # unfinished files of a datacenter that is gone; or \"never\"
   absent_after = \"1min\"           # until what only such a datacenter has counts as missing
@@ -36,6 +39,8 @@ A file looks like this; what is left out of it has a default, paths are relative
   [peers.dc-b]
   address = \"dc-b.example:8444\"
   url = \"https://dc-b.example:8443\"
+  workers = \"dc-b.example:8445\"     # what its own file calls inside; without it chunks are not passed
+                                    # on, only clients sent there that follow
 
 Of a process that runs, log, memory and the certificates of the keys are taken over when the files
 change, at once at SIGHUP; one that makes no sense is logged, and nothing of it counts. All else

@@ -13,6 +13,7 @@ use serde_json::json;
 use sluice::cluster::{Cluster, ClusterConfig, Listen};
 use sluice::datacenter::StartError;
 use sluice::ports::ReservedPorts;
+use sluice_engine::context::Scope;
 use sluice_engine::ids::{DcId, TenantId};
 use sluice_node::clock::{Clock, SystemClock};
 use sluice_node::descriptors::raise_descriptors;
@@ -58,6 +59,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "SIZE", default_value = "8MiB", value_parser = crate::size::parse)]
     scrub_rate: u64,
 
+    /// Bytes a second of uploads that a datacenter takes, such as dc-a=8MiB, or 8MiB for each of them. What is more
+    /// waits, or goes to one that has room. May be given several times.
+    #[arg(long, value_name = "[DC=]SIZE", value_parser = upload_rate)]
+    upload_rate: Vec<(Option<String>, u64)>,
+
     /// How many datacenters; by default as many as there were in --data, or 2.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=8))]
     dcs: Option<u16>,
@@ -83,6 +89,14 @@ fn listen_at(text: &str) -> Result<ListenAt, String> {
     }
 }
 
+/// How much which datacenter takes.
+fn upload_rate(text: &str) -> Result<(Option<String>, u64), String> {
+    match text.split_once('=') {
+        Some((name, rate)) => Ok((Some(name.to_owned()), crate::size::parse(rate)?)),
+        None => Ok((None, crate::size::parse(text)?)),
+    }
+}
+
 /// Runs the datacenters until they are told to stop.
 pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let telemetry = telemetry::init("warn", "dev", None)?;
@@ -92,10 +106,19 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     let material = directory.material(args.dcs)?;
     let grant = TokenGrant::everything(TENANT, "dev", TOKEN_LIFE);
     let token = material.token_mint().map_err(StartError::from)?.mint(&grant, SystemClock.now())?;
+    let operator = TokenGrant { scopes: vec![Scope::Operate], ..grant.clone() };
+    let operator = material.token_mint().map_err(StartError::from)?.mint(&operator, SystemClock.now())?;
     let ca = material.ca_pem();
     let ports = reserve(&material, args.listen, &directory, context)?;
     let mut config = ClusterConfig { ports, ..ClusterConfig::new(material, directory.path()) };
     config.settings.aggregator.scrub_rate = args.scrub_rate;
+    for name in args.upload_rate.iter().filter_map(|(name, _)| name.as_ref()) {
+        if config.material.dc_named(name).is_none() {
+            let message = format!("--upload-rate: there is no datacenter {name}");
+            return Err(Failure::usage("configuration", message, "they are dc-a, dc-b and so on").into());
+        }
+    }
+    config.upload_rates = args.upload_rate;
     let (signals, mut cluster) = Signals::start(Cluster::start_all(config)).await?;
 
     let listening = cluster.dcs().map(|dc| {
@@ -106,6 +129,7 @@ pub(crate) async fn run(args: Args, context: &Context) -> anyhow::Result<()> {
     });
     directory.keep_ports(&listening.collect())?;
     directory.equip_clients(&ca, &token, &cluster.urls())?;
+    directory.equip_operator(&operator)?;
     announce(&cluster, &directory, context)?;
 
     signals.serve_until(context, STOP_WITHIN, |deadline| cluster.stop_all(deadline)).await;

@@ -41,6 +41,14 @@ pub(crate) enum Failure {
         /// What to do.
         hint: &'static str,
     },
+    /// It was begun, and goes on, and was not waited for any longer.
+    #[error("{message}")]
+    NotYet {
+        /// The word in brackets.
+        code: &'static str,
+        /// What is not done yet.
+        message: String,
+    },
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,
@@ -80,7 +88,8 @@ pub(crate) fn report(error: &anyhow::Error, context: &Context) -> ExitCode {
     }
     // With standard error closed there is nobody left to tell.
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
-    let answered = matches!(error.downcast_ref::<Failure>(), Some(Failure::Damaged { .. }));
+    let answered =
+        matches!(error.downcast_ref::<Failure>(), Some(Failure::Damaged { .. } | Failure::NotYet { .. }));
     if context.json && !answered {
         let object = json!({ "error": {
             "code": words.code, "message": words.message, "hint": words.hint, "trace": words.trace,
@@ -117,6 +126,9 @@ fn words(error: &anyhow::Error) -> Words {
         Some(Failure::Integrity { code, .. }) => (*code, None, ExitClass::Integrity.code()),
         Some(Failure::Damaged { hint, .. }) => {
             ("damaged", Some((*hint).to_owned()), ExitClass::Integrity.code())
+        }
+        Some(Failure::NotYet { code, .. }) => {
+            (*code, Some("it goes on: run it again to see it through".into()), ExitClass::TryLater.code())
         }
         Some(Failure::Interrupted) => ("interrupted", None, INTERRUPTED),
         None => ("internal", None, ExitClass::Unexpected.code()),

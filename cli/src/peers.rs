@@ -17,6 +17,8 @@ pub(crate) struct Peer {
     address: String,
     /// Where clients find it.
     url: Option<String>,
+    /// `host:port` at which its workers take what is passed to them: what its own file calls `inside`.
+    workers: Option<String>,
 }
 
 /// Where every other datacenter of `material` is, for the one called `me`.
@@ -38,8 +40,9 @@ pub(crate) fn addresses(
     let others = material.dcs().filter(|(_, name)| *name != me);
     others
         .map(|(dc, name)| match peers.get(name) {
-            Some(Peer { address, url }) => {
-                Ok(PeerAddress { dc, address: address.clone(), edge_url: url.clone() })
+            Some(Peer { address, url, workers }) => {
+                let (address, edge_url) = (address.clone(), url.clone());
+                Ok(PeerAddress { dc, address, edge_url, workers: workers.clone() })
             }
             None => {
                 let message = format!("the cluster has {name}, and the file does not say where it is");

@@ -23,12 +23,14 @@ use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
 use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_node::tls;
+use sluice_proto::calls::{Leaving, Workers as _};
 use sluice_redis::RedisConfig;
 use sluice_remote::{
     Answers, Caller, CallerConfig, Door, RemoteSessions, RemoteTenants, RemoteWorkers, serve_sessions,
 };
 use sluice_session::MemorySessions;
 use sluice_store::{ChunkStore, FsStore};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::datacenter::StartError;
@@ -47,6 +49,9 @@ const SLOTS_PATIENCE: Duration = Duration::from_secs(30);
 /// What a store may take for an answer: whether anybody is there at all is found out otherwise, and large files take their
 /// time.
 const STORE_PATIENCE: Duration = Duration::from_secs(600);
+
+/// How often workers are asked whether their datacenter hands its clients over.
+const ASK_LEAVING: Duration = Duration::from_secs(1);
 
 /// What a session service may take for an answer.
 const SESSION_PATIENCE: Duration = Duration::from_secs(5);
@@ -133,6 +138,7 @@ impl Process {
             clock.clone(),
         );
         let worker = caller(Role::Worker, &edge.workers, WORKER_PATIENCE)?;
+        let leaving = watch_leaving(RemoteWorkers::new(worker.clone()), &tasks.requests);
         let door = Edge::bind(
             EdgeConfig {
                 listen: edge.listen,
@@ -147,6 +153,7 @@ impl Process {
                 memory: live.memory.clone(),
                 metrics: live.metrics.clone(),
                 health: health.clone(),
+                leaving,
             },
         )?;
         let listens = door.address();
@@ -219,6 +226,29 @@ impl Process {
     }
 }
 
+/// Asks the workers now and then where clients should go.
+fn watch_leaving(workers: RemoteWorkers, tasks: &Shutdown) -> watch::Receiver<Leaving> {
+    let (sender, receiver) = watch::channel(Leaving::default());
+    let owner = tasks.clone();
+    tasks.spawn(async move {
+        loop {
+            // While they cannot be asked, what they said last counts.
+            if let Ok(leaving) = workers.leaving().await {
+                sender.send_if_modified(|known| {
+                    let changed = *known != leaving;
+                    *known = leaving;
+                    changed
+                });
+            }
+            tokio::select! {
+                () = owner.draining() => return,
+                () = tokio::time::sleep(ASK_LEAVING) => {}
+            }
+        }
+    });
+    receiver
+}
+
 impl ProcessConfig {
     /// Name of the datacenter.
     pub fn name(&self) -> String {
@@ -240,7 +270,8 @@ impl ProcessConfig {
         patience: Duration,
         tasks: &Tasks,
     ) -> Result<Caller, StartError> {
-        let config = CallerConfig { dc: self.dc, me, whom, address: address.to_owned(), patience };
+        let (dc, address) = (self.dc, address.to_owned());
+        let config = CallerConfig { dc, of: dc, me, whom, address, patience };
         Ok(Caller::new(config, &self.material, &tasks.callers)?)
     }
 

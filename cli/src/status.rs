@@ -70,7 +70,8 @@ fn about_words(about: &About) -> String {
     for dc in &about.dcs {
         let state = if dc.reachable { "reachable" } else { "not reachable" };
         let url = dc.url.as_deref().unwrap_or("-");
-        text.push_str(&format!("{:<9} {state}   {url}\n", dc.name));
+        let drain = dc.drain.as_ref().map_or_else(String::new, |drain| format!("   drains: {drain}"));
+        text.push_str(&format!("{:<9} {state}   {url}{drain}\n", dc.name));
     }
     text
 }

@@ -6,20 +6,25 @@
 
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::Stream;
+use serde::{Deserialize, Serialize};
 use sluice_engine::context::SignedContext;
+use sluice_engine::drain::Phase;
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
-use sluice_engine::ids::{ClientFileId, FileId, TenantId};
+use sluice_engine::ids::{ClientFileId, DcId, FileId, TenantId};
 use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::placement::{Ask, Choice};
 use sluice_engine::span::Place;
 
 use crate::http::{
-    About, ChunkReceipt, FilePage, FileStatus, Revoke, RevokedTokens, State, TenantStatus, TreeNode,
+    About, ChunkReceipt, DrainStatus, FilePage, FileStatus, Revoke, RevokedTokens, State, TenantStatus,
+    TreeNode,
 };
 use crate::problem::Refusal;
 
@@ -140,6 +145,90 @@ pub trait Workers: Send + Sync + 'static {
 
     /// Where the caller is.
     async fn about(&self, context: &SignedContext) -> Result<About, Refusal>;
+
+    /// Does what an operator wants of the datacenter's drain, durably.
+    async fn drain(&self, context: &SignedContext, order: DrainOrder) -> Result<DrainStatus, Refusal>;
+
+    /// Where the clients of the datacenter should go. Whoever may ask workers may know.
+    async fn leaving(&self) -> Result<Leaving, Refusal>;
+}
+
+/// By which way a file or a run came, and so how it may go on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Way {
+    /// From a client, who stays where it is.
+    #[default]
+    Direct,
+    /// From a client that goes where it is sent.
+    Follows,
+    /// From another datacenter, or sent on by one: it goes no further.
+    Passed,
+}
+
+/// What an operator wants of the drain of a datacenter.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DrainOrder {
+    /// See it.
+    Show,
+    /// Begin it, or change how it goes on.
+    Begin {
+        /// Name of the datacenter that takes over.
+        to: String,
+        /// How far to hand over.
+        #[serde(with = "phase_name")]
+        phase: Phase,
+        /// Whether files move too.
+        evacuate: bool,
+    },
+    /// End it: the datacenter takes its work up again.
+    End,
+}
+
+/// A phase by its name.
+mod phase_name {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use sluice_engine::drain::Phase;
+
+    pub(super) fn serialize<S: Serializer>(phase: &Phase, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(phase.name())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Phase, D::Error> {
+        let name = String::deserialize(from)?;
+        Phase::from_name(&name).ok_or_else(|| serde::de::Error::custom("no phase of a drain"))
+    }
+}
+
+/// Where the clients of a datacenter should go, if it hands them over.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leaving {
+    /// How far it hands over; `None`: it does not.
+    pub phase: Option<Phase>,
+    /// Where clients find the datacenter that takes over, if that is known.
+    pub to: Option<String>,
+}
+
+/// The workers of other datacenters, for what had better not be taken here.
+pub trait Elsewhere: Send + Sync + 'static {
+    /// Where this goes.
+    fn choose(&self, ask: &Ask) -> Choice;
+
+    /// Where clients find this datacenter, if that is known.
+    fn url(&self, dc: DcId) -> Option<String>;
+
+    /// The workers of this datacenter, if there is a way to them.
+    fn workers(&self, dc: DcId) -> Option<Arc<dyn Workers>>;
+
+    /// So many bytes were passed to this datacenter, or their client sent there.
+    fn passed(&self, dc: DcId, bytes: u64);
+
+    /// This datacenter could not be asked: nothing is to be passed to it for a moment.
+    fn failed(&self, dc: DcId);
+
+    /// Where clients should go.
+    fn leaving(&self) -> Leaving;
 }
 
 /// A file to create.
@@ -151,6 +240,8 @@ pub struct NewFile {
     pub fields: sluice_engine::metadata::MetadataFields,
     /// Name of the datacenter that should be its home.
     pub home: Option<String>,
+    /// By which way it came.
+    pub way: Way,
 }
 
 /// Chunks on their way in.
@@ -165,6 +256,8 @@ pub struct PutChunks {
     pub expected: Option<Vec<ChainingValue>>,
     /// The body.
     pub body: ByteStream,
+    /// By which way it came.
+    pub way: Way,
 }
 
 /// What a worker may do with a chunk of a file.
@@ -279,4 +372,7 @@ pub trait Slots: Send + Sync + 'static {
 
     /// Where the caller is.
     async fn about(&self, context: &SignedContext) -> Result<About, Refusal>;
+
+    /// Does what an operator wants of the datacenter's drain, durably. What flows through workers and edges they add.
+    async fn drain(&self, context: &SignedContext, order: DrainOrder) -> Result<DrainStatus, Refusal>;
 }

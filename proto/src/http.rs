@@ -132,6 +132,38 @@ impl State {
     }
 }
 
+/// Body of `PUT /v1/drain`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StartDrain {
+    /// Name of the datacenter that takes over.
+    pub to: String,
+    /// `data`, `sessions` or `channels`.
+    pub phase: String,
+    /// Whether files move too.
+    #[serde(default)]
+    pub evacuate: bool,
+}
+
+/// Answer of `GET`, `PUT` and `DELETE /v1/drain`: whether the datacenter that answers hands its work over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DrainStatus {
+    /// The datacenter.
+    pub dc: String,
+    /// How far it hands over; null: it does not drain.
+    pub phase: Option<String>,
+    /// To whom.
+    pub to: Option<String>,
+    /// Whether files move too.
+    pub evacuate: bool,
+    /// Files of which chunks are here, or which are to be assembled here.
+    pub files_left: u64,
+    /// Bodies of uploads that flow into its store now.
+    pub bodies: u64,
+    /// Connections of clients to the edge in the datacenter's own process, without the one that asks.
+    pub connections: u64,
+}
+
 /// What one datacenter holds of a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Holder {
@@ -289,6 +321,9 @@ pub struct DcInfo {
     pub url: Option<String>,
     /// Whether the one asked can reach it.
     pub reachable: bool,
+    /// The phase of its drain, and to whom, such as `data to dc-b`; absent: it does not drain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<String>,
 }
 
 /// An error, after RFC 9457 (`application/problem+json`).

@@ -37,6 +37,8 @@ macro_rules! problems {
 }
 
 problems! {
+    /// Another datacenter takes it; said only to clients that go where they are sent.
+    Elsewhere = "elsewhere", 307, "Another datacenter takes it";
     /// The id is no UUID.
     InvalidId = "invalid-id", 400, "The file id is not a UUID";
     /// The metadata is malformed or over a limit.
@@ -147,13 +149,15 @@ pub struct Refusal {
     pub hint: Option<String>,
     /// When to come back.
     pub retry_after: Option<Duration>,
+    /// Where else to go: the URL of a datacenter, of [`Problem::Elsewhere`].
+    pub to: Option<String>,
 }
 
 impl Refusal {
     /// A refusal of this kind.
     pub fn new(problem: Problem, detail: impl Into<String>) -> Self {
         let retry_after = problem.is_retryable().then_some(Duration::from_secs(1));
-        Self { problem, detail: detail.into(), hint: None, retry_after }
+        Self { problem, detail: detail.into(), hint: None, retry_after, to: None }
     }
 
     /// Adds what to do about it.
@@ -168,6 +172,11 @@ impl Refusal {
     pub fn retry_after(mut self, after: Duration) -> Self {
         self.retry_after = Some(after);
         self
+    }
+
+    /// Sends a client to the datacenter at `url`.
+    pub fn elsewhere(detail: impl Into<String>, url: impl Into<String>) -> Self {
+        Self { to: Some(url.into()), ..Self::new(Problem::Elsewhere, detail) }
     }
 
     /// The one answer for a file that does not exist and for another tenant's.

@@ -159,11 +159,17 @@ impl Web {
 
     /// A client of these datacenters, in this order.
     pub(crate) fn client(&self, dcs: &[DcId]) -> Client {
+        self.client_with(dcs, |_| {})
+    }
+
+    /// The same, configured otherwise.
+    pub(crate) fn client_with(&self, dcs: &[DcId], change: impl FnOnce(&mut ClientConfig)) -> Client {
         let urls = dcs.iter().map(|dc| self.url(*dc).to_owned()).collect();
         let ca = self.material.ca_pem().into_bytes();
         let mut config = ClientConfig::new(urls, Token::new(&self.token(TENANT)), ca);
         config.retry.retry_for = PATIENCE;
         config.retry.longest_pause = Duration::from_millis(200);
+        change(&mut config);
         Client::new(config).unwrap()
     }
 
@@ -202,6 +208,22 @@ impl Web {
         let response = request.send().await?;
         let (status, headers) = (response.status(), response.headers().clone());
         Ok(Answer { status, headers, body: response.bytes().await? })
+    }
+
+    /// A plain request with this token.
+    pub(crate) async fn ask_as_operator(
+        &self,
+        token: &str,
+        dc: DcId,
+        method: Method,
+        path: &str,
+        body: impl Into<reqwest::Body>,
+    ) -> Answer {
+        let url = format!("{}/v1{path}", self.url(dc));
+        let request = self.http.request(method, url).bearer_auth(token).timeout(PATIENCE).body(body);
+        let response = request.send().await.unwrap();
+        let (status, headers) = (response.status(), response.headers().clone());
+        Answer { status, headers, body: response.bytes().await.unwrap() }
     }
 
     pub(crate) async fn get(&self, dc: DcId, path: &str, headers: &[(&str, &str)]) -> Answer {

@@ -10,6 +10,7 @@ mod bed;
 mod conflict;
 mod damage;
 mod death;
+mod drain;
 mod early;
 mod economy;
 #[path = "../python/interpreter.rs"]
@@ -22,6 +23,7 @@ mod partition;
 mod python;
 mod scale;
 mod small;
+mod spill;
 mod takeover;
 mod tenants;
 mod whole;

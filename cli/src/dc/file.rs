@@ -24,7 +24,7 @@ use crate::reload::ConfigFile;
 use crate::settings;
 use crate::size::Bytes;
 
-const KEYS: &str = "dc, keys, data, store, url, listen, memory, scrub_rate, takeover_after, absent_after, redis, redis_password, \
+const KEYS: &str = "dc, keys, data, store, url, listen, memory, upload_rate, scrub_rate, takeover_after, absent_after, redis, redis_password, \
     redis_ca, log, peers";
 
 /// What a file says.
@@ -43,6 +43,7 @@ pub(crate) struct DcFile {
     url: Option<String>,
     listen: ListenAt,
     memory: Option<Bytes>,
+    upload_rate: Option<Bytes>,
     scrub_rate: Option<Bytes>,
     takeover_after: Option<Takeover>,
     absent_after: Option<Length>,
@@ -98,7 +99,7 @@ struct ListenAt {
     edge: SocketAddr,
     peer: SocketAddr,
     admin: SocketAddr,
-    /// For edges that are processes of their own.
+    /// For edges that are processes of their own, and for what other datacenters pass on.
     inside: Option<SocketAddr>,
 }
 
@@ -243,6 +244,9 @@ impl DcFile {
         if let Some(Bytes(memory)) = self.memory {
             settings.memory = memory;
         }
+        if let Some(Bytes(rate)) = self.upload_rate {
+            settings.worker.upload_rate = Some(rate);
+        }
         if let Some(Bytes(rate)) = self.scrub_rate {
             settings.aggregator.scrub_rate = rate;
         }
@@ -282,6 +286,8 @@ memory = "64MiB"
 takeover_after = "never"
 [peers.dc-b]
 address = "dc-b.example:8444"
+workers = "dc-b.example:8445"
+url = "https://dc-b.example:8443"
 "#;
 
     fn read(text: &str) -> anyhow::Result<DatacenterConfig> {
@@ -305,6 +311,9 @@ address = "dc-b.example:8444"
         assert_eq!(config.settings.memory, 64 << 20);
         assert_eq!(config.settings.aggregator.takeover_after, None);
         assert_eq!((config.peers.len(), config.peers[0].dc), (1, DcId::new(2)));
+        assert_eq!(config.peers[0].workers.as_deref(), Some("dc-b.example:8445"));
+        let capped = read(&FILE.replace("memory", "upload_rate = \"4MiB\"\nmemory")).unwrap();
+        assert_eq!(capped.settings.worker.upload_rate, Some(4 << 20));
         assert!(config.material.token_mint().is_err(), "only what a datacenter needs");
     }
 
@@ -357,8 +366,8 @@ address = "dc-b.example:8444"
         assert!(wrong("peers.dc-b", "peers.dc-c").contains("peers: dc-c is not in"));
         let twice = format!("{FILE}[peers.dc-b]\naddress = \"x:1\"\n");
         let error = read(&twice).unwrap_err().to_string();
-        assert!(error.contains("dc.toml:10: invalid table header: duplicate key"), "{error}");
-        let alone = FILE.replace("[peers.dc-b]\naddress = \"dc-b.example:8444\"\n", "");
-        assert!(read(&alone).unwrap_err().to_string().contains("the cluster has dc-b"));
+        assert!(error.contains("dc.toml:12: invalid table header: duplicate key"), "{error}");
+        let alone = FILE.split("[peers").next().unwrap();
+        assert!(read(alone).unwrap_err().to_string().contains("the cluster has dc-b"));
     }
 }

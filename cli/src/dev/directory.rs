@@ -136,6 +136,11 @@ impl Directory {
         self.write("env", 0o600, &exports)
     }
 
+    /// Writes the token of who operates the datacenters: `SLUICE_TOKEN_FILE` for `sluice admin drain`.
+    pub(super) fn equip_operator(&self, token: &str) -> anyhow::Result<()> {
+        self.write("operator", 0o600, &format!("{token}\n"))
+    }
+
     /// Writes a file so that it is there whole or not at all.
     fn write(&self, name: &str, mode: u32, text: &str) -> anyhow::Result<()> {
         let attempt = || -> io::Result<()> {

@@ -73,6 +73,7 @@ impl Process {
                 )),
                 memory: live.memory.clone(),
                 metrics: live.metrics.clone(),
+                elsewhere: None,
                 tasks: tasks.requests.clone(),
                 rates: Arc::new(Rates::new(clock.clone(), shared.as_ref().map(Shared::buckets))),
             },

@@ -55,7 +55,7 @@ impl Drop for Dev {
 }
 
 /// Runs a command as a shell would that has read `env`.
-fn run(home: &Home, args: &[&str]) -> Ended {
+pub(crate) fn run(home: &Home, args: &[&str]) -> Ended {
     let mut command = home.command(args);
     for line in std::fs::read_to_string(home.path("data/env")).unwrap().lines() {
         let (name, value) = line.strip_prefix("export ").unwrap().split_once('=').unwrap();

@@ -12,6 +12,7 @@ mod bucket;
 mod cluster;
 mod connections;
 mod divided;
+mod drain;
 mod kubernetes;
 mod local;
 mod lost_disk;

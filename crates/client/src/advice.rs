@@ -178,7 +178,7 @@ fn refused_exit(refused: &Refused) -> ExitClass {
         404 | 410 => ExitClass::NotFound,
         408 | 429 | 503 => ExitClass::TryLater,
         409 | 422 => ExitClass::Integrity,
-        400..500 => ExitClass::Usage,
+        300..500 => ExitClass::Usage,
         _ => ExitClass::Unexpected,
     }
 }

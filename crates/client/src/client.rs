@@ -8,13 +8,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use sluice_proto::http::{About, FilePage, FileStatus, Revoke, RevokedTokens, State, TenantStatus};
+use sluice_proto::http::{
+    About, DrainStatus, FilePage, FileStatus, Revoke, RevokedTokens, State, TenantStatus,
+};
 use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::concurrency::Concurrency;
 use crate::config::{ClientConfig, ConfigError, MAX_JOBS, tls};
-use crate::door::{Door, ListFilter};
+use crate::door::{Door, DrainRequest, ListFilter};
 use crate::doors::{Doors, First, gave_up};
 use crate::error::ClientError;
 use crate::event::{SharedObserver, unobserved};
@@ -118,6 +120,15 @@ impl Client {
     /// What the first URL that answers knows of a tenant; the token of this client has to be an operator's.
     pub async fn tenant(&self, tenant: u64) -> Result<TenantStatus, ClientError> {
         let ask = |door: Arc<Door>| async move { door.tenant(tenant).await };
+        Ok(self.doors().anywhere(First::Configured, &self.observer, ask).await?.1)
+    }
+
+    /// Shows, begins or ends the drain of the datacenter at the first URL. The token must allow it.
+    pub async fn drain(&self, request: DrainRequest) -> Result<DrainStatus, ClientError> {
+        let ask = |door: Arc<Door>| {
+            let request = request.clone();
+            async move { door.drain(&request).await }
+        };
         Ok(self.doors().anywhere(First::Configured, &self.observer, ask).await?.1)
     }
 

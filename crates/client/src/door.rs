@@ -5,20 +5,21 @@
 
 use std::error::Error;
 use std::io;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, HeaderMap, HeaderValue, LOCATION, RANGE, RETRY_AFTER};
 use http::{Method, StatusCode};
 use serde::de::DeserializeOwned;
+use sluice_engine::drain::Phase;
 use sluice_engine::hash::ChainingValue;
 use sluice_proto::http::{
-    About, ChunkReceipt, CreateFile, FilePage, FileStatus, ProblemDetails, Revoke, RevokedTokens, SettleFile,
-    State, TenantStatus, TreeNode,
+    About, ChunkReceipt, CreateFile, DrainStatus, FilePage, FileStatus, ProblemDetails, Revoke,
+    RevokedTokens, SettleFile, StartDrain, State, TenantStatus, TreeNode,
 };
 use sluice_proto::problem::Problem;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use url::Url;
 use uuid::Uuid;
 
@@ -34,6 +35,9 @@ const MAX_ANSWER: usize = 8 << 20;
 /// The longest that a server may keep its callers away.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
+/// How long a datacenter is asked not to send requests on, after that led to one that could not be reached.
+const STAYS: Duration = Duration::from_secs(30);
+
 /// How often one request may be sent on.
 const MAX_REDIRECTS: usize = 3;
 
@@ -48,6 +52,24 @@ pub struct ListFilter {
     pub after: Option<Uuid>,
 }
 
+/// What to do about the drain of a datacenter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum DrainRequest {
+    /// See it.
+    Show,
+    /// Begin it, or change how it goes on.
+    Begin {
+        /// Name of the datacenter that takes over.
+        to: String,
+        /// How far to hand over.
+        phase: Phase,
+        /// Whether files move too.
+        evacuate: bool,
+    },
+    /// End it.
+    End,
+}
+
 /// The edge at one URL.
 #[derive(Debug)]
 pub(crate) struct Door {
@@ -58,6 +80,8 @@ pub(crate) struct Door {
     timeouts: Timeouts,
     /// The datacenter's name, once it has said it.
     dc: OnceLock<String>,
+    /// Until when it asks not to be sent on.
+    stays: Mutex<Option<Instant>>,
 }
 
 impl Door {
@@ -80,7 +104,7 @@ impl Door {
         base.set_query(None);
         base.set_fragment(None);
         hosts.add(&base);
-        Ok(Self { wire, hosts, base, authorization, timeouts, dc: OnceLock::new() })
+        Ok(Self { wire, hosts, base, authorization, timeouts, dc: OnceLock::new(), stays: Mutex::default() })
     }
 
     /// The datacenter's name, or the URL until it is known.
@@ -221,6 +245,20 @@ impl Door {
         Ok(self.json(operation, request, Duration::ZERO).await?.1)
     }
 
+    /// Shows, begins, or ends the datacenter's drain.
+    pub(crate) async fn drain(&self, request: &DrainRequest) -> Result<DrainStatus, ClientError> {
+        let (operation, path) = (Operation::Drain, "v1/drain");
+        let request = match request {
+            DrainRequest::Show => self.request(Method::GET, path, operation)?,
+            DrainRequest::End => self.request(Method::DELETE, path, operation)?,
+            DrainRequest::Begin { to, phase, evacuate } => {
+                let body = StartDrain { to: to.clone(), phase: phase.name().to_owned(), evacuate: *evacuate };
+                self.request(Method::PUT, path, operation)?.json(&body)
+            }
+        };
+        Ok(self.json(operation, request, Duration::ZERO).await?.1)
+    }
+
     pub(crate) async fn remove(&self, id: Uuid) -> Result<(), ClientError> {
         let operation = Operation::Remove { id };
         let request = self.request(Method::DELETE, &format!("v1/files/{id}"), operation)?;
@@ -268,7 +306,15 @@ impl Door {
             .base
             .join(path)
             .map_err(|error| self.malformed(operation, format!("no URL for {path}: {error}"), None))?;
-        Ok(Request::new(method, url).header(AUTHORIZATION, self.authorization.clone()))
+        let request = Request::new(method, url).header(AUTHORIZATION, self.authorization.clone());
+        let stays = self.stays().is_some_and(|until| Instant::now() < until);
+        // Where it is sent it goes, unless that led nowhere just now.
+        Ok(if stays { request } else { request.header("prefer", "redirect") })
+    }
+
+    fn stays(&self) -> MutexGuard<'_, Option<Instant>> {
+        // One value, whole at any time.
+        self.stays.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn json<T: DeserializeOwned>(
@@ -303,6 +349,10 @@ impl Door {
         for sent_on in 0..=MAX_REDIRECTS {
             let answer = self.wire.send(&request).await.map_err(|error| match untrusted(&*error) {
                 Some(cause) => ClientError::Untrusted { at: self.name(), operation, cause },
+                None if sent_on > 0 => {
+                    *self.stays() = Some(Instant::now() + STAYS);
+                    self.unreachable(operation, root_cause(&*error))
+                }
                 None => self.unreachable(operation, root_cause(&*error)),
             })?;
             if !matches!(answer.status(), StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT) {

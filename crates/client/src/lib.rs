@@ -48,7 +48,7 @@ mod wire;
 pub use advice::{Advice, ExitClass};
 pub use client::Client;
 pub use config::{ClientConfig, ConfigError, MAX_JOBS, RetryPolicy, Timeouts, Token};
-pub use door::ListFilter;
+pub use door::{DrainRequest, ListFilter};
 pub use download::{ByteRange, DownloadOptions, Downloaded, Target};
 pub use error::ClientError;
 pub use event::{Event, Observer, SharedObserver, unobserved};

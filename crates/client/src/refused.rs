@@ -35,6 +35,8 @@ pub enum Operation {
     },
     /// Listing files.
     List,
+    /// Asking for, or changing, the drain of a datacenter.
+    Drain,
     /// Ending a file.
     Remove {
         /// The file.
@@ -76,6 +78,7 @@ impl fmt::Display for Operation {
             Self::Chunks { start, count } => write!(f, "chunks {start} to {}", start + count - 1),
             Self::Status { id } => write!(f, "the status of {id}"),
             Self::List => f.write_str("the list of files"),
+            Self::Drain => f.write_str("the drain"),
             Self::Remove { id } => write!(f, "the removal of {id}"),
             Self::Revoke { tenant } => write!(f, "the revocation of tokens of tenant {tenant}"),
             Self::Tenant { tenant } => write!(f, "the question about tenant {tenant}"),

@@ -348,11 +348,21 @@ fn end_of(world: &World, id: FileId) -> Result<Option<FileState>, String> {
                 .collect();
             match (&copies[..], &spare[..]) {
                 ([], _) => Err(format!("{} is assembled, and nobody has it", short(id))),
+                ([copy], []) if is_left_behind(world, *copy) => {
+                    Err(format!("{} is still at {copy}, which hands everything over", short(id)))
+                }
                 ([_], []) => Ok(Some(state)),
                 _ => Err(format!("{}: copies at {copies:?}, chunks kept at {spare:?}", short(id))),
             }
         }
     }
+}
+
+/// Whether a datacenter hands everything over to one that could take it, so that no finished file may stay there.
+fn is_left_behind(world: &World, dc: DcId) -> bool {
+    let Some(agg) = world.dcs[&dc].agg.as_ref() else { return false };
+    let takes = |target: DcId| world.dcs[&target].agg.as_ref().is_some_and(|agg| agg.drain().is_none());
+    agg.drain().is_some_and(|drain| drain.evacuate && takes(drain.target))
 }
 
 /// Whether what is left on the disks is enough: a file that lost its record or a chunk with a disk cannot be finished

@@ -19,6 +19,7 @@ pub struct Figures {
     pub freed: u64,
     pub lies: u64,
     pub revocations: u64,
+    pub drains: u64,
     pub pages_out: u64,
     pub pages_in: u64,
     pub virtual_ms: u64,
@@ -42,6 +43,7 @@ impl Figures {
         self.freed += other.freed;
         self.lies += other.lies;
         self.revocations += other.revocations;
+        self.drains += other.drains;
         self.pages_out += other.pages_out;
         self.pages_in += other.pages_in;
         self.virtual_ms += other.virtual_ms;

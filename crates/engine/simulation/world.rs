@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use sluice_engine::aggregator::{Aggregator, Config, Effect, Event, NodeEvent, NodeMemory};
 use sluice_engine::command::Command;
+use sluice_engine::drain::{Drain, Phase};
 use sluice_engine::ids::{DcId, FileId, Timestamp};
 use sluice_engine::ledger::FileState;
 use sluice_engine::revocations::Revocation;
@@ -75,6 +76,8 @@ pub enum Todo {
     /// A process loads the next file of its store, if there is one left.
     Load(DcId, u64),
     Cut(DcId, DcId, bool),
+    /// A datacenter hands everything over to another, or takes its work up again.
+    Drain(DcId, Option<DcId>),
 }
 
 pub struct World {
@@ -167,6 +170,17 @@ pub fn run(scenario: Scenario) -> Outcome {
         for &other in ids.iter().filter(|other| **other != id) {
             let at = world.random.below(200);
             world.schedule(at, Todo::Hello(id, other));
+        }
+    }
+    if world.random.chance(35) {
+        let (from, to) = (world.random.pick(&ids), world.random.pick(&ids));
+        if let (Some(from), Some(to)) = (from, to) {
+            let at = 2_000 + world.random.below(FAULTS_END + 5_000);
+            world.schedule(at, Todo::Drain(from, Some(to)));
+            if world.random.chance(40) {
+                let end = at + 3_000 + world.random.below(30_000);
+                world.schedule(end, Todo::Drain(from, None));
+            }
         }
     }
     let at = world.random.below(3_000);
@@ -319,6 +333,18 @@ impl World {
         }
     }
 
+    /// Has a datacenter hand everything over, if it may, or end that.
+    fn drain(&mut self, id: DcId, target: Option<DcId>) {
+        let drain = target.map(|target| Drain { phase: Phase::Data, target, evacuate: true });
+        let Some(agg) = self.dcs[&id].agg.as_ref() else { return };
+        if drain.is_some_and(|drain| agg.may_drain(drain).is_err()) {
+            return;
+        }
+        self.figures.drains += u64::from(drain.is_some());
+        self.note(|| format!("{} drains: {drain:?}", dc_name(id)));
+        self.feed(id, NodeEvent::Drain(drain));
+    }
+
     /// Gives an event to a datacenter and applies what follows.
     pub fn feed(&mut self, id: DcId, event: NodeEvent) {
         let now = self.clock(id);
@@ -464,6 +490,7 @@ impl World {
             Todo::Heal => self.heal(),
             Todo::Restart(id) => self.boot(id),
             Todo::Load(id, process) => self.load_next(id, process),
+            Todo::Drain(id, target) => self.drain(id, target),
             Todo::Cut(a, b, cut) => {
                 if cut {
                     self.cuts.insert((a, b));

@@ -9,9 +9,8 @@
 //! before a later [`Effect::Send`] leaves. Files: `receive.rs` (what peers say), `whole.rs` (files that come in one
 //! request), `peer.rs` (links, flights, acknowledgements), `tell.rs` (what
 //! another datacenter is told), `compare.rs` (WANT_FILES), `orphan.rs`, `complete.rs` (home duties), `assemble.rs`,
-//! `release.rs` (CONFIRM before anything is freed), `standing.rs` (LOAD and DRAIN), `pages.rs`, `revoke.rs`,
-//! `memory.rs` (what outlives the process), `overview.rs`
-//! (what metrics tell).
+//! `release.rs` (CONFIRM before anything is freed), `standing.rs` (LOAD and DRAIN), `evacuate.rs`, `pages.rs`, `revoke.rs`,
+//! `memory.rs` (what outlives the process), `overview.rs` (what metrics tell).
 
 mod assemble;
 mod brief;
@@ -19,6 +18,7 @@ mod compare;
 mod complete;
 mod config;
 mod effect;
+mod evacuate;
 mod event;
 mod memory;
 mod orphan;
@@ -262,6 +262,7 @@ impl Aggregator {
                 None => self.wake_when_due(id, now),
             }
         }
+        self.evacuate_when_due(now);
         self.compare_when_due(now);
         self.serve_waiting(now);
         self.peers.values_mut().for_each(|peer| peer.note_backlog(now));
@@ -276,7 +277,8 @@ impl Aggregator {
         let peers = peers.filter(|_| !self.rest.is_loading());
         let resend_ms = self.config.resend_ms;
         let told = self.peers.values().filter_map(|peer| peer.revocations.next_timeout(resend_ms)).min();
-        files.into_iter().chain(peers).chain(told).min()
+        let evacuation = self.next_evacuation().filter(|_| !self.rest.is_loading());
+        files.into_iter().chain(peers).chain(told).chain(evacuation).min()
     }
 
     /// What is known of a file that is not [asleep](Self::is_asleep).

@@ -44,7 +44,7 @@ pub enum Scope {
     Read = 2,
     /// Delete files.
     Delete = 4,
-    /// Revoke the tokens of any tenant, and ask where a tenant stands: for who runs the cluster.
+    /// Revoke the tokens of any tenant, ask where a tenant stands, drain a datacenter: for who runs the cluster.
     Operate = 8,
 }
 

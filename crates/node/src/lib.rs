@@ -19,6 +19,7 @@ pub mod descriptors;
 pub mod listener;
 pub mod material;
 pub mod metrics;
+pub mod rate;
 pub mod role;
 pub mod secure;
 pub mod shutdown;

@@ -339,9 +339,10 @@ impl ClusterMaterial {
         held.ok_or_else(|| MaterialError::Absent(self.role_tls_name(dc, role)))
     }
 
-    /// The role in a datacenter that a TLS name belongs to.
-    pub(crate) fn role_of_name(&self, dc: DcId, name: &str) -> Option<Role> {
-        Role::ALL.into_iter().find(|role| self.role_tls_name(dc, *role) == name)
+    /// The role that a TLS name belongs to, and its datacenter.
+    pub(crate) fn role_of_name(&self, name: &str) -> Option<(DcId, Role)> {
+        let all = self.dcs.keys().flat_map(|dc| Role::ALL.map(|role| (*dc, role)));
+        all.into_iter().find(|(dc, role)| self.role_tls_name(*dc, *role) == name)
     }
 
     /// The datacenter that a peer's TLS name belongs to.

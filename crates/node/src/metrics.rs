@@ -79,6 +79,13 @@ pub const SHED_REASONS: [&str; 6] =
 /// Asks somebody for what metrics should say now.
 type Ask = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
 
+/// Labels of [`Metrics::handshakes`].
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct HandshakeLabels {
+    /// `full`, or `resumed` by a ticket.
+    pub kind: &'static str,
+}
+
 /// Makes the histograms of a family.
 type MakeHistogram = fn() -> Histogram;
 
@@ -104,6 +111,8 @@ pub struct Metrics {
     pub memory_budget: Gauge,
     /// Whether the configuration was taken over when it was last read: 1, or 0.
     pub config_reloaded: Gauge,
+    /// TLS handshakes with clients.
+    pub handshakes: Family<HandshakeLabels, Counter>,
     /// Work that was refused to stay inside a budget.
     pub shed: Family<ShedLabels, Counter>,
     /// Chunks that did not hash to their value.
@@ -131,6 +140,7 @@ impl Metrics {
             memory_used: Gauge::default(),
             memory_budget: Gauge::default(),
             config_reloaded: Gauge::default(),
+            handshakes: Family::default(),
             shed: Family::default(),
             integrity_failures: Counter::default(),
             registry: Mutex::new(Registry::default()),
@@ -177,6 +187,7 @@ impl Metrics {
             "Whether the configuration was taken over when it was last read",
             metrics.config_reloaded.clone(),
         );
+        registry.register("sluice_tls_handshakes", "TLS handshakes with clients", metrics.handshakes.clone());
         registry.register("sluice_shed", "Work refused to stay inside a budget", metrics.shed.clone());
         registry.register(
             "sluice_integrity_failures",
@@ -223,6 +234,11 @@ impl Metrics {
     /// Counts work that was refused.
     pub fn count_shed(&self, reason: &'static str) {
         self.shed.get_or_create(&ShedLabels { reason }).inc();
+    }
+
+    /// Counts a handshake with a client, full or resumed.
+    pub fn count_handshake(&self, kind: &'static str) {
+        self.handshakes.get_or_create(&HandshakeLabels { kind }).inc();
     }
 
     /// Counts the chunks of a request.

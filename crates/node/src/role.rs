@@ -1,8 +1,8 @@
 //! What a process of a datacenter is for, and who may call it.
 //!
 //! A role is proven by a certificate of the cluster's CA whose one name is the role's in one datacenter
-//! ([`ClusterMaterial::role_tls_name`](crate::material::ClusterMaterial::role_tls_name)). Between datacenters roles do not
-//! call each other: there the datacenters' own certificates count.
+//! ([`ClusterMaterial::role_tls_name`](crate::material::ClusterMaterial::role_tls_name)). Between datacenters only workers
+//! call each other, to pass on what is too much; for all else the datacenters' own certificates count.
 
 use std::fmt;
 use std::str::FromStr;
@@ -44,6 +44,11 @@ impl Role {
             Self::Aggregator => matches!(caller, Self::Worker),
         }
     }
+
+    /// Whether a process of this role takes what `caller` in another datacenter passes on: workers pass to workers.
+    pub const fn takes_from(self, caller: Self) -> bool {
+        matches!((self, caller), (Self::Worker, Self::Worker))
+    }
 }
 
 impl fmt::Display for Role {
@@ -83,6 +88,9 @@ mod tests {
             (Role::Aggregator, Role::Worker),
         ];
         assert_eq!(calls, expected);
+        let passes = |role: &Role| Role::ALL.into_iter().any(|caller| role.takes_from(caller));
+        assert_eq!(Role::ALL.into_iter().filter(passes).collect::<Vec<_>>(), [Role::Worker]);
+        assert!(Role::Worker.takes_from(Role::Worker) && !Role::Worker.takes_from(Role::Edge));
         assert_eq!("worker".parse(), Ok(Role::Worker));
         assert_eq!("door".parse::<Role>(), Err(NoRole));
     }

@@ -177,13 +177,12 @@ pub fn role_name(material: &ClusterMaterial, me: DcId, role: Role) -> Result<Ser
     server_name(material.role_tls_name(me, role))
 }
 
-/// Which role of datacenter `me` a certificate that TLS has verified belongs to.
+/// Which role, of which datacenter, a certificate that TLS has verified belongs to.
 pub fn peer_role(
     material: &ClusterMaterial,
-    me: DcId,
     certificates: Option<&[CertificateDer<'_>]>,
-) -> Result<Role, PeerError> {
-    only_name(certificates, |name| material.role_of_name(me, name))
+) -> Result<(DcId, Role), PeerError> {
+    only_name(certificates, |name| material.role_of_name(name))
 }
 
 fn only_name<T>(
@@ -350,7 +349,7 @@ impl ProducesTickets for TicketKeys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock::{ManualClock, SystemClock};
+    use crate::clock::{Clock as _, ManualClock, SystemClock};
     use rustls::HandshakeKind;
     use sluice_engine::ids::Timestamp;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
@@ -406,6 +405,43 @@ mod tests {
 
         let stranger = edge_server(&self::material("test"), SystemClock::shared()).unwrap();
         assert!(connect(client, stranger, name).await.is_err(), "another CA");
+    }
+
+    #[tokio::test]
+    async fn ticket_keys_rotate_at_every_datacenter_without_a_failed_handshake() {
+        let material = material("test");
+        let start = Timestamp::new(1_763_640_000_000);
+        // One clock is a minute ahead, so that the two are in different periods for a while.
+        let clocks = [ManualClock::at(start), ManualClock::at(start.plus(60_000))];
+        let servers = [0, 1].map(|dc: usize| edge_server(&material, clocks[dc].clone()).unwrap());
+        let client = Arc::new(edge_client(material.ca(), &[b"http/1.1"]).unwrap());
+        let name = edge_name(&material).unwrap();
+        let kind = async |dc: usize| {
+            let (stream, _) = connect(client.clone(), servers[dc].clone(), name.clone()).await.unwrap();
+            stream.get_ref().1.handshake_kind()
+        };
+        let pass = |part: u64| {
+            clocks.iter().for_each(|clock| clock.advance(TICKET_PERIOD_SECS * 1000 / part));
+        };
+        assert_eq!(kind(0).await, Some(HandshakeKind::Full));
+        // Through six rotations at both, each time at the other one.
+        for step in 0..6 * 7 {
+            pass(7);
+            assert_eq!(kind((step + 1) % 2).await, Some(HandshakeKind::Resumed), "step {step}");
+        }
+        // A client keeps some tickets, and may try an old one: now it has none of an earlier period.
+        for _ in 0..8 {
+            kind(0).await;
+        }
+        // Within the minute in which one has rotated and the other has not, in both directions.
+        let left = TICKET_PERIOD_SECS * 1000 - clocks[1].now().number() % (TICKET_PERIOD_SECS * 1000);
+        clocks.iter().for_each(|clock| clock.advance(left));
+        for dc in [1, 0, 1, 0] {
+            assert_eq!(kind(dc).await, Some(HandshakeKind::Resumed));
+        }
+        // Who comes back after both keys are gone shakes hands in full: nothing fails.
+        (0..3).for_each(|_| pass(1));
+        assert_eq!(kind(0).await, Some(HandshakeKind::Full));
     }
 
     #[tokio::test]

@@ -70,20 +70,22 @@ pub(crate) struct WireRefusal {
     hint: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     retry_after_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    to: Option<String>,
 }
 
 impl WireRefusal {
     pub(crate) fn of(refusal: Refusal) -> Self {
-        let Refusal { problem, detail, hint, retry_after } = refusal;
+        let Refusal { problem, detail, hint, retry_after, to } = refusal;
         let retry_after_ms = retry_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
-        Self { problem: problem.code().to_owned(), detail, hint, retry_after_ms }
+        Self { problem: problem.code().to_owned(), detail, hint, retry_after_ms, to }
     }
 
     /// The refusal; `None` if there is no such problem here, as when a newer version refuses.
     pub(crate) fn refusal(self) -> Option<Refusal> {
-        let Self { problem, detail, hint, retry_after_ms } = self;
+        let Self { problem, detail, hint, retry_after_ms, to } = self;
         let retry_after = retry_after_ms.map(Duration::from_millis);
-        Problem::from_code(&problem).map(|problem| Refusal { problem, detail, hint, retry_after })
+        Problem::from_code(&problem).map(|problem| Refusal { problem, detail, hint, retry_after, to })
     }
 }
 

@@ -54,8 +54,10 @@ const RENEW: Duration = Duration::from_secs(60);
 /// Who is called, and by whom.
 #[derive(Clone, Debug)]
 pub struct CallerConfig {
-    /// The datacenter that both are in.
+    /// The datacenter of this process.
     pub dc: DcId,
+    /// The datacenter of the processes that are called.
+    pub of: DcId,
     /// The role of this process.
     pub me: Role,
     /// The role that is called.
@@ -115,6 +117,7 @@ impl From<Failed> for Refusal {
 pub struct Caller {
     client: Client<Connector, Outgoing>,
     whom: Role,
+    is_near: bool,
     patience: Duration,
     renew: Duration,
 }
@@ -132,14 +135,15 @@ impl Caller {
         let connector = Connector {
             address: config.address,
             tls: TlsConnector::from(tls::role_client(material, config.dc, config.me)?),
-            name: tls::role_name(material, config.dc, config.whom)?,
+            name: tls::role_name(material, config.of, config.whom)?,
             next: Arc::new(AtomicUsize::new(0)),
         };
         let client = Client::builder(tasks.clone())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(IDLE)
             .build(connector);
-        Ok(Self { client, whom: config.whom, patience: config.patience, renew: RENEW })
+        let is_near = config.of == config.dc;
+        Ok(Self { client, whom: config.whom, is_near, patience: config.patience, renew: RENEW })
     }
 
     /// The same, whose connections are made anew after another time than a minute.
@@ -318,7 +322,8 @@ impl Caller {
     fn unable(&self, why: impl fmt::Display) -> Refusal {
         let whom = self.whom;
         tracing::debug!(%whom, error = %why, "a call failed");
-        Refusal::new(Problem::Unavailable, format!("the {whom} of this datacenter cannot be asked now"))
+        let whose = if self.is_near { "this" } else { "the other" };
+        Refusal::new(Problem::Unavailable, format!("the {whom} of {whose} datacenter cannot be asked now"))
     }
 }
 

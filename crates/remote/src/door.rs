@@ -54,6 +54,7 @@ pub struct Door {
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     who: Who,
+    passed: Option<Answers>,
 }
 
 /// What a process answers to callers of one role.
@@ -84,7 +85,7 @@ impl Door {
     ) -> Result<Self, DoorError> {
         let tls = tls::role_server(material, dc, role)?;
         let listener = listener::bind(address).map_err(|source| DoorError::Listen { address, source })?;
-        Ok(Self { listener, tls, who: Who { dc, role, material: material.clone() } })
+        Ok(Self { listener, tls, who: Who { dc, role, material: material.clone() }, passed: None })
     }
 
     /// Where it is.
@@ -92,15 +93,22 @@ impl Door {
         self.listener.local_addr()
     }
 
+    /// The same, which also answers the workers of other datacenters: what they pass on is taken.
+    #[must_use]
+    pub fn taking(self, passed: Answers) -> Self {
+        Self { passed: Some(passed), ..self }
+    }
+
     /// Answers callers by their role until `tasks` drain, which own the port; whoever has a role that is not in `answers`
     /// has nothing to ask.
     pub fn serve(self, answers: impl IntoIterator<Item = (Role, Answers)>, tasks: &Shutdown) {
         let dc: Arc<str> = self.who.material.dc_name(self.who.dc).unwrap_or_default().into();
-        let pay = |(caller, Answers { routes, memory, tasks }): (Role, Answers)| {
+        let pay = |Answers { routes, memory, tasks }: Answers| {
             let routes = routes.layer(middleware::from_fn_with_state(memory, call::pay));
-            (caller, (routes.layer(middleware::from_fn_with_state(dc.clone(), call::follow)), tasks))
+            (routes.layer(middleware::from_fn_with_state(dc.clone(), call::follow)), tasks)
         };
-        let answers: Arc<Table> = Arc::new(answers.into_iter().map(pay).collect());
+        let own = answers.into_iter().map(|(caller, answers)| (caller, pay(answers))).collect();
+        let answers = Arc::new(Table { own, passed: self.passed.map(pay) });
         let owner = tasks.clone();
         tasks.spawn(async move {
             let (readers, room) = (Readers::default(), Concurrency::new("connections", CONNECTIONS));
@@ -131,7 +139,12 @@ impl Door {
 }
 
 /// What is answered to whom.
-type Table = BTreeMap<Role, (Router, Shutdown)>;
+struct Table {
+    /// To the roles of the datacenter.
+    own: BTreeMap<Role, (Router, Shutdown)>,
+    /// To those of other datacenters that pass something on.
+    passed: Option<(Router, Shutdown)>,
+}
 
 /// A connection after its handshake, and what is answered on it; `None` if that is nothing.
 async fn greeted(
@@ -148,16 +161,20 @@ async fn greeted(
         }
         Err(_) => return None,
     };
-    match tls::peer_role(&who.material, who.dc, stream.peer_certificates()) {
-        Ok(caller) => match answers.get(&caller).filter(|_| who.role.answers(caller)) {
-            Some(answers) => Some((stream, answers.clone())),
-            None => {
-                tracing::warn!(%caller, role = %who.role, "a role called that has nothing to ask here");
-                None
+    match tls::peer_role(&who.material, stream.peer_certificates()) {
+        Ok((dc, caller)) => {
+            let answers = if dc == who.dc {
+                answers.own.get(&caller).filter(|_| who.role.answers(caller))
+            } else {
+                answers.passed.as_ref().filter(|_| who.role.takes_from(caller))
+            };
+            if answers.is_none() {
+                tracing::warn!(%dc, %caller, role = %who.role, "a role called that has nothing to ask here");
             }
-        },
+            answers.map(|answers| (stream, answers.clone()))
+        }
         Err(error) => {
-            tracing::warn!(%error, "a caller's certificate names no role of this datacenter");
+            tracing::warn!(%error, "a caller's certificate names no role of this cluster");
             None
         }
     }

@@ -1,5 +1,6 @@
 //! [`Sessions`], from process to process.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,15 +12,20 @@ use axum::routing::post;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
+use prometheus_client::metrics::counter::Counter;
 use quick_cache::sync::Cache;
 use serde::{Deserialize, Serialize};
 use sluice_engine::context::SignedContext;
+use sluice_engine::drain::Phase;
 use sluice_engine::hash::Root;
-use sluice_engine::ids::Timestamp;
+use sluice_engine::ids::{DcId, Timestamp};
+use sluice_engine::placement::Standings;
 use sluice_node::access::ContextVerifier;
 use sluice_node::clock::SharedClock;
+use sluice_node::metrics::Metrics;
 use sluice_proto::calls::Sessions;
 use sluice_proto::problem::{Problem, Refusal};
+use tokio::sync::watch;
 
 use crate::call::{Answer, Call, misunderstood};
 use crate::caller::{Caller, Head};
@@ -87,6 +93,63 @@ impl RemoteSessions {
             self.caller.ask(Head::own(CONTEXT), &token, Bytes::new(), Duration::ZERO).await?;
         let bytes = STANDARD.decode(issued.context).map_err(misunderstood)?;
         SignedContext::from_bytes(bytes).map_err(misunderstood)
+    }
+}
+
+/// The sessions of a datacenter, which are renewed at the target of its drain once that has come so far.
+pub struct MovingSessions {
+    own: Arc<dyn Sessions>,
+    others: BTreeMap<DcId, Arc<dyn Sessions>>,
+    standings: watch::Receiver<Standings>,
+    moved: Counter,
+}
+
+impl fmt::Debug for MovingSessions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MovingSessions({} others)", self.others.len())
+    }
+}
+
+impl MovingSessions {
+    /// The datacenter's `own`, and those of the others, of which `standings` tells which takes over.
+    pub fn new(
+        own: Arc<dyn Sessions>,
+        others: BTreeMap<DcId, Arc<dyn Sessions>>,
+        standings: watch::Receiver<Standings>,
+        metrics: &Metrics,
+    ) -> Self {
+        let moved = Counter::default();
+        metrics.register(|registry| {
+            registry.register(
+                "sluice_moved_contexts",
+                "Requests whose session context came from the target of the drain",
+                moved.clone(),
+            );
+        });
+        Self { own, others, standings, moved }
+    }
+
+    fn target(&self) -> Option<Arc<dyn Sessions>> {
+        let drain = self.standings.borrow().drain.filter(|drain| drain.phase >= Phase::Sessions)?;
+        self.others.get(&drain.target).cloned()
+    }
+}
+
+#[async_trait]
+impl Sessions for MovingSessions {
+    async fn context(&self, token: &str) -> Result<SignedContext, Refusal> {
+        if let Some(target) = self.target() {
+            match target.context(token).await {
+                Ok(context) => {
+                    self.moved.inc();
+                    return Ok(context);
+                }
+                // One that cannot be asked, or that the token is not for, stops nobody.
+                Err(refusal) if refusal.problem.is_retryable() || refusal.problem == Problem::Forbidden => {}
+                Err(refusal) => return Err(refusal),
+            }
+        }
+        self.own.context(token).await
     }
 }
 

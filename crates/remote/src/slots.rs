@@ -29,8 +29,8 @@ use sluice_engine::limits::{MAX_RUN, UNIT_CHUNKS};
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::span::Place;
 use sluice_node::clock::random_bytes;
-use sluice_proto::calls::{Admission, ChunkSource, ListQuery, Opened, Slots, Wait};
-use sluice_proto::http::{About, FilePage, FileStatus, TreeNode};
+use sluice_proto::calls::{Admission, ChunkSource, DrainOrder, ListQuery, Opened, Slots, Wait};
+use sluice_proto::http::{About, DrainStatus, FilePage, FileStatus, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -55,6 +55,7 @@ const REPORT_DAMAGE: &str = "/v1/slots/report-damage";
 const TREE: &str = "/v1/slots/tree";
 const REMOVE: &str = "/v1/slots/remove";
 const ABOUT: &str = "/v1/slots/about";
+const DRAIN: &str = "/v1/slots/drain";
 
 /// For how long a call is made again: as long as it takes another aggregator to be there, and a little more.
 const TRY_FOR: Duration = Duration::from_secs(8);
@@ -158,6 +159,7 @@ pub fn serve_slots(slots: Arc<dyn Slots>, held: Tenure) -> Router {
         .route(TREE, post(tree))
         .route(REMOVE, post(remove))
         .route(ABOUT, post(about))
+        .route(DRAIN, post(drain))
         .with_state(slots)
         .layer(middleware::from_fn_with_state(held, under))
 }
@@ -278,6 +280,11 @@ async fn tree(AppState(slots): Served, call: Call<Tree>) -> Answer<TreeNode> {
 async fn remove(AppState(slots): Served, call: Call<File>) -> Answer<Nothing> {
     let answer = async { slots.remove(&call.context?, call.arguments.parse()).await };
     Answer(answer.await.map(|()| Nothing {}))
+}
+
+async fn drain(AppState(slots): Served, call: Call<DrainOrder>) -> Answer<DrainStatus> {
+    let answer = async { slots.drain(&call.context?, call.arguments).await };
+    Answer(answer.await)
 }
 
 async fn about(AppState(slots): Served, call: Call<Nothing>) -> Answer<About> {
@@ -489,6 +496,10 @@ impl Slots for RemoteSlots {
 
     async fn remove(&self, context: &SignedContext, id: ClientFileId) -> Result<(), Refusal> {
         self.ask::<Nothing>(REMOVE, context, &File::of(id)).await.map(|_| ())
+    }
+
+    async fn drain(&self, context: &SignedContext, order: DrainOrder) -> Result<DrainStatus, Refusal> {
+        self.ask(DRAIN, context, &order).await
     }
 
     async fn about(&self, context: &SignedContext) -> Result<About, Refusal> {

@@ -13,14 +13,17 @@ use axum::routing::post;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sluice_engine::context::SignedContext;
+use sluice_engine::drain::Phase;
 use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::ClientFileId;
 use sluice_engine::limits::MAX_RUN;
 use sluice_engine::metadata::MetadataFields;
 use sluice_engine::span::Place;
-use sluice_proto::calls::{ByteStream, ListQuery, NewFile, Opened, PutChunks, Wait, Workers};
-use sluice_proto::http::{About, ChunkReceipt, FilePage, FileStatus, TreeNode};
+use sluice_proto::calls::{
+    ByteStream, DrainOrder, Leaving, ListQuery, NewFile, Opened, PutChunks, Wait, Way, Workers,
+};
+use sluice_proto::http::{About, ChunkReceipt, DrainStatus, FilePage, FileStatus, TreeNode};
 use sluice_proto::problem::Refusal;
 use uuid::Uuid;
 
@@ -40,6 +43,8 @@ const READ: &str = "/v1/workers/read";
 const TREE: &str = "/v1/workers/tree";
 const REMOVE: &str = "/v1/workers/remove";
 const ABOUT: &str = "/v1/workers/about";
+const DRAIN: &str = "/v1/workers/drain";
+const LEAVING: &str = "/v1/workers/leaving";
 
 #[derive(Serialize, Deserialize)]
 struct Create {
@@ -51,6 +56,8 @@ struct Create {
     content_type: String,
     user: BTreeMap<String, String>,
     home: Option<String>,
+    #[serde(default)]
+    way: Way,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -60,27 +67,35 @@ struct Put {
     len: u64,
     /// In hexadecimal digits.
     expected: Option<Vec<String>>,
+    #[serde(default)]
+    way: Way,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireLeaving {
+    phase: Option<String>,
+    to: Option<String>,
 }
 
 impl Create {
     fn of(new: NewFile) -> Self {
-        let NewFile { id, fields, home } = new;
+        let NewFile { id, fields, home, way } = new;
         let MetadataFields { size, expiry_secs, expected_root, name, content_type, user } = fields;
         let expected_root = expected_root.map(|root| root.to_string());
-        Self { id: id.uuid(), size, expiry_secs, expected_root, name, content_type, user, home }
+        Self { id: id.uuid(), size, expiry_secs, expected_root, name, content_type, user, home, way }
     }
 
     fn parse(self) -> Result<NewFile, Refusal> {
-        let Self { id, size, expiry_secs, expected_root, name, content_type, user, home } = self;
+        let Self { id, size, expiry_secs, expected_root, name, content_type, user, home, way } = self;
         let expected_root = expected_root.map(|root| root.parse::<Root>()).transpose().map_err(garbled)?;
         let fields = MetadataFields { size, expiry_secs, expected_root, name, content_type, user };
-        Ok(NewFile { id: ClientFileId::new(id), fields, home })
+        Ok(NewFile { id: ClientFileId::new(id), fields, home, way })
     }
 }
 
 impl Put {
     fn parse(self, body: ByteStream) -> Result<PutChunks, Refusal> {
-        let Self { id, start, len, expected } = self;
+        let Self { id, start, len, expected, way } = self;
         let value = |text: String| text.parse::<ChainingValue>().map_err(garbled);
         let expected: Option<Vec<_>> =
             expected.map(|values| values.into_iter().map(value).collect()).transpose()?;
@@ -88,7 +103,7 @@ impl Put {
             return Err(garbled("more values than a run has chunks"));
         }
         let start = ChunkIndex::new(start).map_err(garbled)?;
-        Ok(PutChunks { id: ClientFileId::new(id), start, len, expected, body })
+        Ok(PutChunks { id: ClientFileId::new(id), start, len, expected, body, way })
     }
 }
 
@@ -109,7 +124,34 @@ pub fn serve_workers(workers: Arc<dyn Workers>) -> Router {
         .route(TREE, post(tree))
         .route(REMOVE, post(remove))
         .route(ABOUT, post(about))
+        .route(DRAIN, post(drain))
+        .route(LEAVING, post(leaving))
         .with_state(workers)
+}
+
+/// What serves to other datacenters what they may ask of `workers`: to take what they pass on. Whatever a caller says, it
+/// goes no further.
+pub fn serve_passed(workers: Arc<dyn Workers>) -> Router {
+    Router::new()
+        .route(CREATE, post(create_passed))
+        .route(CREATE_WHOLE, post(create_whole_passed))
+        .route(PUT, post(put_passed))
+        .with_state(workers)
+}
+
+async fn create_passed(workers: Served, mut call: Call<Create>) -> Answer<Created> {
+    call.arguments.way = Way::Passed;
+    create(workers, call).await
+}
+
+async fn create_whole_passed(workers: Served, mut call: Call<Create>) -> Answer<Created> {
+    call.arguments.way = Way::Passed;
+    create_whole(workers, call).await
+}
+
+async fn put_passed(workers: Served, mut flow: Flow<Put>) -> Answer<ChunkReceipt> {
+    flow.arguments.way = Way::Passed;
+    put(workers, flow).await
 }
 
 async fn create(AppState(workers): Served, call: Call<Create>) -> Answer<Created> {
@@ -188,6 +230,18 @@ async fn about(AppState(workers): Served, call: Call<Nothing>) -> Answer<About> 
     Answer(answer.await)
 }
 
+async fn drain(AppState(workers): Served, call: Call<DrainOrder>) -> Answer<DrainStatus> {
+    let answer = async { workers.drain(&call.context?, call.arguments).await };
+    Answer(answer.await)
+}
+
+async fn leaving(AppState(workers): Served, _: Call<Nothing>) -> Answer<WireLeaving> {
+    let answer = workers.leaving().await;
+    Answer(
+        answer.map(|Leaving { phase, to }| WireLeaving { phase: phase.map(|phase| phase.name().into()), to }),
+    )
+}
+
 /// The workers of other processes.
 #[derive(Clone, Debug)]
 pub struct RemoteWorkers(Caller);
@@ -241,9 +295,9 @@ impl Workers for RemoteWorkers {
     }
 
     async fn put_chunks(&self, context: &SignedContext, put: PutChunks) -> Result<ChunkReceipt, Refusal> {
-        let PutChunks { id, start, len, expected, body } = put;
+        let PutChunks { id, start, len, expected, body, way } = put;
         let expected = expected.map(|values| values.iter().map(ToString::to_string).collect());
-        let arguments = Put { id: id.uuid(), start: start.number(), len, expected };
+        let arguments = Put { id: id.uuid(), start: start.number(), len, expected, way };
         Ok(self.0.send(Head::of(PUT, context), &arguments, len, body, || {}).await?)
     }
 
@@ -289,5 +343,16 @@ impl Workers for RemoteWorkers {
 
     async fn about(&self, context: &SignedContext) -> Result<About, Refusal> {
         self.ask(ABOUT, context, &Nothing {}).await
+    }
+
+    async fn drain(&self, context: &SignedContext, order: DrainOrder) -> Result<DrainStatus, Refusal> {
+        self.ask(DRAIN, context, &order).await
+    }
+
+    async fn leaving(&self) -> Result<Leaving, Refusal> {
+        let asked = self.0.ask(Head::own(LEAVING), &Nothing {}, Bytes::new(), Duration::ZERO);
+        let WireLeaving { phase, to } = asked.await?;
+        // A phase that this version does not know is none that it could act on.
+        Ok(Leaving { phase: phase.as_deref().and_then(Phase::from_name), to })
     }
 }

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use sluice_engine::context::SignedContext;
+use sluice_engine::drain::Phase;
 use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::hash::ChainingValue;
 use sluice_engine::ids::{ClientFileId, DcId, TenantId, Timestamp};
@@ -23,11 +24,14 @@ use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls;
 use sluice_node::token::TokenGrant;
-use sluice_proto::calls::{ByteStream, ListQuery, NewFile, Opened, PutChunks, Sessions, Wait, Workers};
-use sluice_proto::http::{About, ChunkReceipt, FilePage, FileStatus, TreeNode};
+use sluice_proto::calls::{
+    ByteStream, DrainOrder, Leaving, ListQuery, NewFile, Opened, PutChunks, Sessions, Wait, Way, Workers,
+};
+use sluice_proto::http::{About, ChunkReceipt, DrainStatus, FilePage, FileStatus, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_remote::{
-    Answers, Caller, CallerConfig, Door, RemoteSessions, RemoteWorkers, serve_sessions, serve_workers,
+    Answers, Caller, CallerConfig, Door, RemoteSessions, RemoteWorkers, serve_passed, serve_sessions,
+    serve_workers,
 };
 use sluice_session::MemorySessions;
 use uuid::Uuid;
@@ -130,6 +134,12 @@ impl Workers for Fake {
         let dc = self.named.unwrap_or("dc-a").to_owned();
         Ok(About { cluster: "test".into(), dc, dcs: Vec::new(), version: "1".into() })
     }
+    async fn drain(&self, _: &SignedContext, order: DrainOrder) -> Result<DrainStatus, Refusal> {
+        Err(Refusal::new(Problem::Precondition, format!("{order:?}")))
+    }
+    async fn leaving(&self) -> Result<Leaving, Refusal> {
+        Ok(Leaving { phase: Some(Phase::Channels), to: Some("https://dc-b".into()) })
+    }
 }
 
 /// Answers edges.
@@ -156,6 +166,13 @@ impl Bed {
         let open = |role, routes| {
             let door = Door::bind(([127, 0, 0, 1], 0).into(), &material, ME, role).unwrap();
             let address = door.address().unwrap().to_string();
+            let tasks = tasks.clone();
+            let passed = Answers {
+                routes: serve_passed(fake.clone()),
+                memory: MemoryBudget::new(64 << 20),
+                tasks: tasks.clone(),
+            };
+            let door = if role == Role::Worker { door.taking(passed) } else { door };
             serve(door, routes, MemoryBudget::new(64 << 20), &tasks);
             address
         };
@@ -177,8 +194,12 @@ impl Bed {
 
     fn caller(&self, me: Role, whom: Role, address: &str) -> Caller {
         let (address, patience) = (address.to_owned(), Duration::from_secs(5));
-        Caller::new(CallerConfig { dc: ME, me, whom, address, patience }, &self.material, &Shutdown::new())
-            .unwrap()
+        Caller::new(
+            CallerConfig { dc: ME, of: ME, me, whom, address, patience },
+            &self.material,
+            &Shutdown::new(),
+        )
+        .unwrap()
     }
 
     fn remote(&self) -> RemoteWorkers {
@@ -203,7 +224,7 @@ fn body(pieces: usize, asked: &Arc<AtomicUsize>) -> ByteStream {
 
 fn put(len: u64, body: ByteStream) -> PutChunks {
     let expected = Some(vec![ChainingValue::from_bytes([3; 32])]);
-    PutChunks { id: id(), start: ChunkIndex::new(64).unwrap(), len, expected, body }
+    PutChunks { id: id(), start: ChunkIndex::new(64).unwrap(), len, expected, body, way: Way::Direct }
 }
 
 #[tokio::test]
@@ -216,7 +237,7 @@ async fn arguments_answers_and_refusals_come_through_as_they_are() {
         user: [("k".into(), "v".into())].into(),
         ..MetadataFields::default()
     };
-    let new = NewFile { id: id(), fields, home: Some("dc-b".into()) };
+    let new = NewFile { id: id(), fields, home: Some("dc-b".into()), way: Way::Follows };
     let refused = remote.create(context, new.clone()).await.unwrap_err();
     assert_eq!((refused.problem, refused.detail), (Problem::InvalidMetadata, format!("{new:?}")));
     let refused = remote.create_whole(context, new, Bytes::from(vec![0; 1 << 20])).await.unwrap_err();
@@ -233,6 +254,13 @@ async fn arguments_answers_and_refusals_come_through_as_they_are() {
     assert_eq!(remote.tree(context, id(), place).await.unwrap_err().detail, place.to_string());
     remote.remove(context, id()).await.unwrap();
     assert_eq!(remote.about(context).await.unwrap().dc, "dc-a");
+    let begin = DrainOrder::Begin { to: "dc-b".into(), phase: Phase::Sessions, evacuate: true };
+    for order in [DrainOrder::Show, begin, DrainOrder::End] {
+        let refused = remote.drain(context, order.clone()).await.unwrap_err();
+        assert_eq!(refused.detail, format!("{order:?}"));
+    }
+    let leaving = remote.leaving().await.unwrap();
+    assert_eq!((leaving.phase, leaving.to.as_deref()), (Some(Phase::Channels), Some("https://dc-b")));
 }
 
 #[tokio::test]
@@ -287,7 +315,7 @@ async fn what_is_collected_is_paid_for() {
     let memory = MemoryBudget::new(64 << 10);
     serve(door, serve_workers(bed.fake.clone()), memory.clone(), &bed.tasks);
     let small = RemoteWorkers::new(bed.caller(Role::Edge, Role::Worker, &address));
-    let new = || NewFile { id: id(), fields: MetadataFields::default(), home: None };
+    let new = || NewFile { id: id(), fields: MetadataFields::default(), home: None, way: Way::Direct };
     let refused = small.create_whole(&bed.context, new(), Bytes::from(vec![0; 1 << 20])).await.unwrap_err();
     assert_eq!(refused.problem, Problem::Overloaded);
     let refused = small.create_whole(&bed.context, new(), Bytes::from(vec![0; 9])).await.unwrap_err();
@@ -309,16 +337,50 @@ async fn who_has_nothing_to_ask_is_not_answered() {
     assert!(misled.about(&bed.context).await.is_err());
     let (dc, address) = (DcId::new(2), bed.workers.clone());
     let patience = Duration::from_secs(5);
-    let config = CallerConfig { dc, me: Role::Edge, whom: Role::Worker, address, patience };
+    let config = CallerConfig { dc, of: dc, me: Role::Edge, whom: Role::Worker, address, patience };
     let elsewhere = RemoteWorkers::new(Caller::new(config, &bed.material, &Shutdown::new()).unwrap());
     assert!(elsewhere.about(&bed.context).await.is_err());
     // Another cluster's keys have the same names, and another CA.
     let other = ClusterMaterial::generate("test", &[(ME, "dc-a")]).unwrap();
-    let config =
-        CallerConfig { dc: ME, me: Role::Edge, whom: Role::Worker, address: bed.workers.clone(), patience };
+    let config = CallerConfig {
+        dc: ME,
+        of: ME,
+        me: Role::Edge,
+        whom: Role::Worker,
+        address: bed.workers.clone(),
+        patience,
+    };
     let foreign = RemoteWorkers::new(Caller::new(config, &other, &Shutdown::new()).unwrap());
     assert!(foreign.about(&bed.context).await.is_err());
     assert!(bed.remote().about(&bed.context).await.is_ok());
+}
+
+#[tokio::test]
+async fn the_workers_of_another_datacenter_may_pass_on_and_nothing_else() {
+    let bed = Bed::new().await;
+    let other = |me| {
+        let (dc, of, whom, address) = (DcId::new(2), ME, Role::Worker, bed.workers.clone());
+        let config = CallerConfig { dc, of, me, whom, address, patience: Duration::from_secs(5) };
+        RemoteWorkers::new(Caller::new(config, &bed.material, &Shutdown::new()).unwrap())
+    };
+    let (workers, asked) = (other(Role::Worker), Arc::new(AtomicUsize::new(0)));
+    let receipt = workers.put_chunks(&bed.context, put(1 << 20, body(16, &asked))).await.unwrap();
+    assert_eq!((receipt.dc.as_str(), receipt.new_chunks), ("dc-a", 1));
+    // Whatever the caller says, it was passed, and goes no further.
+    let new = NewFile { id: id(), fields: MetadataFields::default(), home: None, way: Way::Direct };
+    let refused = workers.create(&bed.context, new.clone()).await.unwrap_err();
+    assert_eq!(refused.detail, format!("{:?}", NewFile { way: Way::Passed, ..new.clone() }));
+    assert!(
+        workers.create_whole(&bed.context, new, Bytes::new()).await.unwrap_err().detail.contains("0 bytes")
+    );
+    assert!(workers.about(&bed.context).await.is_err());
+    assert!(workers.remove(&bed.context, id()).await.is_err());
+    assert!(workers.list(&bed.context, ListQuery { state: None, after: None, limit: 5 }).await.is_err());
+    for me in [Role::Edge, Role::Session, Role::Aggregator] {
+        let (stranger, asked) = (other(me), Arc::new(AtomicUsize::new(0)));
+        let refused = stranger.put_chunks(&bed.context, put(1 << 20, body(16, &asked))).await.unwrap_err();
+        assert_eq!((refused.problem, asked.load(Ordering::SeqCst)), (Problem::Unavailable, 0), "{me}");
+    }
 }
 
 #[tokio::test]

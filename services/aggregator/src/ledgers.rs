@@ -102,7 +102,8 @@ impl Ledgers {
         self.settle_node(None, NodeEvent::Revoke(revocation)).await
     }
 
-    async fn settle_node(&self, file: Option<FileId>, event: NodeEvent) -> Result<(), Refusal> {
+    /// The same as [`settle`](Self::settle) for an event that concerns a file, or the datacenter.
+    pub(crate) async fn settle_node(&self, file: Option<FileId>, event: NodeEvent) -> Result<(), Refusal> {
         let (done, settled) = oneshot::channel();
         let settling = Settled { file, done };
         self.send(Input::Event(Box::new(event), Some(settling))).await?;

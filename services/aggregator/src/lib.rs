@@ -19,6 +19,7 @@ mod bulk;
 mod carry;
 mod catalogue;
 mod door;
+mod drain;
 mod ledgers;
 mod links;
 mod load;
@@ -27,6 +28,7 @@ mod metrics;
 mod refusal;
 mod scrub;
 mod slots;
+mod standing;
 mod status;
 mod tenants;
 mod traces;
@@ -39,11 +41,13 @@ use std::time::Duration;
 
 use sluice_engine::aggregator::{Aggregator, Config, NodeMemory};
 use sluice_engine::ids::{DcId, Timestamp};
+use sluice_engine::placement::Standings;
 use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::clock::SharedClock;
 use sluice_node::material::{ClusterMaterial, MaterialError};
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls::TlsError;
+use sluice_proto::calls::Leaving;
 use sluice_store::{ChunkStore, StoreError};
 use tokio::time::Instant;
 
@@ -127,6 +131,8 @@ pub struct PeerAddress {
     pub address: String,
     /// Where its edges answer clients.
     pub edge_url: Option<String>,
+    /// `host:port` at which its workers take what is passed to them.
+    pub workers: Option<String>,
 }
 
 /// Why an aggregator does not start.
@@ -181,6 +187,12 @@ pub struct AggregatorService {
     /// Pulls under way at once, over all files: more would only be larger.
     pub(crate) pulls: tokio::sync::Semaphore,
     pub(crate) edge_url: Option<String>,
+    /// Whether anybody says how loaded the datacenter is, and so places chunks.
+    pub(crate) is_placed: std::sync::atomic::AtomicBool,
+    /// What time it is for the engine.
+    pub(crate) now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    pub(crate) standings: tokio::sync::watch::Sender<Standings>,
+    pub(crate) leaving: tokio::sync::watch::Sender<Leaving>,
     /// Whether all files of the store are known.
     pub(crate) loaded: tokio::sync::watch::Sender<bool>,
     /// Itself, for the tasks that calls spawn.
@@ -235,6 +247,10 @@ pub async fn start(
         traces: traces::Traces::default(),
         pulls: tokio::sync::Semaphore::new(carry::PULLS),
         edge_url,
+        is_placed: std::sync::atomic::AtomicBool::new(false),
+        now: Arc::new(now),
+        standings: tokio::sync::watch::Sender::new(Standings::default()),
+        leaving: tokio::sync::watch::Sender::new(Leaving::default()),
         loaded: tokio::sync::watch::Sender::new(false),
         parts: parts.clone(),
     });

@@ -72,6 +72,7 @@ pub struct AggregatorMetrics {
     pub(crate) scrub_passes: Counter,
     pub(crate) damaged_files: Gauge,
     pub(crate) reincarnations: Counter,
+    pub(crate) drain_phase: Gauge,
     /// Asks the aggregator that runs now.
     ask: Mutex<Option<Ask>>,
 }
@@ -101,6 +102,7 @@ impl AggregatorMetrics {
             damaged_files: Gauge::default(),
             reincarnations: Counter::default(),
             ask: Mutex::default(),
+            drain_phase: Gauge::default(),
         };
         metrics.register(|registry| {
             registry.register("sluice_commands", "Commands between datacenters", this.commands.clone());
@@ -133,6 +135,11 @@ impl AggregatorMetrics {
                 "sluice_reincarnations",
                 "Times that this process began again as a new incarnation: its disk is older than what a peer has heard of it",
                 this.reincarnations.clone(),
+            );
+            registry.register(
+                "sluice_drain_phase",
+                "How far this datacenter hands its work over: 0 not, 1 data, 2 sessions, 3 channels",
+                this.drain_phase.clone(),
             );
             registry.register("sluice_peer_up", "Whether a peer can be reached", this.peer_up.clone());
             registry.register(

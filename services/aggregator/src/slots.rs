@@ -11,14 +11,16 @@ use sluice_engine::command::DropReason;
 use sluice_engine::context::{Scope, SignedContext};
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
-use sluice_engine::ids::{ClientFileId, FileId, TenantId};
+use sluice_engine::ids::{ClientFileId, DcId, FileId, TenantId};
 use sluice_engine::ledger::FileState;
 use sluice_engine::limits::{UNIT_CHUNKS, UNIT_LEVEL};
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::span::Place;
 use sluice_engine::span_tree::{merge_chunks, proof_places};
-use sluice_proto::calls::{Admission, ChunkSource, ListQuery, Opened, Slots, Wait};
-use sluice_proto::http::{About, DcInfo, FileEntry, FilePage, FileStatus, ProofNode, State, TreeNode};
+use sluice_proto::calls::{Admission, ChunkSource, DrainOrder, ListQuery, Opened, Slots, Wait};
+use sluice_proto::http::{
+    About, DcInfo, DrainStatus, FileEntry, FilePage, FileStatus, ProofNode, State, TreeNode,
+};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::{Listed, RecordOutcome, StoreError};
 use tokio::time::{Duration, Instant};
@@ -444,12 +446,14 @@ impl Slots for AggregatorService {
 
     async fn about(&self, context: &SignedContext) -> Result<About, Refusal> {
         self.parts.access.verify(context)?;
-        let linked = self.ledgers.ask(|aggregator| {
-            let peers = aggregator.config().peers.iter();
-            peers.copied().filter(|peer| aggregator.is_linked(*peer)).collect::<Vec<_>>()
-        });
-        let linked = linked.await?;
+        let now = (self.now)();
+        let standings = self.ledgers.ask(move |aggregator| aggregator.standings(now)).await?;
         let me = self.parts.dc;
+        let drain = |dc: DcId| {
+            let others = || standings.others.get(&dc)?.drain;
+            let drain = if dc == me { standings.drain } else { others() };
+            drain.map(|drain| format!("{} to {}", drain.phase, self.dc_name(drain.target)))
+        };
         let dcs = self.parts.material.dcs().map(|(dc, name)| DcInfo {
             name: name.to_owned(),
             url: if dc == me {
@@ -457,7 +461,8 @@ impl Slots for AggregatorService {
             } else {
                 self.links.peer(dc).and_then(|peer| peer.edge_url.clone())
             },
-            reachable: dc == me || linked.contains(&dc),
+            reachable: dc == me || standings.others.get(&dc).is_some_and(|other| other.is_reachable),
+            drain: drain(dc),
         });
         Ok(About {
             cluster: self.parts.material.name().to_owned(),
@@ -465,6 +470,11 @@ impl Slots for AggregatorService {
             dcs: dcs.collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
         })
+    }
+
+    async fn drain(&self, context: &SignedContext, order: DrainOrder) -> Result<DrainStatus, Refusal> {
+        self.parts.access.require(context, Scope::Operate)?;
+        self.ordered(order).await
     }
 }
 

@@ -19,6 +19,7 @@ use hyper::service::{HttpService, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulConnection;
 use rustls::ServerConfig;
+use sluice_engine::drain::Phase;
 use sluice_node::budget::{Concurrency, ConcurrencyPermit};
 use sluice_node::listener;
 use sluice_node::secure::{Readers, Secure};
@@ -56,6 +57,11 @@ const PONG: Duration = Duration::from_secs(10);
 
 /// How long a connection that was told goodbye has to go.
 const GOODBYE: Duration = Duration::from_secs(5);
+
+/// When the datacenter hands its channels over: how long idle connections are left alone, so that those with requests go
+/// first; and how soon one is looked at again.
+const IDLE_LAST: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
 /// What stands behind the port.
 #[derive(Clone)]
@@ -132,7 +138,10 @@ async fn secure(stream: TcpStream, (tls, readers): Handshake, app: &App) -> Opti
     // An answer is one write, and waits for no other.
     let _ = stream.set_nodelay(true);
     let mut stream = match timeout(app.settings.handshake, Secure::accept(stream, tls, readers)).await {
-        Ok(Ok(stream)) => Box::new(stream),
+        Ok(Ok(stream)) => {
+            app.parts.metrics.count_handshake(if stream.is_resumed() { "resumed" } else { "full" });
+            Box::new(stream)
+        }
         Ok(Err(error)) => {
             tracing::debug!(%error, "a TLS handshake failed");
             return None;
@@ -224,10 +233,25 @@ where
     C: GracefulConnection<Error = hyper::Error>,
 {
     let mut goodbye = false;
+    let mut leaving = app.parts.leaving.clone();
+    let mut leaves_since = None;
     loop {
         let left = activity.left(&app.settings);
+        let leaves = leaving.borrow_and_update().phase == Some(Phase::Channels);
         // A connection that was told goodbye is looked at again: its last request may end while its client stays.
-        let patience = if goodbye { left.min(GOODBYE) } else { left };
+        let mut patience = if goodbye { left.min(GOODBYE) } else { left };
+        if leaves && !goodbye {
+            // Told with the answer to a request, a client knows where to go on; an idle one is told when nobody else is.
+            let since = *leaves_since.get_or_insert_with(Instant::now);
+            if activity.is_busy() || since.elapsed() >= IDLE_LAST {
+                connection.as_mut().graceful_shutdown();
+                goodbye = true;
+                continue;
+            }
+            patience = patience.min(LOOK_AGAIN);
+        } else {
+            leaves_since = None;
+        }
         tokio::select! {
             result = connection.as_mut() => {
                 if let Err(error) = result {
@@ -235,6 +259,7 @@ where
                 }
                 return;
             }
+            Ok(()) = leaving.changed(), if !goodbye => {}
             () = app.tasks.draining(), if !goodbye => {
                 connection.as_mut().graceful_shutdown();
                 goodbye = true;

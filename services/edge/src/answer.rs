@@ -15,6 +15,9 @@ const SLUICE_DC: HeaderName = HeaderName::from_static("sluice-dc");
 /// Names the trace of the request.
 const TRACE_ID: HeaderName = HeaderName::from_static("trace-id");
 
+/// Query of a request that another datacenter sent on.
+pub(crate) const PASSED: &str = "passed";
+
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 
 /// A refusal on its way out; it becomes a problem in [`finish`], which knows the rest.
@@ -55,6 +58,16 @@ impl IntoResponse for Refused {
 
 /// What a handler answers.
 pub(crate) type Answer = Result<Response, Refused>;
+
+/// A refusal of a request for this path; who is sent elsewhere is told where, and that it is not to be sent on again.
+pub(crate) fn sent_on(refusal: Refusal, path: &str) -> Refused {
+    let location = refusal.to.as_deref().map(|url| format!("{}{path}?{PASSED}", url.trim_end_matches('/')));
+    let refused = Refused::from(refusal);
+    match location.and_then(|location| HeaderValue::try_from(location).ok()) {
+        Some(location) => refused.with(header::LOCATION, location),
+        None => refused,
+    }
+}
 
 /// A parameter or header that is malformed.
 pub(crate) fn invalid(detail: impl Into<String>) -> Refusal {
@@ -97,7 +110,7 @@ pub(crate) fn stamp(headers: &mut HeaderMap, dc: &str, trace: TraceId) {
 }
 
 fn write_problem(response: &mut Response, refusal: &Refusal, dc: &str, trace: TraceId) {
-    let Refusal { problem, detail, hint, retry_after } = refusal;
+    let Refusal { problem, detail, hint, retry_after, to: _ } = refusal;
     let details = ProblemDetails {
         kind: format!("/problems/{}", problem.code()),
         title: problem.title().to_owned(),
@@ -135,7 +148,8 @@ fn challenge(problem: Problem) -> Option<&'static str> {
             Some(r#"Bearer realm="sluice", error="invalid_token""#)
         }
         Problem::Forbidden => Some(r#"Bearer realm="sluice", error="insufficient_scope""#),
-        Problem::InvalidId
+        Problem::Elsewhere
+        | Problem::InvalidId
         | Problem::InvalidMetadata
         | Problem::InvalidParameter
         | Problem::ChunkIndex
@@ -182,7 +196,8 @@ mod tests {
     fn every_problem_has_a_status_and_401_a_challenge() {
         for problem in Problem::ALL {
             let status = status(*problem);
-            assert!(status.is_client_error() || status.is_server_error(), "{problem}");
+            let sends_on = *problem == Problem::Elsewhere && status == 307;
+            assert!(sends_on || status.is_client_error() || status.is_server_error(), "{problem}");
             assert_eq!(
                 status == 401 || status == 403 && *problem == Problem::Forbidden,
                 challenge(*problem).is_some()

@@ -16,9 +16,9 @@ use sluice_proto::problem::{Problem, Refusal};
 
 use crate::App;
 use crate::accept::READ_BUFFER;
-use crate::answer::{Answer, invalid, json};
+use crate::answer::{Answer, invalid, json, sent_on};
 use crate::files::{PathOf, path};
-use crate::routes::{Caller, file_id};
+use crate::routes::{Caller, file_id, way};
 
 /// The value that each chunk of the body must have: 64 hexadecimal digits each, separated by commas.
 const CHUNK_VALUE: &str = "chunk-value";
@@ -38,9 +38,10 @@ pub(crate) async fn put(
     request: Request,
 ) -> Answer {
     let began = Instant::now();
+    let target = request.uri().path().to_owned();
     let result = take(&app, &context, parameters, request).await;
     count(&app, DOOR, began, &result);
-    let receipt = result?;
+    let receipt = result.map_err(|refusal| sent_on(refusal, &target))?;
     let status = if receipt.provisional { StatusCode::ACCEPTED } else { StatusCode::OK };
     json(status, &receipt)
 }
@@ -81,6 +82,7 @@ async fn take(
     refuse_encoding(request.headers())?;
     let len = content_length(request.headers())?;
     let expected = chunk_values(request.headers())?;
+    let way = way(&request);
     // Its bytes go to the store as they arrive.
     let _memory = app.parts.memory.try_take(len.min(BUFFERED)).inspect_err(|_| {
         app.parts.metrics.count_shed("memory");
@@ -90,7 +92,7 @@ async fn take(
             Refusal::new(Problem::Truncated, "the body ended early").hint("send the chunk again")
         })
     });
-    let put = PutChunks { id, start, len, expected, body: body.boxed() };
+    let put = PutChunks { id, start, len, expected, body: body.boxed(), way };
     app.parts.workers.put_chunks(context, put).await
 }
 

@@ -20,14 +20,14 @@ use sluice_engine::limits::{CHUNK_LEN, UNIT_LEVEL};
 use sluice_engine::metadata::MetadataFields;
 use sluice_engine::span::Place;
 use sluice_node::clock;
-use sluice_proto::calls::{ListQuery, NewFile, Wait};
+use sluice_proto::calls::{ListQuery, NewFile, Wait, Way};
 use sluice_proto::http::{CreateFile, FileStatus, SettleFile, State as FileState};
 use sluice_proto::problem::{Problem, Refusal};
 
 use crate::App;
-use crate::answer::{Answer, invalid, json};
+use crate::answer::{Answer, invalid, json, sent_on};
 use crate::chunks::{DOOR, content_length, refuse_encoding};
-use crate::routes::{Caller, file_id};
+use crate::routes::{Caller, file_id, way};
 
 /// The longest body of JSON, in bytes: four times the longest metadata record.
 const MAX_JSON_LEN: usize = 64 << 10;
@@ -65,18 +65,20 @@ pub(crate) async fn create(State(app): State<Arc<App>>, Caller(context): Caller,
     if request.headers().contains_key(FILE_METADATA) {
         return create_whole(&app, &context, request).await;
     }
+    let (way, target) = (way(&request), request.uri().path().to_owned());
     let body = json_body(&app, request).await?;
-    let new = new_file(&body)?;
-    let created = app.parts.workers.create(&context, new).await?;
-    created_answer(created)
+    let new = NewFile { way, ..new_file(&body)? };
+    let created = app.parts.workers.create(&context, new).await;
+    created_answer(created.map_err(|refusal| sent_on(refusal, &target))?)
 }
 
 /// `POST /v1/files` with the file's bytes as its body, and what is said of it in a header.
 async fn create_whole(app: &App, context: &SignedContext, request: Request) -> Answer {
     let began = Instant::now();
+    let target = request.uri().path().to_owned();
     let result = take_whole(app, context, request).await;
     count_whole(app, DOOR, began, &result);
-    created_answer(result?)
+    created_answer(result.map_err(|refusal| sent_on(refusal, &target))?)
 }
 
 /// Counts a file that came whole, and how long it took.
@@ -118,7 +120,7 @@ async fn take_whole(
 ) -> Result<(bool, FileStatus), Refusal> {
     refuse_encoding(request.headers())?;
     let said = request.headers().get(FILE_METADATA).map_or(&[][..], HeaderValue::as_bytes);
-    let mut new = new_file(said)?;
+    let mut new = NewFile { way: way(&request), ..new_file(said)? };
     // An empty body may come without a length.
     let len = match request.body().size_hint().exact() {
         Some(len) => len,
@@ -210,6 +212,7 @@ fn new_file(body: &[u8]) -> Result<NewFile, Refusal> {
             user: file.metadata,
         },
         home: file.home,
+        way: Way::Direct,
     })
 }
 

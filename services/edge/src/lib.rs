@@ -14,12 +14,15 @@
 //!    status in `grpc/status.rs`. Every answer names its datacenter and trace.
 //! 5. It stops with the datacenter's [`Shutdown`]: `/readyz` fails first, then the port closes, requests in flight
 //!    finish, connections say goodbye. A kill drops the port and every connection at once.
+//! 6. Once the datacenter hands its channels over, clients that follow are sent to the other datacenter, and connections end
+//!    with the requests that they have, idle ones last; who comes back is served.
 
 mod accept;
 mod answer;
 mod body;
 mod chunks;
 mod content;
+mod drain;
 mod files;
 mod grpc;
 mod routes;
@@ -36,8 +39,9 @@ use sluice_node::budget::{Concurrency, MemoryBudget};
 use sluice_node::listener;
 use sluice_node::metrics::Metrics;
 use sluice_node::shutdown::Shutdown;
-use sluice_proto::calls::{Sessions, Tenants, Workers};
+use sluice_proto::calls::{Leaving, Sessions, Tenants, Workers};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
 pub use body::DrainLimits;
 
@@ -119,6 +123,8 @@ pub struct EdgeParts {
     pub metrics: Arc<Metrics>,
     /// Told when the edge serves, and when it stops.
     pub health: Health,
+    /// Where clients should go, if the datacenter hands them over.
+    pub leaving: watch::Receiver<Leaving>,
 }
 
 /// Why an edge does not open.

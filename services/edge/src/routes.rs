@@ -10,21 +10,22 @@ use axum::extract::{FromRequestParts, MatchedPath, Request};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use http::request::Parts;
-use http::{HeaderMap, HeaderName, Method, header};
+use http::{HeaderMap, HeaderName, Method, Uri, header};
 use sluice_engine::context::SignedContext;
 use sluice_engine::ids::ClientFileId;
 use sluice_node::metrics::HttpLabels;
 use sluice_node::telemetry::{self, Whence};
+use sluice_proto::calls::Way;
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_proto::trace::TRACEPARENT;
 use tower::Service;
 use tracing::field::{Empty, display};
 
-use crate::answer::{self, Refused};
-use crate::{App, chunks, content, files, tenants};
+use crate::answer::{self, PASSED, Refused};
+use crate::{App, chunks, content, drain, files, tenants};
 
 /// Every pattern, which is also what metrics call it.
-const ROUTES: [&str; 8] = [
+const ROUTES: [&str; 9] = [
     "/v1",
     "/v1/files",
     "/v1/files/{id}",
@@ -33,11 +34,12 @@ const ROUTES: [&str; 8] = [
     "/v1/files/{id}/tree",
     "/v1/admin/revocations",
     "/v1/admin/tenants/{tenant}",
+    drain::PATH,
 ];
 
 /// The routes of the HTTP door.
 pub(crate) fn router(app: Arc<App>) -> Router {
-    let [about, list, file, chunk, bytes, tree, revocations, tenant] = ROUTES;
+    let [about, list, file, chunk, bytes, tree, revocations, tenant, drains] = ROUTES;
     Router::new()
         .route(about, get(files::about))
         .route(list, get(files::list).post(files::create))
@@ -47,6 +49,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route(tree, get(files::tree))
         .route(revocations, post(tenants::revoke))
         .route(tenant, get(tenants::status))
+        .route(drains, get(drain::show).put(drain::begin).delete(drain::end))
         .fallback(no_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(axum::middleware::map_response(note_route))
@@ -100,12 +103,16 @@ pub(crate) fn answer(
     let served = telemetry::serve(span, request.headers().get(TRACEPARENT), Whence::Client);
     let (trace, span) = (served.trace(), served.span().clone());
     strip_internal(request.headers_mut());
+    note_way(&mut request);
     served.scope(async move {
         let mut response = match app.requests.try_take() {
             // Held until the answer's head is ready; a stream on its way out is paid for by its chunks.
-            Ok(_permit) => match router.call(request).await {
-                Ok(response) => response,
-                Err(never) => match never {},
+            Ok(_permit) => match drain::send_away(&app, &request) {
+                Some(away) => away.into_response(),
+                None => match router.call(request).await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                },
             },
             Err(refusal) => {
                 app.parts.metrics.count_shed("requests");
@@ -194,6 +201,33 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
     }
 }
 
+/// Notes by which way a request came: whether it was sent on to here, and whether its client would go elsewhere
+/// (`Prefer: redirect`, RFC 7240). What said that it was sent on is taken out of its query.
+fn note_way(request: &mut Request) {
+    let preferences = request.headers().get_all("prefer").iter().filter_map(|value| value.to_str().ok());
+    let follows = preferences.flat_map(|value| value.split(',')).any(|one| one.trim() == "redirect");
+    let mut way = if follows { Way::Follows } else { Way::Direct };
+    let is_mark = |part: &str| part.split('=').next() == Some(PASSED);
+    if let Some(query) = request.uri().query().filter(|query| query.split('&').any(is_mark)) {
+        way = Way::Passed;
+        let rest: Vec<&str> = query.split('&').filter(|part| !is_mark(part)).collect();
+        let path = request.uri().path();
+        let target = if rest.is_empty() { path.to_owned() } else { format!("{path}?{}", rest.join("&")) };
+        let mut parts = request.uri().clone().into_parts();
+        // Less of what was a target is one.
+        parts.path_and_query = target.parse().ok();
+        if let Ok(uri) = Uri::from_parts(parts) {
+            *request.uri_mut() = uri;
+        }
+    }
+    request.extensions_mut().insert(way);
+}
+
+/// By which way a request came.
+pub(crate) fn way(request: &Request) -> Way {
+    request.extensions().get().copied().unwrap_or_default()
+}
+
 /// The id of a file in a path.
 pub(crate) fn file_id(text: &str) -> Result<ClientFileId, Refusal> {
     let id: ClientFileId = text
@@ -219,6 +253,19 @@ mod tests {
         let mut left: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["authorization", "chunk-value", "x-forwarded-for"]);
+    }
+
+    #[test]
+    fn a_request_says_whether_it_may_be_sent_on() {
+        let of = |uri: &str, prefer: &'static str| {
+            let mut request = Request::put(uri).header("prefer", prefer).body(Body::empty()).unwrap();
+            note_way(&mut request);
+            (way(&request), request.uri().to_string())
+        };
+        assert_eq!(of("/v1/files?x=passed", "wait=5"), (Way::Direct, "/v1/files?x=passed".into()));
+        assert_eq!(of("https://a/v1", "wait=5, redirect"), (Way::Follows, "https://a/v1".into()));
+        assert_eq!(of("/v1/files?passed", "redirect"), (Way::Passed, "/v1/files".into()));
+        assert_eq!(of("https://a/v1?x=1&passed&y", "redirect"), (Way::Passed, "https://a/v1?x=1&y".into()));
     }
 
     #[test]

@@ -10,10 +10,13 @@
 //! 2. `put_chunks` answers after the run is durable and registered (G1). A body that ends early, late or never is
 //!    refused, and never taken for a chunk.
 //! 3. `read` gives out only bytes that hash to the values under the file's root (G2).
-//! 4. Memory is bounded: a body on its way in costs what the caller buffers, a stream on its way out a few chunks out
+//! 4. What had better go elsewhere is passed to the workers of another datacenter with its context, or its client is sent
+//!    there; what was passed here goes no further. The receipt names the datacenter in which it is durable.
+//! 5. Memory is bounded: a body on its way in costs what the caller buffers, a stream on its way out a few chunks out
 //!    of a [`MemoryBudget`].
 
 mod body;
+mod lent;
 mod rates;
 mod read;
 mod refusal;
@@ -28,20 +31,24 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use sluice_engine::context::{Scope, SignedContext};
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
-use sluice_engine::ids::{ClientFileId, FileId};
+use sluice_engine::ids::{ClientFileId, DcId, FileId};
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::{MetadataFields, MetadataRecord};
+use sluice_engine::placement::{Ask, Choice, FULL, Load};
 use sluice_engine::span::Place;
 use sluice_node::access::ContextVerifier;
-use sluice_node::budget::MemoryBudget;
+use sluice_node::budget::{Concurrency, MemoryBudget};
 use sluice_node::metrics::Metrics;
+use sluice_node::rate::UploadRate;
 use sluice_node::shutdown::Shutdown;
 use sluice_proto::calls::{
-    Admission, ByteStream, ListQuery, NewFile, Opened, PutChunks, Slots, Wait, Workers,
+    Admission, ByteStream, DrainOrder, Elsewhere, Leaving, ListQuery, NewFile, Opened, PutChunks, Slots,
+    Wait, Way, Workers,
 };
-use sluice_proto::http::{About, ChunkReceipt, FilePage, FileStatus, State, TreeNode};
+use sluice_proto::http::{About, ChunkReceipt, DrainStatus, FilePage, FileStatus, State, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::ChunkStore;
+use tokio::time::Instant;
 use tracing::Instrument as _;
 
 pub use body::Pace;
@@ -50,6 +57,10 @@ pub use rates::{Buckets, Rates};
 /// How long a file that came in one request, and could not be taken as one record, may take to be assembled before its
 /// client is told where it stands.
 const ASSEMBLY_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How long a run waits for room under the capped rate, here or elsewhere, and how often it looks for it.
+const ROOM_PATIENCE: Duration = Duration::from_secs(10);
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// What a worker spends.
 #[derive(Clone, Debug)]
@@ -64,6 +75,10 @@ pub struct WorkerSettings {
     pub stall: Duration,
     /// Bodies that flow into the store at full speed at once; the next ones wait a moment for their turn.
     pub turns: usize,
+    /// Bodies at once at which this counts as full, so that more are passed on if there is anywhere to pass them.
+    pub bodies: usize,
+    /// Bytes of uploads a second that are taken; `None`: as many as come.
+    pub upload_rate: Option<u64>,
 }
 
 impl Default for WorkerSettings {
@@ -74,6 +89,8 @@ impl Default for WorkerSettings {
             prefetch: 3,
             stall: Duration::from_secs(60),
             turns: 8,
+            bodies: 1024,
+            upload_rate: None,
         }
     }
 }
@@ -93,6 +110,8 @@ pub struct WorkerParts {
     pub memory: MemoryBudget,
     /// Counts damage.
     pub metrics: Arc<Metrics>,
+    /// Where else chunks can go; `None`: nowhere.
+    pub elsewhere: Option<Arc<dyn Elsewhere>>,
     /// Owns the tasks behind streams on their way out.
     pub tasks: Shutdown,
     /// How fast each tenant may go.
@@ -104,31 +123,91 @@ pub struct Worker {
     parts: WorkerParts,
     settings: WorkerSettings,
     turns: turn::Turns,
+    bodies: Concurrency,
+    rate: UploadRate,
 }
 
 impl Worker {
     /// A worker with these parts.
     pub fn new(parts: WorkerParts, settings: WorkerSettings) -> Self {
-        Self { turns: turn::Turns::new(settings.turns), parts, settings }
+        let bodies = Concurrency::new("bodies", settings.bodies);
+        let rate = UploadRate::new(settings.upload_rate);
+        Self { turns: turn::Turns::new(settings.turns), bodies, rate, parts, settings }
     }
 
-    /// Awaits an answer from the owner of a slot, or refuses when it takes too long.
-    async fn ask<T>(&self, answer: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
-        within(self.settings.patience, "the owner of the file's slot", answer).await
+    /// How loaded it is: by the tightest of memory, bodies at once, and the capped rate.
+    pub fn load(&self) -> Load {
+        let Load { room, pressure } = self.rate.load();
+        let (used, total) = (self.parts.memory.used(), self.parts.memory.total());
+        // A tenth is kept for what is on its way.
+        let memory = u128::from(used) * u128::from(FULL) * 10 / (u128::from(total) * 9).max(1);
+        let bodies = self.bodies.used() * usize::from(FULL) / self.settings.bodies.max(1);
+        let tightest = [memory as u64, bodies as u64].map(|part| u16::try_from(part).unwrap_or(u16::MAX));
+        let pressure = tightest.into_iter().fold(pressure, u16::max);
+        Load { room: if pressure >= FULL { 0 } else { room }, pressure }
     }
 
-    /// Takes chunks that are paid for.
+    /// Where something goes that had better not be taken here; `None`: it is taken here. A client that goes where it is
+    /// sent is sent there.
+    async fn place(
+        &self,
+        way: Way,
+        file: FileId,
+        run: Option<Run>,
+        len: u64,
+    ) -> Result<Option<Passage>, Refusal> {
+        let Some(elsewhere) = &self.parts.elsewhere else { return Ok(None) };
+        let (is_passed, pressure) = (way == Way::Passed, self.load().pressure);
+        let start = run.map_or(0, |run| run.range().start);
+        let dc = match elsewhere.choose(&Ask { file, start, len, is_passed, pressure }) {
+            Choice::Here => return Ok(None),
+            Choice::There(dc) => dc,
+        };
+        if let Some(run) = run {
+            // What is here is compared here, and goes nowhere.
+            let held = self.parts.store.values(file, run.range()).await;
+            if held.is_ok_and(|values| values.iter().any(Option::is_some)) {
+                return Ok(None);
+            }
+        }
+        if let (Way::Follows, Some(url)) = (way, elsewhere.url(dc)) {
+            elsewhere.passed(dc, len);
+            return Err(Refusal::elsewhere("another datacenter takes this now", url));
+        }
+        Ok(elsewhere.workers(dc).map(|workers| Passage { dc, workers, elsewhere: elsewhere.clone() }))
+    }
+
+    /// The same, once there is room here or elsewhere: whoever waits is bound to neither, so that the first that has room
+    /// takes it. After a while it is tried here in any case.
+    async fn wait_for_room(
+        &self,
+        way: Way,
+        file: FileId,
+        run: Run,
+        len: u64,
+    ) -> Result<Option<Passage>, Refusal> {
+        let until = Instant::now() + ROOM_PATIENCE;
+        loop {
+            let passage = self.place(way, file, Some(run), len).await?;
+            if passage.is_some() || self.rate.load().pressure < FULL || Instant::now() >= until {
+                return Ok(passage);
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Takes chunks that are paid for: here, or elsewhere.
     async fn take_chunks(&self, context: &SignedContext, put: PutChunks) -> Result<ChunkReceipt, Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
         let file = FileId::derive(session.tenant, put.id);
-        let PutChunks { start, len, expected, body, .. } = put;
+        let (start, len) = (put.start, put.len);
         let run = match self.ask(self.parts.slots.admit(context, file)).await? {
             Admission::Known(shape) => shape.run(start, len),
             Admission::Open if !len.is_multiple_of(CHUNK_LEN) => return Err(refusal::size_open(len)),
             Admission::Open | Admission::Provisional => Run::from_len(start, len),
         }
         .map_err(|error| refusal::of_geometry(&error))?;
-        if let Some(values) = &expected
+        if let Some(values) = &put.expected
             && values.len() as u64 != run.count()
         {
             return Err(Refusal::new(
@@ -138,6 +217,39 @@ impl Worker {
             .hint("send one value per chunk, or none"));
         }
 
+        let Some(passage) = self.wait_for_room(put.way, file, run, put.len).await? else {
+            return self.put_here(context, file, run, put).await;
+        };
+        let (lender, body) = lent::lend(put.body);
+        let (id, start, len, expected) = (put.id, put.start, put.len, put.expected.clone());
+        let passed = PutChunks { id, start, len, expected, body, way: Way::Passed };
+        match passage.workers.put_chunks(context, passed).await {
+            Ok(receipt) => {
+                passage.elsewhere.passed(passage.dc, len);
+                Ok(receipt)
+            }
+            Err(refusal) => match lender.take_back().filter(|_| is_no_verdict(&refusal)) {
+                Some(body) => {
+                    passage.elsewhere.failed(passage.dc);
+                    self.put_here(context, file, run, PutChunks { body, ..put }).await
+                }
+                None => Err(refusal),
+            },
+        }
+    }
+
+    /// Takes a run here.
+    async fn put_here(
+        &self,
+        context: &SignedContext,
+        file: FileId,
+        run: Run,
+        put: PutChunks,
+    ) -> Result<ChunkReceipt, Refusal> {
+        let session = self.parts.access.require(context, Scope::Write)?;
+        let PutChunks { start, len, expected, body, .. } = put;
+        let _body = self.bodies.try_take().ok();
+        self.rate.take(len).await?;
         let (turn, busy) = self.turns.take().await;
         let begin = async {
             let writer = self.parts.store.begin_run(file, session.tenant, run, len).await;
@@ -176,6 +288,23 @@ impl Worker {
         let status = self.parts.slots.status(context, id, wait);
         within(patience, "the owner of the file's slot", status).await
     }
+
+    /// Awaits an answer from the owner of a slot, or refuses when it takes too long.
+    async fn ask<T>(&self, answer: impl Future<Output = Result<T, Refusal>>) -> Result<T, Refusal> {
+        within(self.settings.patience, "the owner of the file's slot", answer).await
+    }
+}
+
+/// Another datacenter that takes something in this one's place.
+struct Passage {
+    dc: DcId,
+    workers: Arc<dyn Workers>,
+    elsewhere: Arc<dyn Elsewhere>,
+}
+
+/// Whether a refusal says nothing of what was sent, only that it could not be taken there now.
+fn is_no_verdict(refusal: &Refusal) -> bool {
+    refusal.problem.status() == 503
 }
 
 /// Awaits `answer` for at most `patience`.
@@ -194,8 +323,14 @@ impl Workers for Worker {
     async fn create(&self, context: &SignedContext, new: NewFile) -> Result<(bool, FileStatus), Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
         self.parts.rates.take(&session, 0).await?;
-        let record = MetadataRecord::new(session.tenant, new.id, new.fields)
+        let record = MetadataRecord::new(session.tenant, new.id, new.fields.clone())
             .map_err(|error| refusal::of_metadata(&error))?;
+        if let Some(passage) = self.place(new.way, record.file_id(), None, 0).await? {
+            match passage.workers.create(context, NewFile { way: Way::Passed, ..new.clone() }).await {
+                Err(refusal) if is_no_verdict(&refusal) => passage.elsewhere.failed(passage.dc),
+                created => return created,
+            }
+        }
         self.ask(self.parts.slots.create(context, record, new.home)).await
     }
 
@@ -213,20 +348,34 @@ impl Workers for Worker {
     ) -> Result<(bool, FileStatus), Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
         let (id, len) = (new.id, bytes.len() as u64);
-        let fields = MetadataFields { size: Some(len), ..new.fields };
+        let fields = MetadataFields { size: Some(len), ..new.fields.clone() };
         let record =
             MetadataRecord::new(session.tenant, id, fields).map_err(|error| refusal::of_metadata(&error))?;
-        if new.home.as_ref().is_none_or(|home| *home == self.parts.dc)
-            && let Some(done) =
-                self.ask(self.parts.slots.create_whole(context, record.clone(), bytes.clone())).await?
-        {
-            return Ok(done);
+        if let Some(passage) = self.place(new.way, record.file_id(), None, len).await? {
+            let passed = NewFile { way: Way::Passed, ..new.clone() };
+            match passage.workers.create_whole(context, passed, bytes.clone()).await {
+                Err(refusal) if is_no_verdict(&refusal) => passage.elsewhere.failed(passage.dc),
+                created => {
+                    if created.is_ok() {
+                        passage.elsewhere.passed(passage.dc, len);
+                    }
+                    return created;
+                }
+            }
+        }
+        if new.home.as_ref().is_none_or(|home| *home == self.parts.dc) {
+            self.rate.take(len).await?;
+            let whole = self.parts.slots.create_whole(context, record.clone(), bytes.clone());
+            if let Some(done) = self.ask(whole).await? {
+                return Ok(done);
+            }
         }
         // Something of it is here, or it is to be assembled elsewhere: it comes like any other file.
         let (is_new, status) = self.ask(self.parts.slots.create(context, record, new.home)).await?;
         if let (Ok(start), true) = (ChunkIndex::new(0), len > 0 && status.state < State::Assembled) {
             let body: ByteStream = Box::pin(futures_util::stream::once(async move { Ok(bytes) }));
-            self.take_chunks(context, PutChunks { id, start, len, expected: None, body }).await?;
+            let put = PutChunks { id, start, len, expected: None, body, way: Way::Passed };
+            self.take_chunks(context, put).await?;
         }
         let wait = Wait { state: State::Assembled, timeout: ASSEMBLY_PATIENCE };
         Ok((is_new, self.wait_for(context, id, Some(wait)).await?))
@@ -303,5 +452,17 @@ impl Workers for Worker {
     async fn about(&self, context: &SignedContext) -> Result<About, Refusal> {
         self.parts.access.verify(context)?;
         self.ask(self.parts.slots.about(context)).await
+    }
+
+    async fn drain(&self, context: &SignedContext, order: DrainOrder) -> Result<DrainStatus, Refusal> {
+        self.parts.access.require(context, Scope::Operate)?;
+        let status = self.ask(self.parts.slots.drain(context, order)).await?;
+        // One of them asks.
+        let connections = u64::try_from(self.parts.metrics.connections.get()).unwrap_or(0).saturating_sub(1);
+        Ok(DrainStatus { bodies: self.bodies.used() as u64, connections, ..status })
+    }
+
+    async fn leaving(&self) -> Result<Leaving, Refusal> {
+        Ok(self.parts.elsewhere.as_ref().map(|elsewhere| elsewhere.leaving()).unwrap_or_default())
     }
 }

@@ -22,7 +22,7 @@ use sluice_node::clock::ManualClock;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::metrics::Metrics;
 use sluice_node::shutdown::{Shutdown, Stopped};
-use sluice_proto::calls::{ByteStream, NewFile, PutChunks, Workers};
+use sluice_proto::calls::{ByteStream, NewFile, PutChunks, Way, Workers};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::StoreError;
 use sluice_worker::{Pace, Rates, Worker, WorkerParts, WorkerSettings};
@@ -83,6 +83,7 @@ fn setup_with(memory: MemoryBudget, patience: Duration) -> Setup {
         slots: slots.clone(),
         access,
         memory: memory.clone(),
+        elsewhere: None,
         metrics: Arc::new(Metrics::new("dc-a")),
         tasks: tasks.clone(),
         rates: Arc::new(Rates::new(clock.clone(), None)),
@@ -109,13 +110,13 @@ fn body(bytes: Bytes) -> ByteStream {
 
 fn put(start: u64, bytes: Bytes) -> PutChunks {
     let start = ChunkIndex::new(start).unwrap();
-    PutChunks { id: ID, start, len: bytes.len() as u64, expected: None, body: body(bytes) }
+    PutChunks { id: ID, start, len: bytes.len() as u64, expected: None, body: body(bytes), way: Way::Direct }
 }
 
 impl Setup {
     async fn create(&self, size: u64) {
         let fields = MetadataFields { size: Some(size), ..MetadataFields::default() };
-        let new = NewFile { id: ID, fields, home: None };
+        let new = NewFile { id: ID, fields, home: None, way: Way::Direct };
         self.worker.create(&self.context, new).await.unwrap();
     }
 
@@ -333,7 +334,7 @@ async fn a_tenant_that_goes_too_fast_waits_and_no_other_does() {
     let other = sign_with_rate(&setup.material, TenantId::new(8), &Scope::ALL, 2 * CHUNK_LEN);
     let create = |context: SignedContext| {
         let fields = MetadataFields { size: Some(64 * CHUNK_LEN), ..MetadataFields::default() };
-        let new = NewFile { id: ID, fields, home: None };
+        let new = NewFile { id: ID, fields, home: None, way: Way::Direct };
         let worker = &setup.worker;
         async move { worker.create(&context, new).await }
     };
@@ -355,7 +356,7 @@ async fn a_tenant_that_goes_too_fast_waits_and_no_other_does() {
     type Piece = Option<Result<Bytes, Refusal>>;
     let unasked = stream::poll_fn(|_| -> std::task::Poll<Piece> { panic!("the body was asked for") }).boxed();
     let start = ChunkIndex::new(taken).unwrap();
-    let more = PutChunks { id: ID, start, len: CHUNK_LEN, expected: None, body: unasked };
+    let more = PutChunks { id: ID, start, len: CHUNK_LEN, expected: None, body: unasked, way: Way::Direct };
     let again = setup.worker.put_chunks(&fast, more).await.unwrap_err();
     assert_eq!(again.problem, Problem::RateLimited);
     // Whatever else it asks is no way around, at any door that leads here; the bytes of a small file are not asked for.

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from . import Refused
 
-SCOPES = {1: "write", 2: "read", 4: "delete"}
+SCOPES = {1: "write", 2: "read", 4: "delete", 8: "operate"}
 FIXED = ">4sIH16sQIQQQQQB"
 TOLERANCE_MS = 60_000
 MAX_LIFE_MS = 300_000

@@ -132,7 +132,7 @@ impl Default for Rest {
 
 impl Rest {
     fn insert(&mut self, id: FileId, brief: &Brief) {
-        // It counts once.
+        // What is known of it now takes the place of what was, in the sums too.
         self.remove(id);
         let claim = brief.assembled.map(|(claim, _)| claim);
         let resting = Resting { fingerprint: brief.fingerprint, claim };
@@ -196,6 +196,18 @@ impl Rest {
     /// The files of a range.
     pub(super) fn ids(&self, prefix: FileId, bits: u8) -> Vec<FileId> {
         self.within(prefix, bits).map(|(id, _)| id).collect()
+    }
+
+    /// Some that have this home, at most so many.
+    pub(super) fn some_homed_at(&self, home: DcId, limit: usize) -> Vec<FileId> {
+        let slots = self.sums.keys().filter(|(_, of)| *of == Some(home)).map(|(slot, _)| *slot);
+        let ids = slots.flat_map(move |slot| {
+            let prefix =
+                FileId::from_bytes((u128::from(slot) << (u128::BITS - u32::from(SLOT_BITS))).to_be_bytes());
+            let here = move |resting: &Resting| resting.claim.is_some_and(|claim| claim.home == home);
+            self.within(prefix, SLOT_BITS).filter(move |(_, resting)| here(resting)).map(|(id, _)| id)
+        });
+        ids.filter(|id| !self.waking.contains_key(id)).take(limit.saturating_sub(self.waking.len())).collect()
     }
 
     /// How many have this home.
@@ -421,7 +433,7 @@ impl Aggregator {
     }
 
     /// Asks the store for a file; whether that is under way now.
-    fn wake(&mut self, id: FileId, is_local: bool, now: Timestamp) -> bool {
+    pub(super) fn wake(&mut self, id: FileId, is_local: bool, now: Timestamp) -> bool {
         let again_ms = self.config.retry_ms.saturating_mul(10);
         let is_full = self.rest.waking.len() >= MAX_WAKING;
         match self.rest.waking.get_mut(&id) {

@@ -24,6 +24,13 @@ pub(super) struct Said {
     drain: Option<(Sequence, Option<Drain>)>,
 }
 
+impl Said {
+    /// Whether it hands its work over.
+    pub(super) fn drain(&self) -> Option<Drain> {
+        self.drain.and_then(|(_, drain)| drain)
+    }
+}
+
 /// What this datacenter says of itself.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Own {
@@ -32,6 +39,8 @@ pub(super) struct Own {
     has_drained: bool,
     load: Load,
     said: Option<(Load, Timestamp)>,
+    /// When files are looked for next that are to move.
+    pub(super) evacuate_at: Timestamp,
 }
 
 impl Own {
@@ -41,7 +50,7 @@ impl Own {
 
     fn is_due(&self, now: Timestamp) -> bool {
         let Some((said, at)) = self.said else { return true };
-        let pressed = self.load.pressure > 0 || said.pressure > 0;
+        let pressed = self.load.pressure.max(said.pressure) >= NOTABLE;
         self.load.pressure.abs_diff(said.pressure) >= NOTABLE
             || (self.load.pressure >= FULL) != (said.pressure >= FULL)
             || now.since(at) >= if pressed { SAY_PRESSED_MS } else { SAY_EVERY_MS }
@@ -58,7 +67,7 @@ impl Aggregator {
     pub fn standings(&self, at: Timestamp) -> Standings {
         let standing = |(dc, peer): (&DcId, &super::peer::Peer)| {
             let load = peer.said.load.map(|(_, load, heard)| (load, heard));
-            let drain = peer.said.drain.and_then(|(_, drain)| drain);
+            let drain = peer.said.drain();
             (*dc, Standing { is_reachable: peer.is_up(), load, drain })
         };
         Standings { drain: self.own.drain, others: self.peers.iter().map(standing).collect(), at }
@@ -74,12 +83,11 @@ impl Aggregator {
         if !peer.is_up() {
             return Err(DrainError::Down(target));
         }
-        let drain_of = |said: Said| said.drain.and_then(|(_, drain)| drain);
-        if drain_of(peer.said).is_some() {
+        if peer.said.drain().is_some() {
             return Err(DrainError::TargetDrains(target));
         }
         let to_me = |peer: &super::peer::Peer| {
-            peer.is_up() && drain_of(peer.said).is_some_and(|drain| drain.target == self.me())
+            peer.is_up() && peer.said.drain().is_some_and(|drain| drain.target == self.me())
         };
         match self.peers.iter().find(|(_, peer)| to_me(peer)) {
             Some((dc, _)) => Err(DrainError::IsTarget(*dc)),
@@ -117,6 +125,7 @@ impl Aggregator {
         }
         self.own.drain = drain;
         self.own.has_drained = true;
+        self.own.evacuate_at = now;
         self.effects.push(Effect::PersistNode(self.node_memory()));
         for peer in self.reachable() {
             self.say_standing(peer, true, now);

@@ -74,7 +74,7 @@ impl Place {
 
     pub(crate) fn caller(&self, me: Role) -> Caller {
         let (address, patience) = (self.at.local_addr().unwrap().to_string(), Duration::from_secs(20));
-        let config = CallerConfig { dc: ME, me, whom: Role::Worker, address, patience };
+        let config = CallerConfig { dc: ME, of: ME, me, whom: Role::Worker, address, patience };
         Caller::new(config, &self.material, &Shutdown::new()).unwrap()
     }
 

@@ -18,8 +18,8 @@ use sluice_node::clock::SystemClock;
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::token::TokenGrant;
-use sluice_proto::calls::{Admission, ChunkSource, ListQuery, Opened, Sessions, Slots, Wait};
-use sluice_proto::http::{About, FilePage, FileStatus, TreeNode};
+use sluice_proto::calls::{Admission, ChunkSource, DrainOrder, ListQuery, Opened, Sessions, Slots, Wait};
+use sluice_proto::http::{About, DrainStatus, FilePage, FileStatus, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_remote::{Answers, Caller, CallerConfig, Door, RemoteSlots, Tenure, serve_slots};
 use sluice_session::MemorySessions;
@@ -127,6 +127,9 @@ impl Slots for Fake {
     async fn about(&self, _: &SignedContext) -> Result<About, Refusal> {
         Ok(About { cluster: "test".into(), dc: "dc-a".into(), dcs: Vec::new(), version: "1".into() })
     }
+    async fn drain(&self, _: &SignedContext, order: DrainOrder) -> Result<DrainStatus, Refusal> {
+        said(format!("{order:?}"))
+    }
 }
 
 /// A port that nobody else is given.
@@ -149,7 +152,7 @@ fn answer(place: &Place, at: &TcpSocket, fake: &Arc<Fake>, tenure: Tenure) -> Sh
 fn caller(place: &Place, me: Role, at: &[&TcpSocket]) -> Caller {
     let at: Vec<String> = at.iter().map(|at| at.local_addr().unwrap().to_string()).collect();
     let (address, patience) = (at.join(","), Duration::from_secs(20));
-    let config = CallerConfig { dc: ME, me, whom: Role::Aggregator, address, patience };
+    let config = CallerConfig { dc: ME, of: ME, me, whom: Role::Aggregator, address, patience };
     Caller::new(config, &place.material, &Shutdown::new()).unwrap()
 }
 
@@ -204,6 +207,8 @@ async fn what_a_worker_asks_comes_through_as_it_is() {
     assert_eq!(detail(tree), format!("{} {place_of}", client(1)));
     slots.remove(context, client(1)).await.unwrap();
     assert_eq!(slots.about(context).await.unwrap().dc, "dc-a");
+    let refused = slots.drain(context, DrainOrder::End).await.unwrap_err();
+    assert_eq!(refused.detail, "End");
     // An edge asks workers, and no aggregator.
     let stranger = RemoteSlots::new(caller(&place, Role::Edge, &[&at]), tenures);
     assert_eq!(stranger.about(context).await.unwrap_err().problem, Problem::Unavailable);

@@ -6,7 +6,7 @@ use sluice_engine::ids::ClientFileId;
 use sluice_engine::limits::MAX_RUN;
 use sluice_engine::metadata::MetadataFields;
 use sluice_node::clock;
-use sluice_proto::calls::NewFile;
+use sluice_proto::calls::{NewFile, Way};
 use sluice_proto::http;
 use sluice_proto::ingest::{
     AboutReply, ChunkRange, CreateRequest, Datacenter, FileEntry, FileStatus, Holder, ListReply, ProofNode,
@@ -36,6 +36,7 @@ pub(super) fn new_file(request: CreateRequest) -> Result<(NewFile, Option<Bytes>
             user: metadata,
         },
         home: (!home.is_empty()).then_some(home),
+        way: Way::Direct,
     };
     if let Some(body) = &body {
         make_whole(&mut new, body.len() as u64)?;
@@ -102,7 +103,7 @@ fn hash(digits: Option<&str>) -> Bytes {
 
 pub(super) fn about(about: http::About) -> AboutReply {
     let http::About { cluster, dc, dcs, version } = about;
-    let dcs = dcs.into_iter().map(|http::DcInfo { name, url, reachable }| Datacenter {
+    let dcs = dcs.into_iter().map(|http::DcInfo { name, url, reachable, drain: _ }| Datacenter {
         name,
         url: url.unwrap_or_default(),
         reachable,

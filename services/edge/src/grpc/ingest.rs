@@ -9,7 +9,7 @@ use futures_util::stream::{self, BoxStream};
 use futures_util::{FutureExt, StreamExt, TryStreamExt};
 use sluice_engine::context::SignedContext;
 use sluice_engine::geometry::ChunkIndex;
-use sluice_proto::calls::{ByteStream, ListQuery, PutChunks};
+use sluice_proto::calls::{ByteStream, ListQuery, PutChunks, Way};
 use sluice_proto::http::{ChunkReceipt, FileStatus as HttpStatus};
 use sluice_proto::ingest::{
     AboutReply, AboutRequest, CreateReply, CreateRequest, DeleteReply, DeleteRequest, FileStatus, ListReply,
@@ -179,7 +179,7 @@ async fn put(call: &Call, context: &SignedContext, request: PutRequest) -> Resul
     let (start, len) = (chunk_index(index)?, data.len() as u64);
     let expected = convert::optional_values(&value)?;
     let body = stream::once(async { Ok(data) }).boxed();
-    let put = PutChunks { id: file_id(&id)?, start, len, expected, body };
+    let put = PutChunks { id: file_id(&id)?, start, len, expected, body, way: Way::Direct };
     call.app.parts.workers.put_chunks(context, put).await
 }
 

@@ -48,15 +48,17 @@ pub(super) fn code(problem: Problem) -> Code {
             Code::ResourceExhausted
         }
         Problem::Internal => Code::Internal,
-        Problem::Unavailable | Problem::Overloaded | Problem::ReadOnly | Problem::Stopping => {
-            Code::Unavailable
-        }
+        Problem::Elsewhere
+        | Problem::Unavailable
+        | Problem::Overloaded
+        | Problem::ReadOnly
+        | Problem::Stopping => Code::Unavailable,
     }
 }
 
 /// The status with which a call is refused.
 pub(super) fn of(refusal: &Refusal, dc: &str, trace: TraceId) -> Status {
-    let Refusal { problem, detail, hint, retry_after } = refusal;
+    let Refusal { problem, detail, hint, retry_after, to: _ } = refusal;
     let title = ("title".to_owned(), problem.title().to_owned());
     let mut more = std::collections::HashMap::from([title, ("dc".to_owned(), dc.to_owned())]);
     let mut metadata = MetadataMap::new();
@@ -79,7 +81,7 @@ pub(super) fn of(refusal: &Refusal, dc: &str, trace: TraceId) -> Status {
 
 /// The same inside a stream that goes on.
 pub(super) fn problem_of(refusal: &Refusal, dc: &str, trace: TraceId) -> ingest::Problem {
-    let Refusal { problem, detail, hint, retry_after } = refusal;
+    let Refusal { problem, detail, hint, retry_after, to: _ } = refusal;
     ingest::Problem {
         code: problem.code().into(),
         title: problem.title().into(),

@@ -25,7 +25,7 @@ use futures_util::{FutureExt, Stream, StreamExt};
 use sluice_engine::context::SignedContext;
 use sluice_node::budget::MemoryPermit;
 use sluice_node::telemetry;
-use sluice_proto::calls::PutChunks;
+use sluice_proto::calls::{PutChunks, Way};
 use sluice_proto::http::ChunkReceipt;
 use sluice_proto::ingest::upload_response::Answer;
 use sluice_proto::ingest::{Begin, Grant, Refused, Stored, Terms, UploadRequest, UploadResponse};
@@ -256,7 +256,7 @@ impl Upload {
         let (sender, receiver) = mpsc::channel(PIECES);
         let taken = Arc::new(TakenBytes::default());
         let body = Pieces { receiver, passed: 0, taken: taken.clone() }.boxed();
-        let put = PutChunks { id, start, len: length, expected, body };
+        let put = PutChunks { id, start, len: length, expected, body, way: Way::Direct };
         let run = Run {
             credit: CREDIT.into(),
             left: length,

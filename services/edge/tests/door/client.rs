@@ -133,6 +133,7 @@ impl Datacenter {
             slots: slots.clone(),
             access,
             memory: memory.clone(),
+            elsewhere: None,
             metrics: metrics.clone(),
             tasks: tasks.clone(),
             rates: Arc::new(Rates::new(clock.clone(), None)),
@@ -151,6 +152,7 @@ impl Datacenter {
             memory: memory.clone(),
             metrics: metrics.clone(),
             health: health.clone(),
+            leaving: tokio::sync::watch::channel(sluice_proto::calls::Leaving::default()).1,
         };
         let edge = Edge::bind(config, parts).unwrap();
         let address = edge.address();

@@ -101,6 +101,7 @@ async fn a_busy_port_is_named() {
         slots: dc.slots.clone(),
         access: Arc::new(access),
         memory: dc.memory.clone(),
+        elsewhere: None,
         metrics: dc.metrics.clone(),
         tasks: dc.tasks.clone(),
         rates: Arc::new(sluice_worker::Rates::new(sluice_node::clock::SystemClock::shared(), None)),
@@ -112,6 +113,7 @@ async fn a_busy_port_is_named() {
         memory: dc.memory.clone(),
         metrics: dc.metrics.clone(),
         health: dc.health.clone(),
+        leaving: tokio::sync::watch::channel(sluice_proto::calls::Leaving::default()).1,
     };
     let error = Edge::bind(config, parts).err().unwrap();
     assert!(matches!(error, EdgeError::Busy { .. }));

@@ -16,8 +16,8 @@ use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::span::Place;
 use sluice_node::access::ContextVerifier;
-use sluice_proto::calls::{Admission, ChunkSource, ListQuery, Opened, Slots, Wait};
-use sluice_proto::http::{About, FileEntry, FilePage, FileStatus, Holder, State, TreeNode};
+use sluice_proto::calls::{Admission, ChunkSource, DrainOrder, ListQuery, Opened, Slots, Wait};
+use sluice_proto::http::{About, DrainStatus, FileEntry, FilePage, FileStatus, Holder, State, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::{
     ChunkStore, FileSummary, Found, Listed, RecordOutcome, RunReceipt, RunWriter, StoreError, Usage, Whole,
@@ -350,6 +350,9 @@ impl Slots for MemorySlots {
             return Err(Refusal::new(Problem::Quota, "the quota is used up"));
         }
         Ok(())
+    }
+    async fn drain(&self, _: &SignedContext, _: DrainOrder) -> Result<DrainStatus, Refusal> {
+        Err(Refusal::new(Problem::Precondition, "nobody else is there"))
     }
 
     async fn create_whole(

@@ -91,6 +91,7 @@ impl FakeDc {
         let dcs = self.names.iter().enumerate().map(|(i, name)| DcInfo {
             name: name.clone(),
             url: urls.get(i).cloned(),
+            drain: None,
             reachable: true,
         });
         let about =

@@ -1,0 +1,55 @@
+//! Drain at the door: an operator's requests, and where clients are sent when their channels end.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use http::{HeaderValue, StatusCode, header};
+use sluice_engine::drain::Phase;
+use sluice_proto::calls::{DrainOrder, Way};
+use sluice_proto::http::StartDrain;
+use sluice_proto::problem::Refusal;
+
+use crate::App;
+use crate::answer::{Answer, PASSED, Refused, invalid, json};
+use crate::files::{json_body, object};
+use crate::routes::{Caller, way};
+
+/// Where operators come in.
+pub(crate) const PATH: &str = "/v1/drain";
+
+/// `GET /v1/drain`
+pub(crate) async fn show(State(app): State<Arc<App>>, Caller(context): Caller) -> Answer {
+    json(StatusCode::OK, &app.parts.workers.drain(&context, DrainOrder::Show).await?)
+}
+
+/// `PUT /v1/drain`
+pub(crate) async fn begin(State(app): State<Arc<App>>, Caller(context): Caller, request: Request) -> Answer {
+    let body = json_body(&app, request).await?;
+    let StartDrain { to, phase, evacuate } = object(&body)?;
+    let phase = Phase::from_name(&phase).ok_or_else(|| {
+        let names = Phase::ALL.map(Phase::name).join(", ");
+        invalid(format!("{phase:?} is no phase of a drain")).hint(format!("one of {names}"))
+    })?;
+    let order = DrainOrder::Begin { to, phase, evacuate };
+    json(StatusCode::OK, &app.parts.workers.drain(&context, order).await?)
+}
+
+/// `DELETE /v1/drain`
+pub(crate) async fn end(State(app): State<Arc<App>>, Caller(context): Caller) -> Answer {
+    json(StatusCode::OK, &app.parts.workers.drain(&context, DrainOrder::End).await?)
+}
+
+/// Sends a client away that goes where it is sent, once the channels of the datacenter end.
+pub(crate) fn send_away(app: &App, request: &Request) -> Option<Refused> {
+    let leaving = app.parts.leaving.borrow();
+    let url = leaving.to.as_deref().filter(|_| leaving.phase == Some(Phase::Channels))?;
+    if way(request) != Way::Follows || request.uri().path() == PATH {
+        return None;
+    }
+    let path = request.uri().path();
+    let query = request.uri().query().map_or_else(String::new, |query| format!("{query}&"));
+    let location = format!("{}{path}?{query}{PASSED}", url.trim_end_matches('/'));
+    let refusal = Refusal::elsewhere("this datacenter hands its clients over", url);
+    let location = HeaderValue::try_from(location).ok()?;
+    Some(Refused::from(refusal).with(header::LOCATION, location))
+}
