@@ -195,6 +195,8 @@ impl Site {
                 line.starts_with("sluice_commands_total{")
                     && line.contains("direction=\"sent\"")
                     && line.contains("outcome=\"sent\"")
+                    // Said as long as there is somebody to hear it, whatever happens to files.
+                    && !line.contains("kind=\"LOAD\"")
             });
             sent.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum::<u64>()
         });
