@@ -19,13 +19,13 @@ fn what_was_acknowledged_survives_hundreds_of_kills() {
         }
         let answers = 1 + run.dice.below(30);
         let lived = run.begin().and_then(|begun| run.live(begun, answers, |_, dev| dev.kill()));
-        lived.unwrap_or_else(|wrong| panic!("life {life}: {wrong}"));
+        lived.unwrap_or_else(|wrong| panic!("life {life}: {wrong}\n{}", run.said()));
         // What lies there between two lives is sound by itself.
         if run.dice.one_in(8) {
             run.sound().unwrap_or_else(|found| panic!("life {life}: {found}"));
         }
     }
-    run.finish().unwrap_or_else(|wrong| panic!("at the end: {wrong}"));
+    run.finish().unwrap_or_else(|wrong| panic!("at the end: {wrong}\n{}", run.said()));
     let counts = run.counts();
     println!("{kills} kills: {counts:?}");
     assert!(counts.unanswered > 0 && counts.assembled > 0, "{counts:?}");

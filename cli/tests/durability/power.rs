@@ -85,9 +85,9 @@ fn what_was_acknowledged_survives_power_cuts() {
     for life in 0..cuts {
         let lived =
             machine.live(&Faults::default(), true, &Faults::default()).and_then(|()| machine.run.sound());
-        lived.unwrap_or_else(|wrong| panic!("life {life}: {wrong}"));
+        lived.unwrap_or_else(|wrong| panic!("life {life}: {wrong}\n{}", machine.run.said()));
     }
-    machine.run.finish().unwrap_or_else(|wrong| panic!("at the end: {wrong}"));
+    machine.run.finish().unwrap_or_else(|wrong| panic!("at the end: {wrong}\n{}", machine.run.said()));
     println!("{cuts} power cuts: {:?}", machine.run.counts());
 }
 
@@ -113,10 +113,10 @@ fn a_disk_that_fails_loses_nothing_that_was_acknowledged() {
         for (name, faults) in lives {
             let cut = machine.run.dice.one_in(2);
             let lived = machine.live(&faults, cut, &Faults::default());
-            lived.unwrap_or_else(|wrong| panic!("round {round}, {name}: {wrong}"));
+            lived.unwrap_or_else(|wrong| panic!("round {round}, {name}: {wrong}\n{}", machine.run.said()));
         }
     }
-    machine.run.finish().unwrap_or_else(|wrong| panic!("at the end: {wrong}"));
+    machine.run.finish().unwrap_or_else(|wrong| panic!("at the end: {wrong}\n{}", machine.run.said()));
     println!("{} faults: {:?}", 6 * rounds, machine.run.counts());
 }
 

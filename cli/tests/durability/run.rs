@@ -21,6 +21,9 @@ const FILES: usize = 6;
 /// Files that have ended and are looked at again.
 const REMEMBERED: usize = 24;
 
+/// Lines of the processes' logs that a failure shows.
+const LAST_LINES: usize = 200;
+
 /// A run.
 pub(crate) struct Run {
     pub(crate) dice: Dice,
@@ -104,6 +107,13 @@ impl Run {
         }
         assert_eq!(dev.stop(), Some(0), "in order");
         self.sound()
+    }
+
+    /// The last that the processes said, for whoever has to find out what went wrong.
+    pub(crate) fn said(&self) -> String {
+        let log = std::fs::read_to_string(self.home.path().join("log")).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
     }
 
     /// Has the volumes checked, between two lives.

@@ -109,6 +109,17 @@ impl Server {
         panic!("redis-server does not start again");
     }
 
+    /// Waits until a replica has what its primary has been told so far.
+    pub fn catches_up_with(&self, primary: &Self) {
+        // `WAIT` would wait for what its own connection wrote.
+        assert_eq!(primary.cli(&["SET", "mark", "here"]), "OK");
+        let begun = std::time::Instant::now();
+        while self.cli(&["GET", "mark"]) != "here" {
+            assert!(begun.elapsed() < Duration::from_secs(60), "the replica does not follow");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Cuts a replica off from its primary: what that takes from now on is lost to it.
     pub fn cut_off(&self) {
         // Nobody listens there.

@@ -131,7 +131,7 @@ async fn a_failover_that_loses_a_lease_makes_two_holders_whom_fences_tell_apart(
     let before = open(&primary, &tasks).await;
     let one = leases(&before, "one", LIFE);
     held(one.take(&wanted("slot-1")).await.unwrap());
-    assert_eq!(primary.cli(&["WAIT", "1", "20000"]), "1", "the replica follows");
+    replica.catches_up_with(&primary);
     // The replica is cut off while the primary takes another write, and then takes over.
     replica.cut_off();
     let lost = held(one.take(&wanted("slot-7")).await.unwrap());

@@ -118,7 +118,7 @@ async fn a_failover_that_loses_a_session_and_a_revocation_costs_a_look() {
     let mut revoked = Revoked::default();
     revoked.take(fact(0, 7, 5));
     cache.write(&revoked).await.unwrap();
-    assert_eq!(primary.cli(&["WAIT", "1", "20000"]), "1", "the replica follows");
+    replica.catches_up_with(&primary);
     replica.cut_off();
     let (session, tenant) = (SessionId::new(uuid(9)), TenantId::new(7));
     revoked.take(fact(9, 7, 8));
