@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use sluice_engine::geometry::{GeometryError, Run};
+use sluice_engine::geometry::{ChunkIndex, GeometryError, Run};
 use sluice_engine::hash::{ChainingValue, ChunkHasher};
 use sluice_engine::ids::{FileId, TenantId};
 use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
@@ -67,11 +67,23 @@ struct Hashing {
     at: u64,
     hasher: ChunkHasher,
     values: Vec<ChainingValue>,
-    /// Per chunk of the run: whether it is written, or has a record and is only compared.
-    write: Vec<bool>,
-    /// Whether a chunk that is written has a record, because it is damaged.
-    mends: bool,
+    /// Per chunk of the run.
+    fates: Vec<Fate>,
+    /// What came of a damaged chunk.
+    held: Vec<u8>,
     data: Option<Arc<dyn DiskFile>>,
+}
+
+/// What becomes of the bytes of a chunk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// They are written as they come: nothing is recorded of the chunk.
+    Written,
+    /// They are compared with the record.
+    Compared,
+    /// They are kept until they have proven to be those that were recorded, and replace what is damaged. What the device
+    /// did not give back it may give back yet, so that nothing else replaces it.
+    Mending,
 }
 
 /// A hop on the blocking pool; while it lives the claim is busy.
@@ -110,27 +122,32 @@ pub(crate) async fn begin(
                 let expected = run.count() * CHUNK_LEN;
                 return Err(GeometryError::Length { expected, got: len }.into());
             }
-            // Damaged bytes may be replaced, by those that have the recorded value.
-            let damaged = |chunk| shared.damage.has(file, chunk);
-            let write: Vec<bool> =
-                run.range().map(|chunk| !live.state.has(chunk) || damaged(chunk)).collect();
-            let mends = run.range().any(damaged);
-            let chunks: Vec<u64> =
-                run.range().zip(&write).filter(|(_, write)| **write).map(|(chunk, _)| chunk).collect();
+            let fate = |chunk| match live.state.has(chunk) {
+                false => Fate::Written,
+                true if shared.damage.has(file, chunk) => Fate::Mending,
+                true => Fate::Compared,
+            };
+            let fates: Vec<Fate> = run.range().map(fate).collect();
+            let chunks: Vec<u64> = run
+                .range()
+                .zip(&fates)
+                .filter(|(_, fate)| **fate != Fate::Compared)
+                .map(|(chunk, _)| chunk)
+                .collect();
             if !chunks.is_empty() {
                 room?;
             }
             let turn = live.claims.take(run.range(), chunks, Instant::now(), shared.options.stall);
             match turn {
-                Turn::Taken(claim) => Ok((claim, live.epoch, write, mends)),
+                Turn::Taken(claim) => Ok((claim, live.epoch, fates)),
                 Turn::Wait(until) => Err(until),
             }
         };
         match turn {
-            Ok((claim, epoch, write, mends)) => {
+            Ok((claim, epoch, fates)) => {
                 shared.writers.open.fetch_add(1, Ordering::AcqRel);
                 let seat = Seat { shared: shared.clone(), entry: entry.clone(), claim, epoch };
-                return Ok(FsRunWriter::new(seat, run, tenant, len, write, mends));
+                return Ok(FsRunWriter::new(seat, run, tenant, len, fates));
             }
             Err(until) => {
                 let patience =
@@ -142,15 +159,15 @@ pub(crate) async fn begin(
 }
 
 impl FsRunWriter {
-    fn new(seat: Seat, run: Run, tenant: TenantId, len: u64, write: Vec<bool>, mends: bool) -> Self {
+    fn new(seat: Seat, run: Run, tenant: TenantId, len: u64, fates: Vec<Fate>) -> Self {
         let hashing = Hashing {
             run,
             len,
             at: 0,
             hasher: ChunkHasher::new(run.start()),
             values: Vec::with_capacity(run.count() as usize),
-            write,
-            mends,
+            fates,
+            held: Vec::new(),
             data: None,
         };
         Self {
@@ -215,12 +232,12 @@ impl FsRunWriter {
         if let Some(expected) = expected {
             crate::check_expected(self.run, &hashing.values, expected)?;
         }
-        if hashing.mends || hashing.write.contains(&false) {
+        if hashing.fates.contains(&Fate::Compared) {
             self.compare(&hashing).await?;
         }
         let mut chunks = Vec::new();
         for (i, value) in hashing.values.iter().enumerate() {
-            if hashing.write[i] {
+            if hashing.fates[i] != Fate::Compared {
                 let len = (self.len - i as u64 * CHUNK_LEN).min(CHUNK_LEN) as u32;
                 chunks.push(Chunk { index: self.run.index(i as u64), len, value: *value });
             }
@@ -238,13 +255,8 @@ impl FsRunWriter {
         let (entry, range) = (self.seat.entry.clone(), self.run.range());
         let held = self.seat.shared.blocking(move |shared| shared.chunks(&entry, range)).await?;
         for (i, held) in held.into_iter().enumerate() {
-            let (index, got) = (self.run.index(i as u64), hashing.values[i]);
-            match held {
-                Some(held) if held.value == got => {}
-                Some(held) => return Err(StoreError::ChunkConflict { index, held: held.value, got }),
-                None if hashing.write[i] => {}
-                // It went since the run began; the next attempt writes it.
-                None => return Err(StoreError::ClaimLost),
+            if hashing.fates[i] == Fate::Compared {
+                same(self.run.index(i as u64), held, hashing.values[i])?;
             }
         }
         Ok(())
@@ -329,6 +341,16 @@ impl Seat {
     }
 }
 
+/// Whether a chunk has the value that is recorded of it.
+fn same(index: ChunkIndex, held: Option<Chunk>, got: ChainingValue) -> Result<(), StoreError> {
+    match held {
+        Some(held) if held.value == got => Ok(()),
+        Some(held) => Err(StoreError::ChunkConflict { index, held: held.value, got }),
+        // It went since the run began; the next attempt writes it.
+        None => Err(StoreError::ClaimLost),
+    }
+}
+
 /// Has the chunks of a file swept away if nothing of it is known and nobody writes it.
 fn sweep_if_unknown(shared: &Shared, entry: &Entry) {
     let unknown = {
@@ -359,7 +381,7 @@ impl Drop for Hop {
 }
 
 impl Hashing {
-    /// Hashes pieces, and writes those of chunks without a record. Blocks.
+    /// Hashes pieces, and writes those that are to be written. Blocks.
     fn take_pieces(&mut self, shared: &Shared, hop: &Hop, pieces: &[Bytes]) -> Result<(), StoreError> {
         for piece in pieces {
             let mut rest = &piece[..];
@@ -377,24 +399,49 @@ impl Hashing {
     /// Takes bytes of one chunk.
     fn take_part(&mut self, shared: &Shared, hop: &Hop, part: &[u8]) -> Result<(), StoreError> {
         self.hasher.update(part);
-        if self.write[(self.at / CHUNK_LEN) as usize] {
-            let first = self.run.start().number();
-            let offset = (first % SEGMENT_CHUNKS) * CHUNK_LEN + self.at;
-            let data = match &self.data {
-                Some(data) => data,
-                None => self.data.insert(hop.open(Name::Data(first / SEGMENT_CHUNKS))?),
-            };
-            data.write_at(offset, part).map_err(|error| shared.error("writing a chunk", &error))?;
-            shared.wrote(part.len() as u64);
+        let fate = self.fates[(self.at / CHUNK_LEN) as usize];
+        match fate {
+            Fate::Written => self.write(shared, hop, self.at, part)?,
+            Fate::Compared => {}
+            Fate::Mending => self.held.extend_from_slice(part),
         }
         self.at += part.len() as u64;
         if self.at.is_multiple_of(CHUNK_LEN) || self.at == self.len {
             self.values.extend(self.hasher.finish());
+            if fate == Fate::Mending {
+                self.mend(shared, hop)?;
+            }
             let next = self.at / CHUNK_LEN;
             if next < self.run.count() {
                 self.hasher = ChunkHasher::new(self.run.index(next));
             }
         }
+        Ok(())
+    }
+
+    /// Replaces the damaged chunk that has come to its end.
+    fn mend(&mut self, shared: &Shared, hop: &Hop) -> Result<(), StoreError> {
+        let Some((nth, got)) = self.values.len().checked_sub(1).map(|nth| (nth as u64, self.values[nth]))
+        else {
+            return Ok(());
+        };
+        let index = self.run.index(nth);
+        let recorded = shared.chunks(&hop.entry, index.number()..index.number() + 1)?;
+        same(index, recorded.into_iter().next().flatten(), got)?;
+        let held = std::mem::take(&mut self.held);
+        self.write(shared, hop, nth * CHUNK_LEN, &held)
+    }
+
+    /// Writes bytes that begin `at` bytes into the run.
+    fn write(&mut self, shared: &Shared, hop: &Hop, at: u64, bytes: &[u8]) -> Result<(), StoreError> {
+        let first = self.run.start().number();
+        let offset = (first % SEGMENT_CHUNKS) * CHUNK_LEN + at;
+        let data = match &self.data {
+            Some(data) => data,
+            None => self.data.insert(hop.open(Name::Data(first / SEGMENT_CHUNKS))?),
+        };
+        data.write_at(offset, bytes).map_err(|error| shared.error("writing a chunk", &error))?;
+        shared.wrote(bytes.len() as u64);
         Ok(())
     }
 }

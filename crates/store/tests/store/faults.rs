@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use sluice_engine::geometry::Run;
 use sluice_engine::ids::{FileId, Generation};
 use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
@@ -178,6 +179,44 @@ async fn a_flipped_bit_is_never_served() {
     let store = open(&disk);
     assert!(matches!(store.summary(file(1)).await, Err(StoreError::Unreadable { .. })));
     store.put_record(&record(2, None)).await.unwrap();
+}
+
+/// What a device does not give back now it may give back later: until bytes have proven to be those that were recorded,
+/// they replace nothing.
+#[tokio::test]
+async fn only_the_right_bytes_replace_what_cannot_be_read() {
+    let disk = FaultDisk::new();
+    let store = open(&disk);
+    let bytes = content(1, 2 * FULL);
+    store.put_record(&record(1, Some(4 * CHUNK_LEN))).await.unwrap();
+    put(&*store, file(1), 2, &bytes).await.unwrap();
+    let wrong: Bytes = bytes.iter().map(|byte| byte ^ 1).collect::<Vec<_>>().into();
+    for way in [1, 2, 3] {
+        disk.faults(|faults| faults.failing_read = Some("data-"));
+        for chunk in [2, 3] {
+            let error = store.verify(file(1), index(chunk)).await.unwrap_err();
+            assert!(matches!(error, StoreError::Corrupt { .. }), "{error}");
+        }
+        disk.faults(|faults| faults.failing_read = None);
+        // Whole, cut short, and right in its first chunk only.
+        let run = Run::new(index(2), 2).unwrap();
+        let mut writer = store.begin_run(file(1), TENANT, run, 2 * CHUNK_LEN).await.unwrap();
+        let pieces = match way {
+            1 => vec![wrong.clone()],
+            2 => vec![wrong.slice(..FULL / 2)],
+            _ => vec![bytes.slice(..FULL), wrong.slice(FULL..)],
+        };
+        for piece in pieces {
+            // It may be refused at once.
+            let _ = writer.write(piece).await;
+        }
+        let error = writer.finish(None).await.unwrap_err();
+        assert!(matches!(error, StoreError::ChunkConflict { .. } | StoreError::Length { .. }), "{error}");
+        for chunk in [2, 3] {
+            assert_eq!(store.verify(file(1), index(chunk)).await.unwrap(), CHUNK_LEN);
+        }
+    }
+    assert!(store.damaged_files().await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]
