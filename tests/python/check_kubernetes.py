@@ -119,7 +119,11 @@ class Cluster:
     def restart(self, workload):
         """A rolling restart, as the controller of the workload does it."""
         pods = self.running[self.key(workload)]
-        for ordinal, old in enumerate(list(pods)):
+        order = list(enumerate(pods))
+        if workload["kind"] == "StatefulSet":
+            # The highest first.
+            order.reverse()
+        for ordinal, old in order:
             if workload["kind"] == "StatefulSet":
                 took = old.terminate()
                 pods[ordinal] = self.start(workload, ordinal)
@@ -224,6 +228,11 @@ def check_cluster(binary, overlays):
             sent, read = load.finish()
             assert sent > 2 * CLIENTS, f"only {sent} uploads"
             print(f"  {sent} uploads, none failed; {read} were read back, and equal", flush=True)
+        except BaseException:
+            for pods in cluster.running.values():
+                for pod in pods:
+                    print(f"--- what {pod.name} said last:\n{pod.tail()}", file=sys.stderr)
+            raise
         finally:
             for pods in cluster.running.values():
                 for pod in pods:

@@ -66,7 +66,7 @@ def queries(dashboard):
 
 def check(prometheus, root):
     """Returns how many queries and alerts were checked."""
-    dashboard = json.loads((root / "k8s/base/dc/dashboard.json").read_text())
+    dashboard = json.loads((root / "k8s/base/common/dashboard.json").read_text())
     checked, empty = 0, []
     for title, expr in queries(dashboard):
         asked = expr.replace("$dc", ".*").replace("$__rate_interval", "30s")
@@ -80,7 +80,7 @@ def check(prometheus, root):
         checked += 1
     assert not empty, "nothing comes of\n" + "\n".join(empty)
     rules = yaml.safe_load((root / "k8s/rules/sluice.rules.yaml").read_text())
-    resource = yaml.safe_load((root / "k8s/base/dc/alerts.yaml").read_text())
+    resource = yaml.safe_load((root / "k8s/base/common/alerts.yaml").read_text())
     assert resource["spec"] == rules, "run k8s/rules/as-resource"
     told = (root / "docs/alerts.md").read_text().splitlines()
     sections, used = {line[3:].strip().lower() for line in told if line.startswith("## ")}, set()
