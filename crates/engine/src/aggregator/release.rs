@@ -48,15 +48,15 @@ impl Aggregator {
         if file.ledger.state() != FileState::Assembled {
             return None;
         }
+        if !self.config.rules.holds(Rule::HigherClaim) {
+            return file.ledger.copies().find(|copy| copy.home != self.me());
+        }
         let copy = file.ledger.best_copy()?;
         let above = file.own_claim.is_none_or(|epoch| copy > Claim { epoch, home: self.me() });
-        let above = above || !self.config.rules.holds(Rule::HigherClaim);
-        let keeper = if self.config.rules.holds(Rule::HigherClaim) {
-            copy
-        } else {
-            file.ledger.copies().find(|copy| copy.home != self.me())?
-        };
-        (above && keeper.home != self.me()).then_some(keeper)
+        // Its claim must have come as well: as long as this datacenter takes itself for the home, it says that it has the
+        // file, and goes on saying so when the other's disk is lost.
+        let is_home = file.ledger.claim() == Some(copy);
+        (above && is_home && copy.home != self.me()).then_some(copy)
     }
 
     pub(super) fn advance_release(&mut self, id: FileId, now: Timestamp) {
@@ -147,6 +147,7 @@ impl Aggregator {
     pub(super) fn confirmed(&mut self, id: FileId, from: DcId, statement: &Statement, _now: Timestamp) {
         let Statement::Assembled { epoch, home, nonce, root, .. } = *statement else { return };
         let strict = self.config.rules.holds(Rule::HigherClaim);
+        let is_keeper = self.keeper(id).is_some_and(|keeper| keeper.home == from);
         let Some(file) = self.files.get_mut(&id) else { return };
         let above = file
             .own_claim
@@ -155,6 +156,7 @@ impl Aggregator {
             .release
             .is_some_and(|release| release.to == from && release.nonce == nonce && !release.freeing);
         if asked
+            && is_keeper
             && (above || !strict)
             && file.ledger.state() == FileState::Assembled
             && file.ledger.root() == Some(root)

@@ -53,6 +53,8 @@ pub(crate) struct Cluster {
     todo: VecDeque<(DcId, NodeEvent)>,
     /// Pairs that cannot reach one another.
     cut: Vec<(DcId, DcId)>,
+    /// Whose claims reach nobody.
+    pub(crate) unheard: Option<DcId>,
     /// How many pages will be found lost.
     pub(crate) lose_pages: u64,
     pub(crate) counts: Counts,
@@ -68,6 +70,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             todo: VecDeque::new(),
             cut: Vec::new(),
+            unheard: None,
             lose_pages: 0,
             counts: Counts::default(),
         };
@@ -97,17 +100,22 @@ impl Cluster {
                 this.link(a, b);
             }
         }
+        this.create(dc(1));
+        this
+    }
+
+    /// A client sends the metadata here.
+    pub(crate) fn create(&mut self, id: DcId) {
         let record = RecordSummary {
             digest: RecordDigest::from_bytes([1; 32]),
             tenant: TENANT,
-            size: Some(file),
+            size: Some(self.file),
             expected_root: None,
             expiry_ms: None,
         };
-        this.node(dc(1)).record = Some(record);
-        this.feed(dc(1), NodeEvent::File(file_id(FILE), Event::Created { record, home: dc(1) }));
-        this.settle();
-        this
+        self.node(id).record = Some(record);
+        self.feed(id, NodeEvent::File(file_id(FILE), Event::Created { record, home: id }));
+        self.settle();
     }
 
     fn node(&mut self, id: DcId) -> &mut Node {
@@ -374,7 +382,9 @@ impl Cluster {
                 span.place
             );
         }
-        if self.reaches(command.from, command.to) {
+        let is_unheard =
+            self.unheard == Some(command.from) && matches!(command.statement, Statement::Meta { .. });
+        if self.reaches(command.from, command.to) && !is_unheard {
             self.todo.push_back((command.to, NodeEvent::Received(command.trusted())));
         }
     }
