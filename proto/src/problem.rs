@@ -109,6 +109,8 @@ problems! {
     Internal = "internal", 500, "Something failed that should not";
     /// A datacenter that must be asked cannot be reached, or state is not known yet.
     Unavailable = "unavailable", 503, "It cannot be found out now";
+    /// The metadata of the file is not here, nor at anybody who can be asked.
+    NoMetadata = "no-metadata", 503, "The file's metadata is not here";
     /// No room in memory or in a queue.
     Overloaded = "overloaded", 503, "The datacenter is at its limit";
     /// The volume is full.

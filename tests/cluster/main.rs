@@ -7,6 +7,7 @@
 
 mod authority;
 mod bed;
+mod bereft;
 mod conflict;
 mod damage;
 mod death;

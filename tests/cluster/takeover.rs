@@ -18,7 +18,7 @@ use crate::bed::{
 use crate::wire::Wire;
 
 /// Datacenters that do not wait long for one another.
-fn impatient() -> DatacenterSettings {
+pub(crate) fn impatient() -> DatacenterSettings {
     let aggregator = AggregatorSettings {
         takeover_after: Some(Duration::from_secs(1)),
         absent_after: Duration::from_millis(500),
@@ -37,7 +37,7 @@ async fn start(dcs: &[DcId]) -> Bed {
 }
 
 /// The chunks that one datacenter acknowledged.
-fn taken_by(seen: &[Acknowledged], dc: &str) -> BTreeSet<u64> {
+pub(crate) fn taken_by(seen: &[Acknowledged], dc: &str) -> BTreeSet<u64> {
     let of_dc = seen.iter().filter(|(name, ..)| name == dc);
     of_dc.flat_map(|(_, start, count)| *start..start + count).collect()
 }
@@ -48,7 +48,7 @@ async fn summary(bed: &Bed, dc: DcId, id: Uuid) -> FileSummary {
 }
 
 /// Until all of them stand alike, with one home and one copy.
-async fn agreed(bed: &Bed, dcs: &[DcId], id: Uuid, home: (&str, DcId), root: Root) {
+pub(crate) async fn agreed(bed: &Bed, dcs: &[DcId], id: Uuid, home: (&str, DcId), root: Root) {
     for dc in dcs {
         eventually("one home", async || {
             let status: FileStatus = bed.get(*dc, &format!("/files/{id}"), &[]).await.json();

@@ -141,6 +141,11 @@ impl ClientError {
         matches!(self, Self::Refused(refused) if refused.problem == Some(Problem::Unavailable))
     }
 
+    /// Whether a datacenter that answers lacks the metadata of the file, for want of another.
+    pub(crate) fn lacks_metadata(&self) -> bool {
+        matches!(self, Self::Refused(refused) if refused.problem == Some(Problem::NoMetadata))
+    }
+
     /// Whether a datacenter says that it knows no such file.
     pub(crate) fn is_not_found(&self) -> bool {
         matches!(self, Self::Refused(refused) if refused.problem == Some(Problem::NotFound))

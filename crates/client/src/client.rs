@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use crate::concurrency::Concurrency;
 use crate::config::{ClientConfig, ConfigError, MAX_JOBS, tls};
+use crate::creation::Creation;
 use crate::door::{Door, DrainRequest, ListFilter};
 use crate::doors::{Doors, First, gave_up};
 use crate::error::ClientError;
@@ -40,6 +41,15 @@ struct Inner {
     jobs: usize,
 }
 
+/// What those URLs that answer say of a file.
+#[derive(Debug, Default)]
+pub(crate) struct Statuses {
+    /// Where it stands, by the URLs that know it.
+    pub(crate) known: Vec<(usize, FileStatus)>,
+    /// Whether one would know more of it if it had the metadata.
+    pub(crate) some_lack_it: bool,
+}
+
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
@@ -62,7 +72,11 @@ impl Client {
         let doors = config
             .urls
             .iter()
-            .map(|url| Door::new(wire.clone(), hosts.clone(), url, authorization.clone(), config.timeouts))
+            .enumerate()
+            .map(|(place, url)| {
+                let at = (place, url.as_str());
+                Door::new(wire.clone(), hosts.clone(), at, authorization.clone(), config.timeouts)
+            })
             .collect::<Result<Vec<_>, _>>()?;
         let concurrency = Concurrency::new(config.jobs, config.adaptive);
         let doors = Doors::new(doors, config.retry, concurrency);
@@ -144,34 +158,42 @@ impl Client {
         Ok(())
     }
 
-    /// What every URL that answers says of a file, by URL; those that do not know it say nothing. Goes on trying
-    /// until one answers.
+    /// What every URL that answers says of a file. Those that lack its metadata are told of it, if the caller can.
+    /// Goes on trying until one answers.
     pub(crate) async fn statuses(
         &self,
         id: Uuid,
+        creation: Option<&Creation>,
         observer: &SharedObserver,
-    ) -> Result<Vec<(usize, FileStatus)>, ClientError> {
+    ) -> Result<Statuses, ClientError> {
         let begun = Instant::now();
         let deadline = begun + self.doors().policy().retry_for;
         loop {
             let asked = self.doors().usable().into_iter().map(|(url, _)| async move {
                 let ticket = self.doors().enter(url);
-                let answer = ticket.door().status(id, None).await;
+                let ask = |door: Arc<Door>| async move { door.status(id, None).await };
+                let answer = match creation {
+                    Some(creation) => creation.with(ticket.door(), ask).await,
+                    None => ask(ticket.door()).await,
+                };
                 (ticket, answer)
             });
-            let mut answers = Vec::new();
+            let mut statuses = Statuses::default();
             let (mut answered, mut last) = (false, None);
             for (ticket, answer) in join_all(asked).await {
                 match answer {
                     Ok(status) => {
                         ticket.succeeded(observer);
                         answered = true;
-                        answers.push((ticket.url, status));
+                        statuses.known.push((ticket.url, status));
                     }
                     // One that cannot ask the others is alive, and does not know the file itself.
-                    Err(error) if error.is_not_found() || error.is_unavailable() => {
+                    Err(error)
+                        if error.is_not_found() || error.is_unavailable() || error.lacks_metadata() =>
+                    {
                         ticket.succeeded(observer);
                         answered = true;
+                        statuses.some_lack_it |= error.lacks_metadata();
                     }
                     Err(error) if error.is_transient() => {
                         ticket.failed(&error, observer);
@@ -181,7 +203,7 @@ impl Client {
                 }
             }
             if answered {
-                return Ok(answers);
+                return Ok(statuses);
             }
             if Instant::now() >= deadline {
                 return Err(gave_up(begun.elapsed(), last));

@@ -73,6 +73,8 @@ pub enum DrainRequest {
 /// The edge at one URL.
 #[derive(Debug)]
 pub(crate) struct Door {
+    /// Its place in the configuration.
+    pub(crate) url: usize,
     wire: Wire,
     hosts: Arc<Hosts>,
     base: Url,
@@ -88,7 +90,7 @@ impl Door {
     pub(crate) fn new(
         wire: Wire,
         hosts: Arc<Hosts>,
-        url: &str,
+        (place, url): (usize, &str),
         authorization: HeaderValue,
         timeouts: Timeouts,
     ) -> Result<Self, ConfigError> {
@@ -104,7 +106,8 @@ impl Door {
         base.set_query(None);
         base.set_fragment(None);
         hosts.add(&base);
-        Ok(Self { wire, hosts, base, authorization, timeouts, dc: OnceLock::new(), stays: Mutex::default() })
+        let (dc, stays) = (OnceLock::new(), Mutex::default());
+        Ok(Self { url: place, wire, hosts, base, authorization, timeouts, dc, stays })
     }
 
     /// The datacenter's name, or the URL until it is known.

@@ -174,6 +174,11 @@ impl Doors {
         usable.map(|(url, health)| (url, health.in_flight)).collect()
     }
 
+    /// Whether the last that is known of this URL is a failure.
+    pub(crate) fn is_down(&self, url: usize) -> bool {
+        self.health()[url].failures > 0
+    }
+
     /// Rings when a request that is in flight now, of any call, has ended.
     pub(crate) fn changed(&self) -> Notified<'_> {
         self.changed.notified()

@@ -120,7 +120,7 @@ impl Client {
         let mut status = self.status(id).await?;
         if status.state < State::Complete {
             // Another datacenter may have heard of the rest already.
-            let others = self.statuses(id, observer).await?;
+            let others = self.statuses(id, None, observer).await?.known;
             if let Some((_, best)) = others.into_iter().max_by_key(|(_, other)| other.state) {
                 status = best;
             }

@@ -28,6 +28,7 @@ mod chunk_set;
 mod client;
 mod concurrency;
 mod config;
+mod creation;
 mod door;
 mod doors;
 mod download;

@@ -46,10 +46,11 @@ impl Upload {
         let mut changed_at = Instant::now();
         let mut suspects = ChunkSet::new();
         let mut suspected_at = Instant::now();
-        let mut wait = FIRST_WAIT;
+        let mut pause = FIRST_WAIT;
         loop {
-            let (id, longest) = (self.id, wait.min(LONGEST_WAIT));
-            let ask = |door: Arc<Door>| async move { door.status(id, Some((wanted, longest))).await };
+            let (id, longest) = (self.id, pause.min(LONGEST_WAIT));
+            let wait = move |door: Arc<Door>| async move { door.status(id, Some((wanted, longest))).await };
+            let ask = |door: Arc<Door>| self.creation.with(door, wait);
             let asked_at = Instant::now();
             let (_, status) = doors.anywhere(First::Idlest, &self.observer, ask).await?;
             check_alive(&status)?;
@@ -59,7 +60,7 @@ impl Upload {
             }
             self.observer.observe(&Event::Waiting { state: status.state });
             if status.missing_chunks > 0 && self.can_resend() {
-                let answers = self.client.statuses(id, &self.observer).await?;
+                let answers = self.client.statuses(id, Some(&self.creation), &self.observer).await?.known;
                 let lost = lost(&answers);
                 let still = lost.common(&suspects);
                 let grace = match answers.iter().any(|(_, answer)| answer.home_answered) {
@@ -72,7 +73,7 @@ impl Upload {
                     self.resend(&still).await?;
                     suspects = ChunkSet::new();
                     changed_at = Instant::now();
-                    wait = FIRST_WAIT;
+                    pause = FIRST_WAIT;
                     continue;
                 }
             }
@@ -92,7 +93,7 @@ impl Upload {
             if asked_at.elapsed() < longest / 2 {
                 sleep(doors.pause(1)).await;
             }
-            wait *= 2;
+            pause *= 2;
         }
     }
 }

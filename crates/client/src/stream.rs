@@ -29,6 +29,7 @@ use uuid::Uuid;
 
 use crate::Client;
 use crate::chunk_set::ChunkSet;
+use crate::creation::Creation;
 use crate::door::Door;
 use crate::doors::{First, Ticket, gave_up};
 use crate::error::ClientError;
@@ -57,22 +58,30 @@ impl Client {
     ) -> Result<Uploaded, ClientError> {
         let id = options.id.unwrap_or_else(Uuid::now_v7);
         let known = self.what_is_known(id, options, &observer).await?;
-        let is_open = known.iter().any(|(_, status)| status.size.is_none());
+        let is_open = known.known.iter().any(|(_, status)| status.size.is_none());
         let first = read_block(&mut input).await.map_err(|cause| ClientError::Input { id, at: 0, cause })?;
         if first.len() < BLOCK && !is_open {
             let options = UploadOptions { id: Some(id), ..options.clone() };
             return self.upload(&Source::memory(first), &options, observer).await;
         }
-        let url = match known.first() {
+        let body = options.create_file(id, None);
+        let (creation, known) = match known.known.first() {
             Some((url, _)) => {
-                known.iter().try_for_each(|(_, status)| settle::check_alive(status))?;
-                *url
+                known.known.iter().try_for_each(|(_, status)| settle::check_alive(status))?;
+                (Creation::at(self, id, body, *url, &observer), known.known)
             }
-            None => self.create_open(id, options, &observer).await?,
+            None => {
+                let (creation, status) =
+                    Creation::begin(self, id, body, First::Configured, &observer).await?;
+                let known = self.known_now(id, known, &creation, &status, &observer).await?;
+                (creation, known)
+            }
         };
+        let first_url = First::Url(creation.url);
         let stream = Arc::new(Stream {
             client: self.clone(),
             id,
+            creation: Arc::new(creation),
             held: settle::held(&known),
             observer: observer.clone(),
             state: Mutex::new(State {
@@ -87,25 +96,8 @@ impl Client {
         });
         let (chunks, tail) = stream.clone().pass_on(first, &mut input).await?;
         let size = Geometry::new(chunks * CHUNK_LEN + tail.len() as u64)?;
-        let status = stream.settle(size, tail.clone(), First::Url(url)).await?;
+        let status = stream.settle(size, tail.clone(), first_url).await?;
         stream.finish(size, tail, options, status).await
-    }
-
-    async fn create_open(
-        &self,
-        id: Uuid,
-        options: &UploadOptions,
-        observer: &SharedObserver,
-    ) -> Result<usize, ClientError> {
-        let body = Arc::new(options.create_file(id, None));
-        let create = |door: Arc<Door>| {
-            let body = body.clone();
-            async move { door.create(id, &body).await }
-        };
-        let (url, (new, status)) = self.doors().anywhere(First::Configured, observer, create).await?;
-        observer.observe(&Event::Created { id, url, dc: &status.dc, new });
-        settle::check_alive(&status)?;
-        Ok(url)
     }
 }
 
@@ -125,6 +117,7 @@ async fn read_block(input: &mut (impl AsyncRead + Unpin)) -> io::Result<Bytes> {
 struct Stream {
     client: Client,
     id: Uuid,
+    creation: Arc<Creation>,
     /// What the cluster held before.
     held: ChunkSet,
     observer: SharedObserver,
@@ -259,6 +252,9 @@ impl Stream {
                         bytes: bytes.len() as u64,
                         provisional: receipt.provisional,
                     });
+                    if receipt.provisional {
+                        self.creation.unheard_of(&ticket.door()).await?;
+                    }
                     return Ok(());
                 }
                 Err(error) if error.is_transient() => {
@@ -311,7 +307,8 @@ impl Stream {
         let settle = |door: Arc<Door>| {
             let (tail, values) = (tail.clone(), values.clone());
             async move {
-                let status = door.settle(id, size.size()).await?;
+                let settle = |door: Arc<Door>| async move { door.settle(id, size.size()).await };
+                let status = self.creation.with(door.clone(), settle).await?;
                 let receipt = match tail.is_empty() || held {
                     true => None,
                     false => Some(door.put_chunks(id, last, &values, tail).await?),
@@ -370,7 +367,7 @@ impl Stream {
             None => Some(Root::of_bytes(&tail)),
         };
         let upload =
-            Upload::of_stream(&self.client, self.id, size, &self.observer, tree, only_root, (sent, skipped));
+            Upload::of_stream(&self.creation, &self.observer, size, tree, only_root, (sent, skipped));
         Arc::new(upload).finish(options, status).await
     }
 }

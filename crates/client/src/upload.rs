@@ -27,7 +27,8 @@ use uuid::Uuid;
 
 use crate::Client;
 use crate::chunk_set::ChunkSet;
-use crate::door::Door;
+use crate::client::Statuses;
+use crate::creation::Creation;
 use crate::doors::{First, Ticket, gave_up};
 use crate::error::ClientError;
 use crate::event::{Event, SharedObserver};
@@ -135,15 +136,16 @@ impl Client {
         let known = self.what_is_known(id, options, &observer).await?;
         // Its home is where it arrives, so one that is wanted elsewhere goes the long way.
         if file.chunks() <= 1
-            && known.is_empty()
+            && known.known.is_empty()
             && options.home.is_none()
             && let Some(uploaded) = self.upload_whole(id, file, source, options, &observer).await?
         {
             return Ok(uploaded);
         }
+        let (creation, status) = self.create(id, file, options, &known.known, &observer).await?;
+        let known = self.known_now(id, known, &creation, &status, &observer).await?;
         let mut held = settle::held(&known);
         settle::survey(self, id, file, &known, &mut held).await;
-        let status = self.create(id, file, options, &known, &observer).await?;
         let chunks = file.chunks();
         observer.observe(&Event::Planned { chunks, bytes: file.size(), held: held.len() });
 
@@ -151,6 +153,7 @@ impl Client {
             client: self.clone(),
             id,
             file,
+            creation: Arc::new(creation),
             source: source.clone(),
             observer,
             pool: Arc::default(),
@@ -175,12 +178,30 @@ impl Client {
         id: Uuid,
         options: &UploadOptions,
         observer: &SharedObserver,
-    ) -> Result<Vec<(usize, FileStatus)>, ClientError> {
+    ) -> Result<Statuses, ClientError> {
         if options.id.is_none() || options.is_new {
-            Ok(Vec::new())
+            Ok(Statuses::default())
         } else {
-            self.statuses(id, observer).await
+            self.statuses(id, None, observer).await
         }
+    }
+
+    /// What they know now that the file is created: those that lacked the metadata can say what they hold.
+    pub(crate) async fn known_now(
+        &self,
+        id: Uuid,
+        before: Statuses,
+        creation: &Creation,
+        status: &FileStatus,
+        observer: &SharedObserver,
+    ) -> Result<Vec<(usize, FileStatus)>, ClientError> {
+        if !before.some_lack_it {
+            return Ok(before.known);
+        }
+        creation.tell_others(creation.url, &status.home).await;
+        let now = self.statuses(id, Some(creation), observer).await?.known;
+        now.iter().try_for_each(|(_, status)| settle::check_alive(status))?;
+        Ok(now)
     }
 
     /// Creates the file where it is known, or else at the first URL that answers.
@@ -191,24 +212,16 @@ impl Client {
         options: &UploadOptions,
         known: &[(usize, FileStatus)],
         observer: &SharedObserver,
-    ) -> Result<FileStatus, ClientError> {
+    ) -> Result<(Creation, FileStatus), ClientError> {
         for (_, status) in known {
             settle::check_alive(status)?;
             if let Some(theirs) = status.size.filter(|size| *size != file.size()) {
                 return Err(ClientError::SizeDiffers { id, ours: file.size(), theirs });
             }
         }
-        let body = Arc::new(options.create_file(id, Some(file.size())));
-        let knower = known.first().map(|(url, _)| *url);
-        let create = |door: Arc<Door>| {
-            let body = body.clone();
-            async move { door.create(id, &body).await }
-        };
-        let first = knower.map_or(First::Configured, First::Url);
-        let (url, (new, status)) = self.doors().anywhere(first, observer, create).await?;
-        observer.observe(&Event::Created { id, url, dc: &status.dc, new });
-        settle::check_alive(&status)?;
-        Ok(status)
+        let body = options.create_file(id, Some(file.size()));
+        let first = known.first().map_or(First::Configured, |(url, _)| First::Url(*url));
+        Creation::begin(self, id, body, first, observer).await
     }
 }
 
@@ -217,6 +230,7 @@ pub(crate) struct Upload {
     pub(crate) client: Client,
     pub(crate) id: Uuid,
     pub(crate) file: Geometry,
+    pub(crate) creation: Arc<Creation>,
     source: Source,
     pub(crate) observer: SharedObserver,
     pool: Arc<BufferPool>,
@@ -247,24 +261,24 @@ struct Piece {
 impl Upload {
     /// The end of a stream's upload: all was sent, and nothing can be read again.
     pub(crate) fn of_stream(
-        client: &Client,
-        id: Uuid,
-        file: Geometry,
+        creation: &Arc<Creation>,
         observer: &SharedObserver,
+        file: Geometry,
         tree: SpanTree,
         only_root: Option<Root>,
         (sent, skipped): (u64, u64),
     ) -> Self {
         let all = ChunkSet::new().complement(file.chunks());
         Self {
-            client: client.clone(),
-            id,
+            client: creation.client.clone(),
+            id: creation.id,
             file,
+            creation: creation.clone(),
             source: Source::gone(file.size()),
             observer: observer.clone(),
             pool: Arc::default(),
             state: Mutex::new(Progress {
-                plan: Plan::new(file, all, client.doors().len(), Order::Ascending),
+                plan: Plan::new(file, all, creation.client.doors().len(), Order::Ascending),
                 tree,
                 only_root,
                 sent,
@@ -424,7 +438,11 @@ impl Upload {
             match door.put_chunks(self.id, start, &piece.values, piece.bytes.clone()).await {
                 Ok(receipt) => {
                     ticket.carried(piece.bytes.len() as u64, receipt.busy, &self.observer);
-                    return self.acknowledged(&ticket, &job, &piece, &receipt);
+                    self.acknowledged(&ticket, &job, &piece, &receipt)?;
+                    if receipt.provisional {
+                        self.creation.unheard_of(&door).await?;
+                    }
+                    return Ok(());
                 }
                 Err(error) if error.is_transient() => {
                     let policy = self.client.doors().policy();

@@ -314,8 +314,10 @@ impl World {
         self.clients[number].todo.extend(missing.unwrap_or_default());
     }
 
-    /// Whether no datacenter has the record (any more).
+    /// Whether no datacenter that can be asked has the record.
     fn is_undescribed(&self, id: FileId) -> bool {
-        !self.dcs.values().any(|dc| dc.disk.files.get(&id).is_some_and(|file| file.record.is_some()))
+        let alive = self.alive();
+        let mut disks = alive.iter().map(|dc| &self.dcs[dc].disk);
+        !disks.any(|disk| disk.files.get(&id).is_some_and(|file| file.record.is_some()))
     }
 }

@@ -223,7 +223,7 @@ impl AggregatorService {
             }
             Ok(None) => self.ask_everyone(context, id, &me).await,
             // The metadata is not here yet: somebody else has it.
-            Err(refusal) if refusal.problem == Problem::Unavailable => {
+            Err(refusal) if matches!(refusal.problem, Problem::Unavailable | Problem::NoMetadata) => {
                 self.ask_everyone(context, id, &me).await.map_err(|_| refusal)
             }
             Err(refusal) => Err(refusal),
@@ -259,8 +259,8 @@ impl AggregatorService {
             return Err(Refusal::not_found());
         }
         let detail = format!("the file is not known here, and {} cannot be asked", silent.join(", "));
-        Err(Refusal::new(Problem::Unavailable, detail)
-            .hint("try again, or ask the datacenter that took the metadata"))
+        Err(Refusal::new(Problem::NoMetadata, detail)
+            .hint("try again, or ask the datacenter that took the metadata; whoever sends the file can create it here"))
     }
 
     async fn ask_status(&self, peer: &Peer, context: &SignedContext, id: ClientFileId) -> Answer {
@@ -293,8 +293,8 @@ fn no_record() -> Refusal {
 /// The file is known, and not what it is called, for example. Who has its record is asked for it; after a loss that may be
 /// nobody.
 pub(crate) fn no_metadata() -> Refusal {
-    Refusal::new(Problem::Unavailable, "the file is known, but its metadata is not here (yet)")
-        .hint("try again; if a datacenter lost its disk, and with it the only record, send the file again under its id")
+    Refusal::new(Problem::NoMetadata, "the file is known, but its metadata is not here (yet)")
+        .hint("try again; if whoever took it is lost, create the file here, with the same metadata, and send what is missing")
 }
 
 /// The home's view, with what this datacenter has and may not have said yet.

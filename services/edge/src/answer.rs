@@ -179,6 +179,7 @@ fn challenge(problem: Problem) -> Option<&'static str> {
         | Problem::RevocationsFull
         | Problem::Internal
         | Problem::Unavailable
+        | Problem::NoMetadata
         | Problem::Overloaded
         | Problem::VolumeFull
         | Problem::ReadOnly

@@ -192,3 +192,24 @@ async fn another_expectation_and_a_refusal_end_it() {
         .unwrap_err();
     assert_eq!((error.code(), error.exit_class()), ("read-only", ExitClass::TryLater), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_lacks_the_metadata_is_told_before_the_size_is_settled() {
+    for room in [8, 1_000] {
+        let cluster = Arc::new(FakeCluster::start(2).await);
+        cluster.dcs[1].bereave(room);
+        let bytes = noise(8, 40 * MIB + 5);
+        let killer = cluster.clone();
+        let observer = Arc::new(move |event: &Event<'_>| {
+            if let Event::Acknowledged { url: 0, .. } = event {
+                // What it holds is on its disk, and the stand-in's other datacenters see it.
+                killer.dcs[0].kill();
+            }
+        });
+        let put = cluster.client().upload_stream(Trickle::of(bytes.clone()), &options(None), observer).await;
+        let put = put.unwrap();
+        assert_eq!((put.root, put.size), (Root::of_bytes(&bytes), bytes.len() as u64));
+        assert!(cluster.dcs[1].is_told(), "with room for {room}");
+        assert!(cluster.bytes(put.id) == bytes);
+    }
+}

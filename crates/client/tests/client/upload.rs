@@ -395,3 +395,79 @@ async fn questions_go_to_whoever_answers() {
     let error = client.status(Uuid::nil()).await.unwrap_err();
     assert_eq!((error.code(), error.exit_class()), ("not-found", ExitClass::NotFound));
 }
+
+/// Where the metadata went is gone, and nobody else has fetched it: the file goes on all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_lacks_the_metadata_is_told_when_the_one_that_took_it_has_gone() {
+    // Few chunks without it, and it must be told while they are sent; many, and it is once they are.
+    for room in [8, 1_000] {
+        let cluster = Arc::new(FakeCluster::start(3).await);
+        [1, 2].into_iter().for_each(|dc| cluster.dcs[dc].bereave(room));
+        let bytes = noise(seed(), 40 * MIB + 3);
+        let killer = cluster.clone();
+        let observer: SharedObserver = Arc::new(move |event: &Event<'_>| match event {
+            Event::Acknowledged { url: 0, .. } => {
+                killer.dcs[0].kill();
+                killer.forget(0);
+            }
+            _ => {}
+        });
+        let source = Source::memory(bytes.clone());
+        let uploaded = cluster.client().upload(&source, &options(), observer).await.unwrap();
+        assert_eq!((uploaded.root, uploaded.state), (Root::of_bytes(&bytes), State::Complete));
+        assert!(cluster.dcs[1].is_told() && cluster.dcs[2].is_told(), "with room for {room}");
+        assert!(cluster.bytes(uploaded.id) == bytes);
+    }
+}
+
+/// Nobody is told twice what the datacenter that took the metadata is about to tell.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_the_one_that_took_the_metadata_is_well_chunks_that_come_before_it_are_nothing_to_worry_about()
+{
+    let cluster = FakeCluster::start(2).await;
+    cluster.dcs[1].bereave(1_000);
+    let bytes = noise(seed(), 40 * MIB);
+    let acknowledged = UploadOptions { wait: WaitFor::Acknowledged, ..options() };
+    let source = Source::memory(bytes);
+    let uploaded = cluster.client().upload(&source, &acknowledged, nothing_lost()).await.unwrap();
+    assert!(cluster.held(1, uploaded.id) > 0 && !cluster.dcs[1].is_told());
+}
+
+/// What is held where the metadata never came is not sent again by whoever brings it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resumed_upload_brings_the_metadata_to_those_that_lack_it_and_skips_what_they_hold() {
+    let cluster = FakeCluster::start(3).await;
+    let bytes = noise(seed(), 24 * MIB);
+    let id = Uuid::now_v7();
+    let whole = UploadOptions { id: Some(id), ..options() };
+    cluster.client().upload(&Source::memory(bytes.clone()), &whole, unobserved()).await.unwrap();
+    cluster.dcs[0].kill();
+    cluster.forget(0);
+    let held = cluster.held(1, id) + cluster.held(2, id);
+    [1, 2].into_iter().for_each(|dc| cluster.dcs[dc].bereave(0));
+    let again = cluster.client().upload(&Source::memory(bytes.clone()), &whole, unobserved()).await.unwrap();
+    assert!(held > 0 && held < 24, "{held}");
+    assert_eq!((again.chunks_skipped, again.chunks_sent), (held as u64, 24 - held as u64));
+    assert!(cluster.dcs[1].is_told() && cluster.dcs[2].is_told());
+    assert!(cluster.bytes(id) == bytes);
+}
+
+/// What stands there is another file: that ends it, and is not tried for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn metadata_that_contradict_what_is_known_end_an_upload_that_brings_them_again() {
+    let cluster = Arc::new(FakeCluster::start(2).await);
+    cluster.dcs[1].bereave(1_000);
+    cluster.dcs[1].fail(|request| {
+        let refusal = Refusal::new(Problem::MetadataConflict, "the file has other metadata");
+        (request.method == "POST").then_some(Fault::Refuse(refusal))
+    });
+    let killer = cluster.clone();
+    let observer: SharedObserver = Arc::new(move |event: &Event<'_>| {
+        if let Event::Acknowledged { url: 0, .. } = event {
+            killer.dcs[0].kill();
+        }
+    });
+    let source = Source::memory(noise(seed(), 40 * MIB));
+    let error = cluster.client().upload(&source, &options(), observer).await.unwrap_err();
+    assert_eq!((error.code(), error.exit_class()), ("metadata-conflict", ExitClass::Integrity), "{error}");
+}

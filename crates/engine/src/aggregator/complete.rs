@@ -21,6 +21,8 @@ pub(super) struct Fetch {
     tries: usize,
     under_way: bool,
     next: Timestamp,
+    /// Who spoke of the file last.
+    speaker: Option<DcId>,
 }
 
 impl Fetch {
@@ -62,7 +64,16 @@ impl File {
     /// The record is wanted here.
     pub(super) fn want_record(&mut self, now: Timestamp) {
         if self.record.is_none() && self.fetch.is_none() {
-            self.fetch = Some(Fetch { tries: 0, under_way: false, next: now });
+            self.fetch = Some(Fetch { tries: 0, under_way: false, next: now, speaker: None });
+        }
+    }
+
+    /// A peer says that the file exists. Whoever has just got the record says so, and nobody else may have it.
+    pub(super) fn spoken_of(&mut self, from: DcId, now: Timestamp) {
+        if let Some(fetch) = &mut self.fetch {
+            fetch.speaker = Some(from);
+            fetch.tries = 0;
+            fetch.next = fetch.next.min(now);
         }
     }
 
@@ -222,11 +233,12 @@ impl Aggregator {
             }
             return;
         }
-        // The home first, unless that is here; then everyone in turn.
-        let home_first = [claim.home].into_iter().filter(|home| *home != me);
-        let everyone: Vec<DcId> = home_first.chain(self.config.peers.iter().copied()).collect();
-        let from = everyone.get(fetch.tries % everyone.len().max(1)).copied();
-        match from.filter(|from| self.peers.get(from).is_some_and(super::peer::Peer::is_up)) {
+        // Who spoke of it last, then the home, then everyone in turn, of those who can be asked.
+        let first = fetch.speaker.into_iter().chain([claim.home]);
+        let everyone = first.chain(self.config.peers.iter().copied());
+        let is_up = |dc: &DcId| self.peers.get(dc).is_some_and(super::peer::Peer::is_up);
+        let everyone: Vec<DcId> = everyone.filter(is_up).collect();
+        match everyone.get(fetch.tries % everyone.len().max(1)).copied() {
             Some(from) => {
                 fetch.under_way = true;
                 self.effects.push(Effect::FetchRecord { file: id, from, digest });

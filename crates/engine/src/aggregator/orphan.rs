@@ -56,8 +56,9 @@ impl File {
                     unknown: BTreeMap::new(),
                 });
             }
-            // The metadata came while the chunk was written: fetching the record finds the chunk.
-            None => self.want_record(now),
+            // The metadata came while the chunk was written: fetching the record finds the chunk, or looking again.
+            None if self.record.is_none() => self.want_record(now),
+            None => self.recount_at = Some(now),
         }
     }
 

@@ -118,6 +118,9 @@ impl Aggregator {
             file.home.answered(from, span.place);
             file.touch(span.place);
         }
+        if let (Statement::Meta { .. }, Ok(Taken::New | Taken::Known)) = (statement, &taken) {
+            file.spoken_of(from, now);
+        }
         let after = (file.ledger.state(), file.ledger.claim(), file.ledger.file());
         match taken {
             Ok(Taken::New) => {

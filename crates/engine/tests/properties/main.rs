@@ -10,6 +10,7 @@ mod fixtures;
 mod model;
 mod pages;
 mod placement;
+mod records;
 mod release;
 mod scale;
 mod sets;

@@ -50,6 +50,7 @@ pub(super) fn code(problem: Problem) -> Code {
         Problem::Internal => Code::Internal,
         Problem::Elsewhere
         | Problem::Unavailable
+        | Problem::NoMetadata
         | Problem::Overloaded
         | Problem::ReadOnly
         | Problem::Stopping => Code::Unavailable,

@@ -105,6 +105,7 @@ impl FakeDc {
         let create: CreateFile = serde_json::from_slice(said.as_ref().map_or(&body, |said| said.as_bytes()))
             .map_err(|error| Refusal::new(Problem::InvalidMetadata, error.to_string()))?;
         let id = create.id.unwrap();
+        *self.bereft.lock().unwrap() = None;
         let told = self.files.told();
         let mut files = self.files.files.lock().unwrap();
         let new = !files.contains_key(&id);
@@ -116,7 +117,8 @@ impl FakeDc {
             held: BTreeMap::new(),
             dropped: false,
         });
-        if file.create != create {
+        // Where it is to be assembled is no metadata.
+        if file.create != (CreateFile { home: file.create.home.clone(), ..create }) {
             return Err(Refusal::new(Problem::MetadataConflict, "the file has other metadata"));
         }
         if said.is_some() && !body.is_empty() {
@@ -135,6 +137,7 @@ impl FakeDc {
         let body = request.into_body().collect().await.unwrap().to_bytes();
         let SettleFile { size } = serde_json::from_slice(&body)
             .map_err(|error| Refusal::new(Problem::InvalidMetadata, error.to_string()))?;
+        self.has_metadata()?;
         let told = self.files.told();
         let mut files = self.files.files.lock().unwrap();
         let file = files.get_mut(&id).ok_or_else(Refusal::not_found)?;
@@ -180,6 +183,7 @@ impl FakeDc {
         id: Uuid,
         query: &BTreeMap<String, String>,
     ) -> Result<Response<Full<Bytes>>, Refusal> {
+        self.has_metadata()?;
         let wanted = query.get("wait").map(|name| State::from_name(name).unwrap());
         let longest = Duration::from_secs(query.get("timeout").map_or(0, |text| text.parse().unwrap()));
         let deadline = tokio::time::Instant::now() + longest;
@@ -200,6 +204,13 @@ impl FakeDc {
         }
     }
 
+    fn has_metadata(&self) -> Result<(), Refusal> {
+        match *self.bereft.lock().unwrap() {
+            None => Ok(()),
+            Some(_) => Err(Refusal::new(Problem::NoMetadata, "the metadata is not here")),
+        }
+    }
+
     fn remove(&self, id: Uuid) -> Result<Response<Full<Bytes>>, Refusal> {
         let mut files = self.files.files.lock().unwrap();
         files.get_mut(&id).ok_or_else(Refusal::not_found)?.dropped = true;
@@ -217,6 +228,14 @@ impl FakeDc {
         let body = request.into_body().collect().await;
         let body = body.map_err(|_| Refusal::new(Problem::Truncated, "the body ended early"))?.to_bytes();
         assert_eq!(body.len() as u64, length);
+        let mut bereft = self.bereft.lock().unwrap();
+        let provisional = bereft.is_some();
+        if let Some(left) = &mut *bereft {
+            let more = left.checked_sub(length.div_ceil(CHUNK_LEN));
+            let full = || Refusal::new(Problem::RateLimited, "so many chunks without metadata are here");
+            *left = more.ok_or_else(|| full().retry_after(Duration::ZERO))?;
+        }
+        drop(bereft);
         let mut files = self.files.files.lock().unwrap();
         let file = files.get_mut(&id).ok_or_else(Refusal::not_found)?;
         let index = ChunkIndex::new(start).unwrap();
@@ -243,7 +262,7 @@ impl FakeDc {
         assert_eq!(announced, values.join(","), "the client announces what it sends");
         drop(files);
         self.files.changed.notify_waiters();
-        let (dc, provisional, busy) = (self.name.clone(), false, false);
+        let (dc, busy) = (self.name.clone(), false);
         let receipt = ChunkReceipt { dc, start, values, new_chunks, provisional, busy };
         Ok(self.json(200, &receipt))
     }

@@ -114,6 +114,8 @@ pub(crate) struct FakeDc {
     pub(crate) received: Arc<AtomicU64>,
     /// Chunk requests that are taken at once; the others are refused.
     limit: Mutex<Option<Arc<Semaphore>>>,
+    /// It lacks the metadata of every file until it is told, and takes so many chunks meanwhile.
+    bereft: Mutex<Option<u64>>,
     names: Vec<String>,
     /// How often it was killed: a connection of an earlier life answers nothing.
     deaths: AtomicU64,
@@ -158,6 +160,7 @@ impl FakeCluster {
                 chunk_requests: AtomicU64::new(0),
                 received: Arc::default(),
                 limit: Mutex::new(None),
+                bereft: Mutex::new(None),
                 names: names.clone(),
                 deaths: AtomicU64::new(0),
                 server: Mutex::new(None),
@@ -342,6 +345,16 @@ impl FakeDc {
     /// Refuses chunk requests, with no wish to be left alone, while it has this many.
     pub(crate) fn limit_chunk_requests(&self, limit: usize) {
         *self.limit.lock().unwrap() = Some(Arc::new(Semaphore::new(limit)));
+    }
+
+    /// Lacks the metadata of every file until it is told, and takes so many chunks meanwhile.
+    pub(crate) fn bereave(&self, chunks: u64) {
+        *self.bereft.lock().unwrap() = Some(chunks);
+    }
+
+    /// Whether it was told since.
+    pub(crate) fn is_told(&self) -> bool {
+        self.bereft.lock().unwrap().is_none()
     }
 
     /// Ends every connection at once, and takes no more.
