@@ -405,12 +405,11 @@ async fn whoever_lacks_the_metadata_is_told_when_the_one_that_took_it_has_gone()
         [1, 2].into_iter().for_each(|dc| cluster.dcs[dc].bereave(room));
         let bytes = noise(seed(), 40 * MIB + 3);
         let killer = cluster.clone();
-        let observer: SharedObserver = Arc::new(move |event: &Event<'_>| match event {
-            Event::Acknowledged { url: 0, .. } => {
+        let observer: SharedObserver = Arc::new(move |event: &Event<'_>| {
+            if let Event::Acknowledged { url: 0, .. } = event {
                 killer.dcs[0].kill();
                 killer.forget(0);
             }
-            _ => {}
         });
         let source = Source::memory(bytes.clone());
         let uploaded = cluster.client().upload(&source, &options(), observer).await.unwrap();

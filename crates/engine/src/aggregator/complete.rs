@@ -85,13 +85,14 @@ impl File {
         }
     }
 
-    /// Whether another home could do anything for the file: it is not assembled, or chunks of it are still here.
+    /// Whether another home could do anything for the file: it is not assembled, or chunks of it are still here. So may be
+    /// all of it: then others, who never heard that the lost home had assembled it, hear it of this one.
     fn may_change_home(&self, me: DcId) -> bool {
         match self.ledger.state() {
             FileState::Receiving | FileState::Complete => true,
             FileState::Assembled => {
                 let empty = self.ledger.file().is_some_and(|file| file.chunks() == 0);
-                !self.published && (empty || self.ledger.chunks_held_by(me) > 0)
+                self.published || empty || self.ledger.chunks_held_by(me) > 0
             }
             FileState::Unheard | FileState::Conflict | FileState::Dropped => false,
         }
