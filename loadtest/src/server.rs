@@ -149,7 +149,8 @@ pub(crate) fn stop(process: &mut Child) {
 pub(crate) fn binary(named: Option<&Path>) -> anyhow::Result<PathBuf> {
     if let Some(path) = named {
         ensure!(path.is_file(), "{} is no program", path.display());
-        return Ok(path.to_owned());
+        // It is started from other directories.
+        return std::path::absolute(path).with_context(|| format!("cannot find {}", path.display()));
     }
     let own = std::env::current_exe()?;
     let beside = own.with_file_name("sluice");
