@@ -81,6 +81,13 @@ impl Peer {
         self.up
     }
 
+    /// Whether it may have heard of this incarnation from us. Of a peer that this disk never heard of it is not believed:
+    /// a hello to which no answer came may have been heard, but rather the disk is another than the one that was, and
+    /// one incarnation too many costs less than one too few.
+    fn may_know_us(&self, was_greeted: bool) -> bool {
+        was_greeted && self.seen > Incarnation::default()
+    }
+
     pub(super) fn seen(&self) -> Incarnation {
         self.seen
     }
@@ -147,7 +154,7 @@ impl Aggregator {
     /// A peer dialled.
     pub(super) fn hello(&mut self, dc: DcId, theirs: Greeting, now: Timestamp) {
         let seen = self.seen(dc);
-        let known_to = |peer: &Peer| peer.greeted || peer.called;
+        let known_to = |peer: &Peer| peer.may_know_us(peer.greeted || peer.called);
         let is_peer = self.peers.get(&dc).map(known_to);
         let welcome = is_peer.is_some() && theirs.incarnation >= seen && !self.burns(theirs.seen);
         if welcome {
@@ -169,7 +176,7 @@ impl Aggregator {
             self.effects.push(Effect::CloseLink(dc));
             return;
         };
-        let (known, seen) = (peer.greeted, peer.seen);
+        let (known, seen) = (peer.may_know_us(peer.greeted), peer.seen);
         peer.greeted = true;
         peer.called = false;
         let outdated = self.is_outdated(theirs.seen, known);
@@ -463,6 +470,21 @@ mod tests {
         assert_eq!((a.number(), b.agg.seen(A).number()), (4, 4));
         assert!(call(&mut a, &mut b));
         assert_eq!(a.number(), 4);
+    }
+
+    #[test]
+    fn a_lost_disk_whose_first_hello_got_no_answer_is_noticed() {
+        // The life that was lost was the first as well.
+        for b_calls in [false, true] {
+            let (_, mut b) = after(1);
+            let mut a = Life::start(A, NodeMemory::default());
+            let hello = a.dial(B);
+            b.hear(A, hello);
+            assert_eq!(if b_calls { call(&mut b, &mut a) } else { call(&mut a, &mut b) }, b_calls);
+            assert_eq!(a.number(), 2);
+            assert!(call(&mut a, &mut b) && call(&mut b, &mut a));
+            assert_eq!((a.number(), b.agg.seen(A).number()), (2, 2));
+        }
     }
 
     #[test]
