@@ -13,6 +13,7 @@ mod death;
 mod drain;
 mod early;
 mod economy;
+mod ingest;
 #[path = "../python/interpreter.rs"]
 mod interpreter;
 mod lists;

@@ -59,7 +59,7 @@ impl Workers for Fake {
         // What arrived is told by what is refused.
         Err(Refusal::new(Problem::InvalidMetadata, format!("{new:?}")))
     }
-    async fn admit_whole(&self, _: &SignedContext, _: u64) -> Result<(), Refusal> {
+    async fn admit_whole(&self, _: &SignedContext, _: ClientFileId, _: u64) -> Result<(), Refusal> {
         Ok(())
     }
 

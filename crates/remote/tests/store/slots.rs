@@ -66,8 +66,8 @@ impl Slots for Fake {
     ) -> Result<FileStatus, Refusal> {
         said(format!("{id} {}", size.size()))
     }
-    async fn admit_more(&self, _: &SignedContext, bytes: u64) -> Result<(), Refusal> {
-        said(bytes.to_string())
+    async fn admit_more(&self, _: &SignedContext, id: ClientFileId, bytes: u64) -> Result<(), Refusal> {
+        said(format!("{id} {bytes}"))
     }
     async fn admit(&self, _: &SignedContext, file: FileId) -> Result<Admission, Refusal> {
         let admission = *self.admission.lock().unwrap();
@@ -185,6 +185,10 @@ async fn what_a_worker_asks_comes_through_as_it_is() {
     assert_eq!(detail(whole), format!("{new:?} 1048576"));
     let size = Geometry::new(9).unwrap();
     assert_eq!(detail(slots.settle(context, client(1), size).await.unwrap_err()), format!("{} 9", client(1)));
+    assert_eq!(
+        detail(slots.admit_more(context, client(1), 9).await.unwrap_err()),
+        format!("{} 9", client(1))
+    );
     assert_eq!(detail(slots.admit(context, file(1)).await.unwrap_err()), file(1).to_string());
     for admission in [Admission::Known(size), Admission::Open, Admission::Provisional] {
         *fake.admission.lock().unwrap() = Some(admission);
