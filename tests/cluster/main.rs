@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+mod apart;
 mod authority;
 mod bed;
 mod conflict;
