@@ -15,6 +15,7 @@ use sluice_engine::span::Place as Node;
 use sluice_node::access::Revocations;
 use sluice_node::budget::MemoryBudget;
 use sluice_node::clock::SystemClock;
+use sluice_node::metrics::Metrics;
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::token::TokenGrant;
@@ -153,7 +154,7 @@ fn caller(place: &Place, me: Role, at: &[&TcpSocket]) -> Caller {
     let at: Vec<String> = at.iter().map(|at| at.local_addr().unwrap().to_string()).collect();
     let (address, patience) = (at.join(","), Duration::from_secs(20));
     let config = CallerConfig { dc: ME, of: ME, me, whom: Role::Aggregator, address, patience };
-    Caller::new(config, &place.material, &Shutdown::new()).unwrap()
+    Caller::new(config, &place.material, &Shutdown::new(), &Metrics::new("dc-a").outgoing_calls).unwrap()
 }
 
 async fn context(place: &Place) -> SignedContext {
