@@ -551,7 +551,8 @@ impl Datacenter {
         let Some(address) = peer.workers.clone() else { return Ok(None) };
         let (of, role) = (peer.dc, Role::Worker);
         let caller = CallerConfig { dc: config.dc, of, me: role, whom: role, address, patience };
-        Ok(Some(Caller::new(caller, &config.material, &self.tasks.callers)?))
+        let calls = &self.live.metrics.outgoing_calls;
+        Ok(Some(Caller::new(caller, &config.material, &self.tasks.callers, calls)?))
     }
 
     /// What can be changed while it runs.

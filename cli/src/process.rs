@@ -20,6 +20,7 @@ use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::admin::{Admin, Health};
 use sluice_node::clock::SharedClock;
 use sluice_node::material::ClusterMaterial;
+use sluice_node::metrics::Metrics;
 use sluice_node::role::Role;
 use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_node::tls;
@@ -124,9 +125,10 @@ impl Process {
         tls::install_provider();
         let ProcessConfig { dc, material, clock, .. } = config;
         let tasks = Tasks::default();
-        let caller =
-            |whom, address: &str, patience| config.caller(Role::Edge, whom, address, patience, &tasks);
         let (live, health, admin) = config.admin(edge.memory, &tasks).await?;
+        let caller = |whom, address: &str, patience| {
+            config.caller(Role::Edge, whom, address, patience, &tasks, &live.metrics)
+        };
         let revocations = Revocations::new();
         if let Some(shared) = config.share(&live, &tasks).await? {
             shared.learn(revocations.clone());
@@ -269,10 +271,11 @@ impl ProcessConfig {
         address: &str,
         patience: Duration,
         tasks: &Tasks,
+        metrics: &Metrics,
     ) -> Result<Caller, StartError> {
         let (dc, address) = (self.dc, address.to_owned());
         let config = CallerConfig { dc, of: dc, me, whom, address, patience };
-        Ok(Caller::new(config, &self.material, &tasks.callers)?)
+        Ok(Caller::new(config, &self.material, &tasks.callers, &metrics.outgoing_calls)?)
     }
 
     /// What is seen of the process from outside, and can be changed; and where its admin port is.

@@ -87,7 +87,7 @@ pub trait Workers: Send + Sync + 'static {
     async fn create(&self, context: &SignedContext, new: NewFile) -> Result<(bool, FileStatus), Refusal>;
 
     /// Whether a file of `len` bytes may come whole: asked before its bytes are, and counted against the tenant's rate.
-    async fn admit_whole(&self, context: &SignedContext, len: u64) -> Result<(), Refusal>;
+    async fn admit_whole(&self, context: &SignedContext, id: ClientFileId, len: u64) -> Result<(), Refusal>;
 
     /// Creates a file of at most one chunk with all its bytes, durable and assembled when this returns. Returns whether
     /// it was new here.
@@ -308,8 +308,8 @@ pub trait Slots: Send + Sync + 'static {
         size: Geometry,
     ) -> Result<FileStatus, Refusal>;
 
-    /// Whether so many more bytes are within the quota of the session's token.
-    async fn admit_more(&self, context: &SignedContext, bytes: u64) -> Result<(), Refusal>;
+    /// Whether a file that comes whole, with so many bytes, is within the quotas of the session's token.
+    async fn admit_more(&self, context: &SignedContext, id: ClientFileId, bytes: u64) -> Result<(), Refusal>;
 
     /// Whether chunks of the file may come: asked before a body is read. Refuses dropped files, files in conflict,
     /// provisional chunks over the tenant's cap, and everything once the quota of the session's token is used up.

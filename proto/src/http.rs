@@ -92,6 +92,9 @@ pub struct TenantStatus {
     pub revoked_sessions: u64,
     /// Bytes stored in this datacenter.
     pub stored_bytes: u64,
+    /// Files that this datacenter lists, unfinished or finished, wherever their bytes are; an older one does not say.
+    #[serde(default)]
+    pub files: u64,
 }
 
 /// Where a file stands.

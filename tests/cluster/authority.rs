@@ -1,13 +1,11 @@
-//! Who may do what: tenants, certificates, signatures.
+//! Who may do what: certificates, signatures.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::Method;
 use hyper_util::rt::TokioIo;
 use sluice::datacenter::DatacenterSettings;
-use sluice_client::WaitFor;
 use sluice_engine::command::{COMMAND_LEN, Command, DropReason, Statement};
 use sluice_engine::ids::{DcId, Incarnation, Sequence, Timestamp};
 use sluice_node::material::ClusterMaterial;
@@ -20,53 +18,8 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
-use uuid::Uuid;
 
-use crate::bed::{A, B, Bed, C, MIB, STRANGER, TENANT, chunk, eventually, noise};
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_file_of_another_tenant_is_as_one_that_does_not_exist() {
-    let bed = Bed::start(2).await;
-    let sent = bed.upload(&[A, B], noise(70, 2 * MIB), WaitFor::Assembled).await;
-    bed.reach(B, sent.id, State::Assembled).await;
-    let nothing = Uuid::now_v7();
-    for dc in [A, B] {
-        for (method, rest) in [
-            (Method::GET, ""),
-            (Method::GET, "?wait=complete&timeout=0"),
-            (Method::GET, "/content"),
-            (Method::HEAD, "/content"),
-            (Method::GET, "/tree?start=0&level=1"),
-            (Method::DELETE, ""),
-        ] {
-            let ask = async |id: Uuid| {
-                let path = format!("/files/{id}{rest}");
-                let answer = bed.ask_as(STRANGER, dc, method.clone(), &path, &[], "").await.unwrap();
-                let body = String::from_utf8(answer.body.to_vec()).unwrap();
-                // Nothing but the trace may differ.
-                let body = match serde_json::from_str::<serde_json::Value>(&body) {
-                    Ok(mut problem) => {
-                        problem.as_object_mut().unwrap().remove("trace");
-                        problem.to_string()
-                    }
-                    Err(_) => body,
-                };
-                (answer.status, body)
-            };
-            let (theirs, none) = (ask(sent.id).await, ask(nothing).await);
-            assert_eq!(theirs, none, "{method} {rest} at {dc}");
-            assert_eq!(theirs.0, 404, "{method} {rest} at {dc}");
-        }
-        let list = bed.ask_as(STRANGER, dc, Method::GET, "/files", &[], "").await.unwrap();
-        assert!(list.json::<sluice_proto::http::FilePage>().files.is_empty());
-    }
-    // The same id is free for the stranger's own file, and neither touches the other.
-    let body = serde_json::to_vec(&crate::bed::new_file(sent.id, 7)).unwrap();
-    let json = [("content-type", "application/json")];
-    let own = bed.ask_as(STRANGER, B, Method::POST, "/files", &json, body).await.unwrap();
-    assert_eq!(own.status, 201);
-    assert_eq!(bed.reach(B, sent.id, State::Assembled).await.size, Some(2 * MIB as u64));
-}
+use crate::bed::{A, B, Bed, C, MIB, TENANT, chunk, eventually, noise};
 
 /// Opens the peer port of dc-a with this material, as this datacenter.
 async fn dial(bed: &Bed, material: &ClusterMaterial, me: DcId) -> Result<PeerClient<Channel>, String> {

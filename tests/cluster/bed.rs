@@ -152,6 +152,10 @@ impl Web {
         self.material.token_mint().unwrap().mint(grant, SystemClock.now()).unwrap()
     }
 
+    pub(crate) fn material(&self) -> &ClusterMaterial {
+        &self.material
+    }
+
     /// Whom to trust.
     pub(crate) fn ca_pem(&self) -> String {
         self.material.ca_pem()

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+mod apart;
 mod authority;
 mod bed;
 mod bereft;
@@ -14,6 +15,7 @@ mod death;
 mod drain;
 mod early;
 mod economy;
+mod ingest;
 #[path = "../python/interpreter.rs"]
 mod interpreter;
 mod lists;

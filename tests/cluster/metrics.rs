@@ -63,6 +63,13 @@ async fn whoever_waits_for_a_peer_says_for_how_long() {
     .await;
     assert_eq!(metric("sluice_peer_lag_seconds", peer).await, 0.0);
     assert_eq!(metric("sluice_assembly_lag_seconds", "").await, 0.0);
+    let calls = async |method: &str, outcome: &str| {
+        let labels =
+            format!(r#"rpc_method="sluice.peer.v1.Peer/{method}",rpc_response_status_code="{outcome}""#);
+        metric("rpc_client_call_duration_seconds_count", &labels).await
+    };
+    assert!(calls("Link", "OK").await >= 1.0);
+    assert_eq!(calls("Chunks", "OK").await, 0.0);
 
     wire.cut();
     eventually("a lost link", async || (metric("sluice_peer_up", peer).await == 0.0).then_some(())).await;
@@ -78,6 +85,8 @@ async fn whoever_waits_for_a_peer_says_for_how_long() {
     })
     .await;
     assert!(metric("sluice_peer_backlog", peer).await >= 1.0);
+    let refused = async || (calls("Link", "UNAVAILABLE").await >= 1.0).then_some(());
+    eventually("a call that reaches nobody", refused).await;
 
     wire.mend();
     eventually("nobody waits", async || {
@@ -87,5 +96,6 @@ async fn whoever_waits_for_a_peer_says_for_how_long() {
     })
     .await;
     assert!(metric("sluice_pulled_bytes_total", "").await >= MIB as f64);
+    assert!(calls("Chunks", "OK").await >= 1.0);
     assert!(bed.metric(B, "sluice_served_bytes_total", "").await >= MIB as f64);
 }

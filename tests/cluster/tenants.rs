@@ -9,9 +9,11 @@ use sluice_engine::ids::{DcId, RevocationEpoch, TenantId};
 use sluice_node::clock::{Clock, SystemClock};
 use sluice_node::token::{TokenGrant, UnverifiedToken};
 use sluice_proto::http::{Revoke, RevokedTokens, State, TenantStatus};
+use sluice_proto::ingest::{CreateRequest, DeleteRequest, PutRequest};
 use uuid::Uuid;
 
 use crate::bed::{A, B, Bed, C, MIB, TENANT, Web, chunk, eventually, new_file, noise};
+use crate::ingest::problem;
 
 const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
 
@@ -37,6 +39,14 @@ impl Web {
     /// The status that a list is answered with.
     async fn lists(&self, dc: DcId, token: &str) -> u16 {
         self.ask_with(token, dc, Method::GET, "/files", &[], "").await.unwrap().status.as_u16()
+    }
+
+    /// What a datacenter knows of the tenant.
+    async fn tenant(&self, dc: DcId) -> TenantStatus {
+        let path = format!("/admin/tenants/{}", TENANT.number());
+        let answer = self.ask_with(&self.operator(), dc, Method::GET, &path, &[], "").await.unwrap();
+        assert_eq!(answer.status, 200, "{:?}", answer.body);
+        answer.json()
     }
 
     async fn is_refused(&self, dc: DcId, token: &str) {
@@ -85,12 +95,10 @@ async fn what_is_revoked_anywhere_is_revoked_everywhere_and_for_good() {
     for dc in [A, B, C] {
         assert_eq!(bed.lists(dc, &newer).await, 200);
         assert_eq!(bed.lists(dc, &stranger).await, 200);
-        let path = format!("/admin/tenants/{}", TENANT.number());
-        let status = bed.ask_with(&bed.operator(), dc, Method::GET, &path, &[], "").await.unwrap();
-        let status: TenantStatus = status.json();
+        let status = bed.tenant(dc).await;
         assert_eq!(status.revoked_before, done.epoch);
         assert_eq!(status.revoked_sessions, 0, "covered by that of the tenant");
-        assert_eq!(status.stored_bytes, 0);
+        assert_eq!((status.stored_bytes, status.files), (0, 0));
     }
     let theirs = bed.ask_with(&newer, A, Method::GET, "/admin/tenants/7", &[], "").await.unwrap();
     assert_eq!((theirs.status.as_u16(), theirs.problem().as_str()), (403, "forbidden"));
@@ -149,6 +157,114 @@ async fn a_quota_bounds_what_is_stored_and_deleting_makes_room() {
     let stranger = bed.mint(&TokenGrant { tenant: TenantId::new(8), quota: MIB as u64, ..grant() });
     let body = serde_json::to_vec(&new_file(Uuid::now_v7(), MIB)).unwrap();
     assert_eq!(bed.ask_with(&stranger, A, Method::POST, "/files", &JSON, body).await.unwrap().status, 201);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quota_of_files_bounds_how_many_there_are_at_every_door_and_deleting_makes_room() {
+    let mut bed = Bed::start(1).await;
+    let limited = bed.mint(&TokenGrant { quota_files: 3, ..grant() });
+    let ask = async |bed: &Bed, method: Method, path: &str, headers: &[(&str, &str)], body: Vec<u8>| {
+        bed.ask_with(&limited, A, method, path, headers, body).await.unwrap()
+    };
+    let create = async |bed: &Bed, id: Uuid| {
+        let body = serde_json::to_vec(&new_file(id, 2 * MIB)).unwrap();
+        ask(bed, Method::POST, "/files", &JSON, body).await
+    };
+    let whole = async |bed: &Bed, id: Uuid| {
+        let said = format!(r#"{{"id":"{id}"}}"#);
+        ask(bed, Method::POST, "/files", &[("file-metadata", &said)], b"small".to_vec()).await
+    };
+    let over_grpc = |id: Uuid, body: Option<&'static [u8]>| CreateRequest {
+        id: id.to_string(),
+        size: body.is_none().then_some(2 * MIB as u64),
+        body: body.map(Into::into),
+        ..CreateRequest::default()
+    };
+    let is_full = async |bed: &Bed| {
+        let refused = create(bed, Uuid::now_v7()).await;
+        assert_eq!((refused.status.as_u16(), refused.problem().as_str()), (403, "quota"));
+        let details: serde_json::Value = refused.json();
+        assert_eq!(details["detail"], "3 of 3 files are in this datacenter");
+        assert_eq!(whole(bed, Uuid::now_v7()).await.problem(), "quota");
+        let mut ingest = bed.ingest(A, &limited);
+        assert_eq!(problem(ingest.create(over_grpc(Uuid::now_v7(), None)).await), "quota");
+        assert_eq!(problem(ingest.create(over_grpc(Uuid::now_v7(), Some(b"small"))).await), "quota");
+        assert_eq!(bed.tenant(A).await.files, 3);
+    };
+
+    // What came before the token with the quota counts, finished or not, large or small.
+    let (unfinished, small) = (bed.create(A, 2 * MIB).await, Uuid::now_v7());
+    let kept = bed.post_whole(A, &serde_json::json!({ "id": small }), "small").await.unwrap();
+    assert_eq!(kept.status, 201);
+    let last = Uuid::now_v7();
+    assert_eq!(create(&bed, last).await.status, 201);
+    is_full(&bed).await;
+    // What is there goes on, and said again it is what it was.
+    let mut ingest = bed.ingest(A, &limited);
+    assert_eq!(create(&bed, last).await.status, 200);
+    assert_eq!(whole(&bed, small).await.status, 200);
+    assert!(!ingest.create(over_grpc(small, Some(b"small"))).await.unwrap().into_inner().created);
+    for index in 0..2 {
+        let path = format!("/files/{unfinished}/chunks/{index}");
+        assert_eq!(ask(&bed, Method::PUT, &path, &[], noise(index, MIB).to_vec()).await.status, 200);
+    }
+    let sent = PutRequest { id: last.to_string(), data: noise(0, MIB), ..PutRequest::default() };
+    ingest.put(sent).await.unwrap();
+    bed.reach(A, unfinished, State::Assembled).await;
+    is_full(&bed).await;
+
+    // After a restart they are counted anew, and none is forgotten.
+    bed.cluster.kill(A).await;
+    bed.cluster.start(A).await.unwrap();
+    is_full(&bed).await;
+    // Deleting makes room, of one in every state, through every door.
+    let mut ingest = bed.ingest(A, &limited);
+    for gone in [small, last, unfinished] {
+        if gone == last {
+            ingest.delete(DeleteRequest { id: gone.to_string() }).await.unwrap();
+        } else {
+            let path = format!("/files/{gone}");
+            assert_eq!(ask(&bed, Method::DELETE, &path, &[], Vec::new()).await.status, 204);
+        }
+        assert_eq!(bed.tenant(A).await.files, 2);
+        let next = Uuid::now_v7();
+        if gone == small {
+            assert_eq!(whole(&bed, next).await.status, 201);
+        } else {
+            assert!(ingest.create(over_grpc(next, None)).await.unwrap().into_inner().created);
+        }
+        is_full(&bed).await;
+    }
+    // What was deleted stays so after a restart, and takes no room.
+    bed.cluster.kill(A).await;
+    bed.cluster.start(A).await.unwrap();
+    is_full(&bed).await;
+    // Another tenant has its own.
+    let stranger = bed.mint(&TokenGrant { tenant: TenantId::new(8), quota_files: 1, ..grant() });
+    let theirs = async |id: Uuid| {
+        let body = serde_json::to_vec(&new_file(id, MIB)).unwrap();
+        bed.ask_with(&stranger, A, Method::POST, "/files", &JSON, body).await.unwrap().status.as_u16()
+    };
+    assert_eq!((theirs(Uuid::now_v7()).await, theirs(Uuid::now_v7()).await), (201, 403));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_came_elsewhere_counts_where_it_is_listed_until_it_is_deleted_anywhere() {
+    let bed = Bed::start(2).await;
+    let limited = bed.mint(&TokenGrant { quota_files: 1, ..grant() });
+    let create = async || {
+        let body = serde_json::to_vec(&new_file(Uuid::now_v7(), MIB)).unwrap();
+        bed.ask_with(&limited, B, Method::POST, "/files", &JSON, body).await.unwrap()
+    };
+    // Counted there before it comes.
+    assert_eq!(bed.tenant(B).await.files, 0);
+    let (id, bytes) = (bed.create(A, 2 * MIB).await, noise(75, 2 * MIB));
+    bed.put(B, id, 1, chunk(&bytes, 1)).await.unwrap();
+    eventually("the record", async || (bed.tenant(B).await.files == 1).then_some(())).await;
+    assert_eq!(create().await.problem(), "quota");
+    assert_eq!(bed.delete(A, id).await, 204);
+    eventually("the end", async || (bed.tenant(B).await.files == 0).then_some(())).await;
+    assert_eq!(create().await.status, 201);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

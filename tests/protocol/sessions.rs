@@ -23,6 +23,7 @@ fn context() -> SessionContext {
         scopes: [Scope::Write, Scope::Read].into_iter().collect(),
         rate: 1 << 20,
         quota: 1 << 40,
+        quota_files: 0,
         revocation: RevocationEpoch::new(3),
         issuer: A,
         issued_at: Timestamp::new(NOW),
@@ -42,7 +43,8 @@ pub(crate) fn contexts() -> Value {
         ..context()
     };
     let crowded = SessionContext { allowed: (1..=MAX_DCS as u16).map(DcId::new).collect(), ..context() };
-    let valid = [context(), everywhere, crowded].map(|context| {
+    let counted = SessionContext { quota_files: 1 << 33, ..context() };
+    let valid = [context(), everywhere, crowded, counted].map(|context| {
         let signed = context.sign(&signer);
         let now = Timestamp::new(NOW);
         assert_eq!(signed.verify(&ring(Purpose::Context), B, now), Ok(context.clone()));
@@ -56,6 +58,7 @@ pub(crate) fn contexts() -> Value {
             "scopes": scopes,
             "rate": context.rate,
             "quota": context.quota,
+            "quota_files": context.quota_files,
             "revocation": context.revocation.number(),
             "issued_at": context.issued_at.number(),
             "ends_at": context.ends_at.number(),
@@ -81,11 +84,17 @@ fn invalid_contexts() -> Vec<Value> {
     let long = SessionContext { ends_at: Timestamp::new(NOW + MAX_CONTEXT_LIFE_MS + 1), ..context() };
     let c = SessionContext { issuer: C, ..context() };
     let end = NOW + MAX_CONTEXT_LIFE_MS;
+    let no_files = |b: &mut Vec<u8>| {
+        b[3] = 2;
+        b.splice(54..54, [0; 8]);
+    };
     let mut flipped = good.clone();
     flipped[26] ^= 1;
     let cases: Vec<(&str, Vec<u8>, u16, u64)> = vec![
         ("another magic", resigned(&|b| b[0] = b'X'), 2, NOW),
-        ("version 2", resigned(&|b| b[3] = 2), 2, NOW),
+        ("version 3", resigned(&|b| b[3] = 3), 2, NOW),
+        ("version 2 without its quota in files", resigned(&|b| b[3] = 2), 2, NOW),
+        ("version 2 with a quota of no files", resigned(&no_files), 2, NOW),
         ("cut short", good[..100].to_vec(), 2, NOW),
         ("nothing", Vec::new(), 2, NOW),
         ("fewer datacenters than it says", resigned(&|b| b.truncate(body_len - 2)), 2, NOW),
@@ -156,12 +165,18 @@ pub(crate) fn tokens() -> Value {
     let verifier = TokenVerifier::new(CLUSTER, &token_public());
     let eddsa = json!({ "alg": "EdDSA", "typ": "JWT" });
     let secs = NOW / 1000;
-    let valid = [claims(), with("scopes", json!(["read", "unheard-of"])), without("dcs")].map(|claims| {
+    let valid = [
+        claims(),
+        with("scopes", json!(["read", "unheard-of"])),
+        without("dcs"),
+        with("quota_files", json!(1000)),
+    ]
+    .map(|claims| {
         let text = token(&eddsa, &claims);
         let verified = verifier.verify(&text, Timestamp::new(NOW)).unwrap();
         let scopes: Vec<&str> =
             Scope::ALL.into_iter().filter(|scope| verified.scopes.has(*scope)).map(Scope::name).collect();
-        json!({ "claims": claims, "token": text, "session": verified.session.to_string(), "scopes": scopes })
+        json!({ "claims": claims, "token": text, "session": verified.session.to_string(), "scopes": scopes, "quota_files": verified.quota_files })
     });
     let good = token(&eddsa, &claims());
     let parts: Vec<&str> = good.split('.').collect();
@@ -185,6 +200,7 @@ pub(crate) fn tokens() -> Value {
         ("no name", token(&eddsa, &without("jti")), NOW),
         ("no end", token(&eddsa, &without("exp")), NOW),
         ("a negative tenant", token(&eddsa, &with("tenant", json!(-1))), NOW),
+        ("a negative number of files", token(&eddsa, &with("quota_files", json!(-1))), NOW),
         ("more datacenters than there can be", token(&eddsa, &with("dcs", json!(crowded))), NOW),
         ("over 4,096 bytes", token(&eddsa, &with("sub", json!("x".repeat(MAX_TOKEN_LEN)))), NOW),
         ("over, and tolerance too", good.clone(), (secs + 3661) * 1000),

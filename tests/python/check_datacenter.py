@@ -456,7 +456,7 @@ class Session:
 
         now = c.now_ms()
         context = sessions.Context(
-            dc.m.keys["context"].number, B, uuid.uuid4(), self.tenant, 7, 0, 0, 0, now, now + 60_000, ()
+            dc.m.keys["context"].number, B, uuid.uuid4(), self.tenant, 7, 0, 0, 0, 0, now, now + 60_000, ()
         )
         key = dc.m.keys["context"]
         status = lambda data: stub.Status(pb.StatusRequest(context=data, id=id.bytes), timeout=PATIENCE)

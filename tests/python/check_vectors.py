@@ -216,7 +216,7 @@ class Checker:
             got = sessions.verify_context(data, ring, said["me"], said["now"])
             expect("scopes", got.scope_names(), case["scopes"])
             expect("session", str(got.session), case["session"])
-            for name in ("issuer", "tenant", "rate", "quota", "revocation", "issued_at", "ends_at", "key"):
+            for name in ("issuer", "tenant", "rate", "quota", "quota_files", "revocation", "issued_at", "ends_at", "key"):
                 expect(name, getattr(got, name), case[name])
             expect("allowed", list(got.allowed), case["allowed"])
             expect("signed", got.sign(self.secrets["context", got.key]), data)
@@ -232,6 +232,7 @@ class Checker:
             claims = sessions.verify_token(case["token"], public, said["cluster"], said["now"])
             expect("claims", claims, case["claims"])
             expect("session", claims["jti"], case["session"])
+            expect("quota in files", claims.get("quota_files", 0), case["quota_files"])
             known = [name for name in sessions.SCOPES.values() if name in claims["scopes"]]
             expect("scopes", known, case["scopes"])
         for case in said["invalid"]:

@@ -47,10 +47,11 @@ async fn show(tenant: u64, context: &Context) -> anyhow::Result<()> {
             epoch => format!("those minted before {}", when(epoch)),
         };
         format!(
-            "tenant    {}   says {}\nstored    {}\nrevoked   {before}, and {} one by one\n",
+            "tenant    {}   says {}\nstored    {}\nfiles     {}\nrevoked   {before}, and {} one by one\n",
             status.tenant,
             status.dc,
             words(status.stored_bytes),
+            status.files,
             status.revoked_sessions
         )
     })

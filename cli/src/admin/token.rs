@@ -26,7 +26,7 @@ const MINT_EXAMPLES: &str = "\
 Examples:
   sluice admin token mint --keys keys/authority --tenant 7 --out alice.token
   sluice admin token mint --keys keys/authority --tenant 7 --scope read --life 1d --out reader.token
-  sluice admin token mint --keys keys/authority --tenant 7 --quota 1TiB --rate 50MiB --out bob.token
+  sluice admin token mint --keys keys/authority --tenant 7 --quota 1TiB --quota-files 10000 --rate 50MiB --out bob.token
   sluice admin token mint --keys keys/authority --operator --life 1h --out operator.token";
 
 const REVOKE_EXAMPLES: &str = "\
@@ -89,12 +89,16 @@ pub(crate) struct Mint {
     scopes: Vec<Scope>,
 
     /// A token for who runs the cluster: it revokes tokens of any tenant, and reads and writes no file.
-    #[arg(long, conflicts_with_all = ["tenant", "scopes", "quota", "rate"])]
+    #[arg(long, conflicts_with_all = ["tenant", "scopes", "quota", "quota_files", "rate"])]
     operator: bool,
 
     /// Bytes that the tenant may store in a datacenter, such as 1TiB; 0: no limit.
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size::parse)]
     quota: u64,
+
+    /// Files that the tenant may have in a datacenter, unfinished and finished together, such as 10000; 0: no limit.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    quota_files: u64,
 
     /// Bytes a second that the tenant may send to a datacenter and read from it, together, such as 50MiB; 0: no limit.
     #[arg(long, value_name = "SIZE", default_value = "0", value_parser = size::parse)]
@@ -152,7 +156,7 @@ fn mint(args: Mint, context: &Context) -> anyhow::Result<()> {
     } else if !args.scopes.is_empty() {
         grant.scopes = args.scopes;
     }
-    (grant.quota, grant.rate) = (args.quota, args.rate);
+    (grant.quota, grant.quota_files, grant.rate) = (args.quota, args.quota_files, args.rate);
     grant.epoch = RevocationEpoch::new(now.number());
     for name in &args.dcs {
         grant.dcs.push(material.dc_named(name).ok_or_else(|| {
@@ -194,11 +198,22 @@ fn show(file: &Path, keys: Option<&Path>, context: &Context) -> anyhow::Result<(
             }
         }
     };
-    let UnverifiedToken { cluster, tenant, tenant_name, session, scopes, quota, rate, dcs, epoch, .. } =
-        &token;
+    let UnverifiedToken {
+        cluster,
+        tenant,
+        tenant_name,
+        session,
+        scopes,
+        quota,
+        quota_files,
+        rate,
+        dcs,
+        epoch,
+        ..
+    } = &token;
     let object = json!({
         "cluster": cluster, "tenant": tenant.number(), "name": tenant_name, "id": session.uuid(),
-        "scopes": scopes, "quota": quota, "rate": rate,
+        "scopes": scopes, "quota": quota, "quota_files": quota_files, "rate": rate,
         "dcs": dcs.iter().map(|dc| dc.number()).collect::<Vec<_>>(),
         "epoch": epoch.number(), "begins": token.begins_at.number() / 1000, "ends": token.ends_at.number() / 1000,
         "signature": signature,
@@ -218,6 +233,13 @@ fn show(file: &Path, keys: Option<&Path>, context: &Context) -> anyhow::Result<(
             ("id", session.to_string()),
             ("scopes", scopes.join(", ")),
             ("quota", limit(*quota, "")),
+            (
+                "files",
+                match quota_files {
+                    0 => "no limit".to_owned(),
+                    some => some.to_string(),
+                },
+            ),
             ("rate", limit(*rate, " a second")),
             ("dcs", dcs),
             ("begins", when(token.begins_at.number())),

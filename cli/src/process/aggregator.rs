@@ -64,9 +64,15 @@ impl Process {
             |address| ReservedPort::reserve(address).map_err(|source| StartError::of_port(address, source));
         let (listen, peer) = (reserve(aggregator.listen)?, reserve(aggregator.peer)?);
         let listens = listen.address();
-        let worker =
-            config.caller(Role::Aggregator, Role::Worker, &aggregator.workers, STORE_PATIENCE, &tasks)?;
         let (live, health, admin) = config.admin(aggregator.memory, &tasks).await?;
+        let worker = config.caller(
+            Role::Aggregator,
+            Role::Worker,
+            &aggregator.workers,
+            STORE_PATIENCE,
+            &tasks,
+            &live.metrics,
+        )?;
         let shared = config.share(&live, &tasks).await?;
         health.set_started();
         let lives = Lives {

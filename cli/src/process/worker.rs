@@ -49,9 +49,15 @@ impl Process {
         let tasks = Tasks::default();
         let door = Door::bind(worker.listen, material, *dc, Role::Worker)?;
         let listens = door.address().map_err(|source| StartError::of_port(worker.listen, source))?;
-        let caller =
-            config.caller(Role::Worker, Role::Aggregator, &worker.aggregators, SLOTS_PATIENCE, &tasks)?;
         let (live, health, admin) = config.admin(worker.memory, &tasks).await?;
+        let caller = config.caller(
+            Role::Worker,
+            Role::Aggregator,
+            &worker.aggregators,
+            SLOTS_PATIENCE,
+            &tasks,
+            &live.metrics,
+        )?;
         let store = Arc::new(open_store(worker.data.clone(), worker.store.clone()).await?);
         volume::show(&store, &live.metrics);
         let (tenures, revocations) = (Tenures::new(), Revocations::new());

@@ -13,6 +13,7 @@ use uuid::Uuid;
 
 use crate::Ended;
 use crate::fake::noise;
+use crate::kubernetes::asked_by_the_dashboard;
 use crate::processes::{Site, done, eventually};
 
 const MIB: usize = 1 << 20;
@@ -85,6 +86,11 @@ async fn files_go_through_a_datacenter_in_a_bucket_and_one_in_a_directory() {
     };
     assert!(counted("sluice_bucket_sent_bytes_total") >= 65 * MIB as u64);
     assert!(metrics.contains("request=\"UploadPartCopy\""), "{metrics}");
+    let asked = asked_by_the_dashboard("sluice_bucket_");
+    assert!(asked.len() >= 7, "{asked:?}");
+    for name in &asked {
+        counted(name);
+    }
 
     // Killed, it finds everything again.
     drop(a);

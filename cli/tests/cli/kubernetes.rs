@@ -1,8 +1,20 @@
 //! What `k8s` describes, run as it describes it.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use crate::interpreter;
+
+/// The metrics with this prefix that the dashboard asks for, as processes name them.
+pub(crate) fn asked_by_the_dashboard(prefix: &str) -> BTreeSet<String> {
+    let dashboard = interpreter::root().join("k8s/base/dc/dashboard.json");
+    let text = std::fs::read_to_string(dashboard).unwrap();
+    let names = text.match_indices(prefix).map(|(at, _)| {
+        let end = text[at..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap();
+        text[at..at + end].to_owned()
+    });
+    names.collect()
+}
 
 /// What has to be there for it, on a machine whose network may be divided.
 const PROGRAMS: [&str; 4] = ["kubectl", "ip", "iptables-restore", "prometheus"];

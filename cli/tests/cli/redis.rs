@@ -5,6 +5,7 @@ use std::path::Path;
 use sluice_redis::testing::{Server, available};
 
 use crate::Ended;
+use crate::kubernetes::asked_by_the_dashboard;
 use crate::processes::{Running, done, eventually};
 use crate::roles::Fleet;
 
@@ -112,6 +113,14 @@ fn without_redis_living_contexts_work_and_logins_fail_and_nothing_revoked_comes_
         (read == "1").then_some(())
     };
     eventually("the revocation in Redis", || redis(&sharing, &server));
+    let admin = sharing.fleet.site.ports[0].admin.address();
+    let metrics = async { reqwest::get(format!("http://{admin}/metrics")).await?.text().await };
+    let metrics = tokio::runtime::Runtime::new().unwrap().block_on(metrics).unwrap();
+    let asked = asked_by_the_dashboard("sluice_redis_");
+    assert!(asked.len() >= 3, "{asked:?}");
+    for name in asked {
+        assert!(metrics.contains(&format!("\n{name}{{")), "no {name} in\n{metrics}");
+    }
 
     server.kill();
     let refused = eventually("a login that fails", || {

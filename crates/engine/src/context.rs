@@ -6,7 +6,7 @@
 //!
 //! | bytes | field |
 //! | --- | --- |
-//! | 4 | `SLX` and version 1 |
+//! | 4 | `SLX` and version: 1, or 2 with a quota in files |
 //! | 4 | key id |
 //! | 2 | issuing DC |
 //! | 16 | session |
@@ -14,10 +14,13 @@
 //! | 4 | scopes, a bit each; a bit that a reader does not know grants nothing |
 //! | 8 | rate in bytes a second; 0: no limit |
 //! | 8 | quota in bytes; 0: no limit |
+//! | 8 | quota in files, never 0; in version 2 only |
 //! | 8 | revocation epoch |
 //! | 8 | issued at, Unix ms |
 //! | 8 | ends at, Unix ms |
 //! | 1 + 2·n | allowed DCs, rising; none: all |
+//!
+//! A context without a quota in files is of version 1, so that processes that know no other take it.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -29,10 +32,15 @@ use crate::keys::{KeyError, KeyRing, SIGNATURE_LEN, SigningKey};
 use crate::limits::{CLOCK_TOLERANCE_MS, MAX_CONTEXT_LIFE_MS, MAX_DCS};
 
 const MAGIC: [u8; 4] = *b"SLX\x01";
-const FIXED_LEN: usize = 79;
+const MAGIC_WITH_FILES: [u8; 4] = *b"SLX\x02";
+
+/// Up to the quota in bytes, and from there up to the allowed datacenters.
+const HEAD_LEN: usize = 54;
+const TAIL_LEN: usize = 25;
+const FILES_LEN: usize = 8;
 
 /// The longest signed context, in bytes.
-pub const MAX_SIGNED_LEN: usize = FIXED_LEN + 2 * MAX_DCS + SIGNATURE_LEN;
+pub const MAX_SIGNED_LEN: usize = HEAD_LEN + FILES_LEN + TAIL_LEN + 2 * MAX_DCS + SIGNATURE_LEN;
 
 /// One thing a session may do.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -112,6 +120,8 @@ pub struct SessionContext {
     pub rate: u64,
     /// Bytes that the tenant may store; 0: no limit.
     pub quota: u64,
+    /// Files that the tenant may have; 0: no limit.
+    pub quota_files: u64,
     /// Compared with REVOKE facts.
     pub revocation: RevocationEpoch,
     /// Who issued it.
@@ -184,7 +194,7 @@ impl SessionContext {
     /// Signs the context.
     pub fn sign(&self, key: &SigningKey) -> SignedContext {
         let mut out = Vec::with_capacity(MAX_SIGNED_LEN);
-        out.extend_from_slice(&MAGIC);
+        out.extend_from_slice(if self.quota_files == 0 { &MAGIC } else { &MAGIC_WITH_FILES });
         out.extend_from_slice(&key.id().number().to_be_bytes());
         out.extend_from_slice(&self.issuer.number().to_be_bytes());
         out.extend_from_slice(self.session.uuid().as_bytes());
@@ -192,6 +202,9 @@ impl SessionContext {
         out.extend_from_slice(&self.scopes.0.to_be_bytes());
         out.extend_from_slice(&self.rate.to_be_bytes());
         out.extend_from_slice(&self.quota.to_be_bytes());
+        if self.quota_files > 0 {
+            out.extend_from_slice(&self.quota_files.to_be_bytes());
+        }
         out.extend_from_slice(&self.revocation.number().to_be_bytes());
         out.extend_from_slice(&self.issued_at.number().to_be_bytes());
         out.extend_from_slice(&self.ends_at.number().to_be_bytes());
@@ -244,26 +257,33 @@ impl SignedContext {
         let Some((body, signature)) = self.0.split_last_chunk::<SIGNATURE_LEN>() else {
             return Err(malformed("cut short"));
         };
-        let Some((fixed, allowed)) = body.split_first_chunk::<FIXED_LEN>() else {
+        let Some((head, rest)) = body.split_first_chunk::<HEAD_LEN>() else {
             return Err(malformed("cut short"));
         };
-        if fixed[..4] != MAGIC {
-            return Err(malformed("magic or version"));
-        }
-        let number = |at: usize| {
-            let mut bytes = [0; 8];
-            bytes.copy_from_slice(&fixed[at..at + 8]);
-            u64::from_be_bytes(bytes)
+        let with_files = match &head[..4] {
+            magic if magic == MAGIC => false,
+            magic if magic == MAGIC_WITH_FILES => true,
+            _ => return Err(malformed("magic or version")),
         };
+        let (files, rest) =
+            rest.split_at_checked(if with_files { FILES_LEN } else { 0 }).unwrap_or((rest, &[]));
+        let Some((tail, allowed)) = rest.split_first_chunk::<TAIL_LEN>() else {
+            return Err(malformed("cut short"));
+        };
+        let number_in = |bytes: &[u8], at: usize| {
+            let mut number = [0; 8];
+            number.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_be_bytes(number)
+        };
+        let number = |at| number_in(head, at);
         let key = KeyId::new((number(4) >> 32) as u32);
         let issuer = DcId::new((number(8) >> 48) as u16);
         ring.verify(key, issuer, body, signature)?;
 
         let mut session = [0; 16];
-        session.copy_from_slice(&fixed[10..26]);
-        if allowed.len() != 2 * usize::from(fixed[FIXED_LEN - 1])
-            || usize::from(fixed[FIXED_LEN - 1]) > MAX_DCS
-        {
+        session.copy_from_slice(&head[10..26]);
+        let count = usize::from(tail[TAIL_LEN - 1]);
+        if allowed.len() != 2 * count || count > MAX_DCS {
             return Err(malformed("allowed datacenters"));
         }
         let allowed: Vec<DcId> =
@@ -271,16 +291,21 @@ impl SignedContext {
         if !allowed.is_sorted_by(|a, b| a < b) {
             return Err(malformed("allowed datacenters do not rise"));
         }
+        let quota_files = if with_files { number_in(files, 0) } else { 0 };
+        if with_files && quota_files == 0 {
+            return Err(malformed("version 2 without a quota in files"));
+        }
         let context = SessionContext {
             session: SessionId::new(Uuid::from_bytes(session)),
             tenant: TenantId::new(number(26)),
             scopes: Scopes((number(34) >> 32) as u32),
             rate: number(38),
             quota: number(46),
-            revocation: RevocationEpoch::new(number(54)),
+            quota_files,
+            revocation: RevocationEpoch::new(number_in(tail, 0)),
             issuer,
-            issued_at: Timestamp::new(number(62)),
-            ends_at: Timestamp::new(number(70)),
+            issued_at: Timestamp::new(number_in(tail, 8)),
+            ends_at: Timestamp::new(number_in(tail, 16)),
             allowed: allowed.into_iter().collect(),
         };
         if context.ends_at.since(context.issued_at) > MAX_CONTEXT_LIFE_MS {
@@ -322,6 +347,7 @@ mod tests {
             scopes: [Scope::Write, Scope::Read].into_iter().collect(),
             rate: 1,
             quota: 2,
+            quota_files: 0,
             revocation: RevocationEpoch::new(3),
             issuer: HERE,
             issued_at: NOW,
@@ -339,6 +365,34 @@ mod tests {
         );
         assert_eq!(signed.verify(&ring(), HERE, NOW), Ok(context()));
         assert!(signed.as_bytes().len() <= MAX_SIGNED_LEN);
+    }
+
+    #[test]
+    fn a_quota_in_files_makes_it_version_two() {
+        let limited = SessionContext { quota_files: 9, ..context() };
+        let signed = limited.sign(&key("test"));
+        assert_eq!(
+            blake3::hash(signed.as_bytes()).to_hex().as_str(),
+            "08ce8755f940b907260b02b28325b73979da0fc7fd0e13ace089fbe4feb704fc"
+        );
+        assert_eq!(
+            (signed.as_bytes()[3], signed.as_bytes().len()),
+            (2, 8 + context().sign(&key("test")).0.len())
+        );
+        assert_eq!(signed.verify(&ring(), HERE, NOW), Ok(limited.clone()));
+        let everywhere = (1..=MAX_DCS as u16).map(DcId::new).collect();
+        let longest = SessionContext { allowed: everywhere, ..limited }.sign(&key("test"));
+        assert_eq!(longest.as_bytes().len(), MAX_SIGNED_LEN);
+        assert!(longest.verify(&ring(), HERE, NOW).is_ok());
+        // There is one form of each context.
+        let mut none = signed.as_bytes()[..signed.as_bytes().len() - SIGNATURE_LEN].to_vec();
+        none[HEAD_LEN..HEAD_LEN + FILES_LEN].fill(0);
+        let signature = key("test").sign(&none);
+        none.extend_from_slice(&signature);
+        assert_eq!(
+            SignedContext(none).verify(&ring(), HERE, NOW),
+            Err(ContextError::Malformed("version 2 without a quota in files"))
+        );
     }
 
     #[test]
@@ -366,7 +420,13 @@ mod tests {
 
     #[test]
     fn no_flipped_or_missing_byte_is_accepted() {
-        let signed = context().sign(&key("test"));
+        let limited = SessionContext { quota_files: 9, ..context() };
+        for signed in [context(), limited].map(|context| context.sign(&key("test"))) {
+            unforgeable(&signed);
+        }
+    }
+
+    fn unforgeable(signed: &SignedContext) {
         for i in 0..signed.as_bytes().len() {
             let mut bytes = signed.as_bytes().to_vec();
             bytes[i] ^= 0x10;

@@ -159,6 +159,7 @@ mod tests {
             scopes: [Scope::Read].into_iter().collect(),
             rate: 0,
             quota: 0,
+            quota_files: 0,
             revocation: RevocationEpoch::new(3),
             issuer: HERE,
             issued_at: NOW,

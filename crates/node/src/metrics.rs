@@ -7,7 +7,7 @@
 use std::fmt;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use prometheus_client::collector::Collector;
@@ -53,14 +53,15 @@ pub struct HttpLabels {
     pub http_response_status_code: u16,
 }
 
-/// Labels of [`Metrics::rpc_calls`].
+/// Labels of [`Metrics::rpc_calls`], and of calls to other processes and datacenters ([`OutgoingCalls`]).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct RpcLabels {
-    /// Always `grpc`.
+    /// `grpc`; or `sluice`, between the processes of a datacenter and their like in others.
     pub rpc_system_name: &'static str,
     /// Service and method, `_OTHER` for one that is not known.
     pub rpc_method: &'static str,
-    /// The name of the gRPC status code.
+    /// The name of the gRPC status code. Of `sluice`: `OK`, the code of the problem, `unreached` or `unknown` (nobody knows
+    /// what it did), `CANCELLED` if whoever asked gave up.
     pub rpc_response_status_code: &'static str,
 }
 
@@ -86,6 +87,51 @@ pub struct HandshakeLabels {
     pub kind: &'static str,
 }
 
+/// Durations of calls to other processes and datacenters. Cheap to share.
+#[derive(Clone)]
+pub struct OutgoingCalls(Family<RpcLabels, Histogram, MakeHistogram>);
+
+impl fmt::Debug for OutgoingCalls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OutgoingCalls")
+    }
+}
+
+impl OutgoingCalls {
+    /// A call of `system` that begins now. The method is one of a fixed few.
+    pub fn begin(&self, system: &'static str, method: &'static str) -> OutgoingCall {
+        OutgoingCall { calls: self.clone(), system, method, began: Instant::now(), outcome: "CANCELLED" }
+    }
+}
+
+/// A call that is under way: counted once it is dropped, whether it ended or whoever made it gave up.
+#[derive(Debug)]
+pub struct OutgoingCall {
+    calls: OutgoingCalls,
+    system: &'static str,
+    method: &'static str,
+    began: Instant,
+    outcome: &'static str,
+}
+
+impl OutgoingCall {
+    /// Says how it ended; said again, the last counts.
+    pub fn ended(&mut self, outcome: &'static str) {
+        self.outcome = outcome;
+    }
+}
+
+impl Drop for OutgoingCall {
+    fn drop(&mut self) {
+        let labels = RpcLabels {
+            rpc_system_name: self.system,
+            rpc_method: self.method,
+            rpc_response_status_code: self.outcome,
+        };
+        self.calls.0.get_or_create(&labels).observe(self.began.elapsed().as_secs_f64());
+    }
+}
+
 /// Makes the histograms of a family.
 type MakeHistogram = fn() -> Histogram;
 
@@ -103,6 +149,8 @@ pub struct Metrics {
     pub http_requests: Family<HttpLabels, Histogram, MakeHistogram>,
     /// gRPC calls at the edge: seconds until the last byte of the answer was taken, or the call was given up.
     pub rpc_calls: Family<RpcLabels, Histogram, MakeHistogram>,
+    /// Calls to other processes and datacenters: seconds until their answer, or the last byte of it, was here.
+    pub outgoing_calls: OutgoingCalls,
     /// Client connections that are open.
     pub connections: Gauge,
     /// Memory that budgets have granted, in bytes.
@@ -136,6 +184,7 @@ impl Metrics {
             chunk_ack: seconds(),
             http_requests: Family::new_with_constructor(seconds),
             rpc_calls: Family::new_with_constructor(seconds),
+            outgoing_calls: OutgoingCalls(Family::new_with_constructor(seconds)),
             connections: Gauge::default(),
             memory_used: Gauge::default(),
             memory_budget: Gauge::default(),
@@ -170,6 +219,11 @@ impl Metrics {
             "rpc_server_call_duration_seconds",
             "Duration of gRPC calls",
             metrics.rpc_calls.clone(),
+        );
+        registry.register(
+            "rpc_client_call_duration_seconds",
+            "Duration of calls to other processes and datacenters",
+            metrics.outgoing_calls.0.clone(),
         );
         registry.register("sluice_connections", "Open client connections", metrics.connections.clone());
         registry.register(
@@ -308,6 +362,8 @@ mod tests {
         metrics.http_requests.get_or_create(&labels).observe(0.1);
         let labels = RpcLabels { rpc_system_name: "grpc", rpc_method: "a/B", rpc_response_status_code: "OK" };
         metrics.rpc_calls.get_or_create(&labels).observe(0.1);
+        metrics.outgoing_calls.begin("sluice", "slots/admit").ended("quota");
+        drop(metrics.outgoing_calls.begin("grpc", "a/C"));
         let text = metrics.encode().unwrap();
         for line in [
             r#"sluice_chunks_total{dc="dc-a",door="http",outcome="stored"} 8"#,
@@ -320,6 +376,8 @@ mod tests {
             "sluice_build_info",
             r#"http_server_request_duration_seconds_count{dc="dc-a",http_route="/v1""#,
             r#"rpc_server_call_duration_seconds_count{dc="dc-a",rpc_system_name="grpc",rpc_method="a/B""#,
+            r#"rpc_client_call_duration_seconds_count{dc="dc-a",rpc_system_name="sluice",rpc_method="slots/admit",rpc_response_status_code="quota"} 1"#,
+            r#"rpc_client_call_duration_seconds_count{dc="dc-a",rpc_system_name="grpc",rpc_method="a/C",rpc_response_status_code="CANCELLED"} 1"#,
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");
         }

@@ -7,6 +7,7 @@
 //! | `tenant` | number of the tenant |
 //! | `scopes` | of `write`, `read`, `delete`; and `operate`, for who runs the cluster |
 //! | `quota` · `rate` | bytes the tenant may store · bytes a second; 0: no limit |
+//! | `quota_files` | files the tenant may have; absent or 0: no limit |
 //! | `dcs` | numbers of the datacenters where it may be used; empty: all |
 //! | `epoch` | compared with revocations: the Unix milliseconds at which `sluice admin token mint` made it |
 //! | `iat` · `nbf` · `exp` | Unix seconds; 60 s are tolerated |
@@ -39,6 +40,8 @@ struct Claims {
     tenant: u64,
     scopes: Vec<String>,
     quota: u64,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    quota_files: u64,
     rate: u64,
     #[serde(default)]
     dcs: Vec<u16>,
@@ -60,6 +63,8 @@ pub struct TokenGrant {
     pub scopes: Vec<Scope>,
     /// Bytes that the tenant may store; 0: no limit.
     pub quota: u64,
+    /// Files that the tenant may have; 0: no limit.
+    pub quota_files: u64,
     /// Bytes a second; 0: no limit.
     pub rate: u64,
     /// How long it lives.
@@ -78,6 +83,7 @@ impl TokenGrant {
             tenant_name: tenant_name.into(),
             scopes: Scope::OF_TENANTS.to_vec(),
             quota: 0,
+            quota_files: 0,
             rate: 0,
             lifetime,
             dcs: Vec::new(),
@@ -99,6 +105,8 @@ pub struct VerifiedToken {
     pub scopes: Scopes,
     /// Bytes that the tenant may store; 0: no limit.
     pub quota: u64,
+    /// Files that the tenant may have; 0: no limit.
+    pub quota_files: u64,
     /// Bytes a second; 0: no limit.
     pub rate: u64,
     /// Where it may be used; empty: everywhere.
@@ -124,6 +132,8 @@ pub struct UnverifiedToken {
     pub scopes: Vec<String>,
     /// Bytes that the tenant may store; 0: no limit.
     pub quota: u64,
+    /// Files that the tenant may have; 0: no limit.
+    pub quota_files: u64,
     /// Bytes a second; 0: no limit.
     pub rate: u64,
     /// Where it may be used; empty: everywhere.
@@ -151,6 +161,7 @@ impl UnverifiedToken {
             tenant_name: claims.sub,
             scopes: claims.scopes,
             quota: claims.quota,
+            quota_files: claims.quota_files,
             rate: claims.rate,
             dcs: claims.dcs.into_iter().map(DcId::new).collect(),
             epoch: RevocationEpoch::new(claims.epoch),
@@ -231,6 +242,7 @@ impl TokenMint {
             tenant: grant.tenant.number(),
             scopes: grant.scopes.iter().map(|scope| scope.name().to_owned()).collect(),
             quota: grant.quota,
+            quota_files: grant.quota_files,
             rate: grant.rate,
             dcs: grant.dcs.iter().map(|dc| dc.number()).collect(),
             epoch: grant.epoch.number(),
@@ -296,12 +308,19 @@ impl TokenVerifier {
             // A scope that this version does not know grants nothing.
             scopes: claims.scopes.iter().filter_map(|name| Scope::from_name(name)).collect(),
             quota: claims.quota,
+            quota_files: claims.quota_files,
             rate: claims.rate,
             dcs: claims.dcs.into_iter().map(DcId::new).collect(),
             epoch: RevocationEpoch::new(claims.epoch),
             ends_at: Timestamp::new(claims.exp.saturating_mul(1000)),
         })
     }
+}
+
+/// Whether a claim goes without saying.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// A UUIDv7 that begins with this time, which is what a revocation by id goes by.
@@ -338,6 +357,7 @@ mod tests {
     fn grant() -> TokenGrant {
         TokenGrant {
             quota: 5,
+            quota_files: 4,
             rate: 6,
             dcs: vec![DcId::new(2)],
             epoch: RevocationEpoch::new(9),
@@ -351,13 +371,25 @@ mod tests {
         let verifier = TokenVerifier::new("test", &mint.public());
         let token = verifier.verify(&mint.mint(&grant(), NOW).unwrap(), NOW).unwrap();
         assert_eq!((token.tenant, token.tenant_name.as_str()), (TenantId::new(7), "acme"));
-        assert_eq!((token.quota, token.rate, token.epoch), (5, 6, RevocationEpoch::new(9)));
+        assert_eq!((token.quota, token.quota_files, token.rate), (5, 4, 6));
+        assert_eq!(token.epoch, RevocationEpoch::new(9));
         assert_eq!(token.dcs, [DcId::new(2)]);
         assert_eq!(token.scopes, Scopes::all());
         let id = token.session.uuid();
         assert_eq!(id.get_version_num(), 7);
         assert_eq!(id.as_u128() >> 80, u128::from(NOW.number()));
         assert_ne!(verifier.verify(&mint.mint(&grant(), NOW).unwrap(), NOW).unwrap().session.uuid(), id);
+    }
+
+    #[test]
+    fn a_limit_that_is_none_goes_without_saying() {
+        let mint = mint("test");
+        let said = |quota_files| {
+            let token = mint.mint(&TokenGrant { quota_files, ..grant() }, NOW).unwrap();
+            let claims = jsonwebtoken::dangerous::insecure_decode_claims::<serde_json::Value>(token).unwrap();
+            claims.get("quota_files").cloned()
+        };
+        assert_eq!((said(0), said(3)), (None, Some(3.into())));
     }
 
     #[test]

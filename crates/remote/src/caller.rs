@@ -9,7 +9,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use http::header::{CONTENT_LENGTH, EXPECT, HeaderValue};
 use http::{Request, Response, StatusCode, Uri};
 use http_body_util::{BodyExt, Limited};
@@ -23,6 +23,7 @@ use serde::de::DeserializeOwned;
 use sluice_engine::context::SignedContext;
 use sluice_engine::ids::DcId;
 use sluice_node::material::ClusterMaterial;
+use sluice_node::metrics::{OutgoingCall, OutgoingCalls};
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tcp;
@@ -104,6 +105,17 @@ pub(crate) enum Failed {
     Unknown(Refusal),
 }
 
+impl Failed {
+    /// What is counted of it.
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.problem.code(),
+            Self::Unreached(_) => "unreached",
+            Self::Unknown(_) => "unknown",
+        }
+    }
+}
+
 impl From<Failed> for Refusal {
     fn from(failed: Failed) -> Self {
         match failed {
@@ -120,6 +132,7 @@ pub struct Caller {
     is_near: bool,
     patience: Duration,
     renew: Duration,
+    calls: OutgoingCalls,
 }
 
 impl fmt::Debug for Caller {
@@ -131,7 +144,13 @@ impl fmt::Debug for Caller {
 impl Caller {
     /// Calls as `config` says, with the keys of `material`. Nothing is connected yet; what connections need to run is
     /// spawned on `tasks`, which are to be killed once nobody calls any more: an idle connection does not end by itself.
-    pub fn new(config: CallerConfig, material: &ClusterMaterial, tasks: &Shutdown) -> Result<Self, TlsError> {
+    /// How long each call takes is counted among `calls`.
+    pub fn new(
+        config: CallerConfig,
+        material: &ClusterMaterial,
+        tasks: &Shutdown,
+        calls: &OutgoingCalls,
+    ) -> Result<Self, TlsError> {
         let connector = Connector {
             address: config.address,
             tls: TlsConnector::from(tls::role_client(material, config.dc, config.me)?),
@@ -143,7 +162,8 @@ impl Caller {
             .pool_idle_timeout(IDLE)
             .build(connector);
         let is_near = config.of == config.dc;
-        Ok(Self { client, whom: config.whom, is_near, patience: config.patience, renew: RENEW })
+        let (whom, patience, calls) = (config.whom, config.patience, calls.clone());
+        Ok(Self { client, whom, is_near, patience, renew: RENEW, calls })
     }
 
     /// The same, whose connections are made anew after another time than a minute.
@@ -182,6 +202,19 @@ impl Caller {
         bytes: Bytes,
         longer: Duration,
     ) -> Result<Bytes, Failed> {
+        let mut counted = self.begin(&call);
+        let answer = self.ask_uncounted(call, arguments, bytes, longer).await;
+        counted.ended(answer.as_ref().map_or_else(Failed::outcome, |_| "OK"));
+        answer
+    }
+
+    async fn ask_uncounted(
+        &self,
+        call: Head<'_>,
+        arguments: &impl Serialize,
+        bytes: Bytes,
+        longer: Duration,
+    ) -> Result<Bytes, Failed> {
         let arguments = head(arguments).map_err(Failed::Refused)?;
         let pieces = [arguments, bytes].into_iter().filter(|piece| !piece.is_empty()).collect();
         let request = self.request(call).map_err(Failed::Refused)?.body(Outgoing::Whole(pieces));
@@ -198,6 +231,20 @@ impl Caller {
 
     /// A call whose `len` bytes of body come as they come, once the other side asks for them: then `wanted` is called.
     pub(crate) async fn send<A: DeserializeOwned>(
+        &self,
+        call: Head<'_>,
+        arguments: &impl Serialize,
+        len: u64,
+        stream: ByteStream,
+        wanted: impl Fn() + Send + Sync + 'static,
+    ) -> Result<A, Failed> {
+        let mut counted = self.begin(&call);
+        let answer = self.send_uncounted(call, arguments, len, stream, wanted).await;
+        counted.ended(answer.as_ref().map_or_else(Failed::outcome, |_| "OK"));
+        answer
+    }
+
+    async fn send_uncounted<A: DeserializeOwned>(
         &self,
         call: Head<'_>,
         arguments: &impl Serialize,
@@ -242,8 +289,19 @@ impl Caller {
         }
     }
 
-    /// A call that is answered with bytes.
+    /// A call that is answered with bytes: it lasts until whoever reads them has done so.
     pub(crate) async fn receive(
+        &self,
+        call: Head<'_>,
+        arguments: &impl Serialize,
+    ) -> Result<ByteStream, Failed> {
+        let mut counted = self.begin(&call);
+        let answer = self.receive_uncounted(call, arguments).await;
+        counted.ended(answer.as_ref().map_or_else(Failed::outcome, |_| "OK"));
+        Ok(answer?.inspect_err(move |refusal| counted.ended(refusal.problem.code())).boxed())
+    }
+
+    async fn receive_uncounted(
         &self,
         call: Head<'_>,
         arguments: &impl Serialize,
@@ -262,6 +320,10 @@ impl Caller {
             Refusal::new(Problem::Unavailable, format!("the {whom} broke off: {error}"))
         };
         Ok(response.into_body().into_data_stream().map(move |piece| piece.map_err(broken)).boxed())
+    }
+
+    fn begin(&self, call: &Head<'_>) -> OutgoingCall {
+        self.calls.begin("sluice", call.path.trim_start_matches("/v1/"))
     }
 
     fn request(&self, call: Head<'_>) -> Result<http::request::Builder, Refusal> {

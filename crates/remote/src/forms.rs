@@ -40,10 +40,23 @@ impl File {
     }
 }
 
-/// So many bytes.
+/// A file that is to come whole, with so many bytes.
 #[derive(Serialize, Deserialize)]
-pub(crate) struct Length {
-    pub(crate) len: u64,
+pub(crate) struct Whole {
+    /// A caller of an earlier version does not say which: that is nobody's, and counts as a new one.
+    #[serde(default)]
+    id: Uuid,
+    len: u64,
+}
+
+impl Whole {
+    pub(crate) fn of(id: ClientFileId, len: u64) -> Self {
+        Self { id: id.uuid(), len }
+    }
+
+    pub(crate) fn parse(self) -> (ClientFileId, u64) {
+        (ClientFileId::new(self.id), self.len)
+    }
 }
 
 /// Whether a file was new, and where it stands.

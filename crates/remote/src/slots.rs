@@ -37,7 +37,7 @@ use uuid::Uuid;
 
 use crate::call::{Answer, Call, bytes_answer, garbled, misunderstood, tenure};
 use crate::caller::{Caller, Failed, Head};
-use crate::forms::{Ask, Created, File, Length, List, Nothing, Part, Settle, Tree, WireOpened};
+use crate::forms::{Ask, Created, File, List, Nothing, Part, Settle, Tree, Whole, WireOpened};
 use crate::tenure::{Tenure, Tenures};
 
 const CREATE: &str = "/v1/slots/create";
@@ -200,8 +200,11 @@ async fn settle(AppState(slots): Served, call: Call<Settle>) -> Answer<FileStatu
     Answer(answer.await)
 }
 
-async fn admit_more(AppState(slots): Served, call: Call<Length>) -> Answer<Nothing> {
-    let answer = async { slots.admit_more(&call.context?, call.arguments.len).await };
+async fn admit_more(AppState(slots): Served, call: Call<Whole>) -> Answer<Nothing> {
+    let answer = async {
+        let (id, bytes) = call.arguments.parse();
+        slots.admit_more(&call.context?, id, bytes).await
+    };
     Answer(answer.await.map(|()| Nothing {}))
 }
 
@@ -406,8 +409,8 @@ impl Slots for RemoteSlots {
         self.ask(SETTLE, context, &Settle::of(id, size)).await
     }
 
-    async fn admit_more(&self, context: &SignedContext, bytes: u64) -> Result<(), Refusal> {
-        self.ask::<Nothing>(ADMIT_MORE, context, &Length { len: bytes }).await.map(|_| ())
+    async fn admit_more(&self, context: &SignedContext, id: ClientFileId, bytes: u64) -> Result<(), Refusal> {
+        self.ask::<Nothing>(ADMIT_MORE, context, &Whole::of(id, bytes)).await.map(|_| ())
     }
 
     async fn admit(&self, context: &SignedContext, file: FileId) -> Result<Admission, Refusal> {

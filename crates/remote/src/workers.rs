@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use crate::call::{Answer, Call, Flow, bytes_answer, garbled};
 use crate::caller::{Caller, Head};
-use crate::forms::{Ask, Created, File, Length, List, Nothing, Part, Settle, Tree, WireOpened};
+use crate::forms::{Ask, Created, File, List, Nothing, Part, Settle, Tree, Whole, WireOpened};
 
 const CREATE: &str = "/v1/workers/create";
 const ADMIT_WHOLE: &str = "/v1/workers/admit-whole";
@@ -162,8 +162,11 @@ async fn create(AppState(workers): Served, call: Call<Create>) -> Answer<Created
     Answer(answer.await)
 }
 
-async fn admit_whole(AppState(workers): Served, call: Call<Length>) -> Answer<Nothing> {
-    let answer = async { workers.admit_whole(&call.context?, call.arguments.len).await };
+async fn admit_whole(AppState(workers): Served, call: Call<Whole>) -> Answer<Nothing> {
+    let answer = async {
+        let (id, len) = call.arguments.parse();
+        workers.admit_whole(&call.context?, id, len).await
+    };
     Answer(answer.await.map(|()| Nothing {}))
 }
 
@@ -269,8 +272,8 @@ impl Workers for RemoteWorkers {
         Ok((new, status))
     }
 
-    async fn admit_whole(&self, context: &SignedContext, len: u64) -> Result<(), Refusal> {
-        self.ask::<Nothing>(ADMIT_WHOLE, context, &Length { len }).await.map(|_| ())
+    async fn admit_whole(&self, context: &SignedContext, id: ClientFileId, len: u64) -> Result<(), Refusal> {
+        self.ask::<Nothing>(ADMIT_WHOLE, context, &Whole::of(id, len)).await.map(|_| ())
     }
 
     async fn create_whole(

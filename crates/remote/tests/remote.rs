@@ -20,6 +20,7 @@ use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::budget::MemoryBudget;
 use sluice_node::clock::{ManualClock, SystemClock};
 use sluice_node::material::ClusterMaterial;
+use sluice_node::metrics::Metrics;
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls;
@@ -59,7 +60,7 @@ impl Workers for Fake {
         // What arrived is told by what is refused.
         Err(Refusal::new(Problem::InvalidMetadata, format!("{new:?}")))
     }
-    async fn admit_whole(&self, _: &SignedContext, _: u64) -> Result<(), Refusal> {
+    async fn admit_whole(&self, _: &SignedContext, _: ClientFileId, _: u64) -> Result<(), Refusal> {
         Ok(())
     }
 
@@ -155,6 +156,7 @@ struct Bed {
     sessions: String,
     context: SignedContext,
     token: String,
+    metrics: Metrics,
 }
 
 impl Bed {
@@ -189,7 +191,7 @@ impl Bed {
         let context = sessions.context(&token).await.unwrap();
         let workers = open(Role::Worker, serve_workers(fake.clone()));
         let sessions = open(Role::Session, serve_sessions(sessions));
-        Self { material, fake, tasks, workers, sessions, context, token }
+        Self { material, fake, tasks, workers, sessions, context, token, metrics: Metrics::new("dc-a") }
     }
 
     fn caller(&self, me: Role, whom: Role, address: &str) -> Caller {
@@ -198,6 +200,7 @@ impl Bed {
             CallerConfig { dc: ME, of: ME, me, whom, address, patience },
             &self.material,
             &Shutdown::new(),
+            &self.metrics.outgoing_calls,
         )
         .unwrap()
     }
@@ -338,7 +341,9 @@ async fn who_has_nothing_to_ask_is_not_answered() {
     let (dc, address) = (DcId::new(2), bed.workers.clone());
     let patience = Duration::from_secs(5);
     let config = CallerConfig { dc, of: dc, me: Role::Edge, whom: Role::Worker, address, patience };
-    let elsewhere = RemoteWorkers::new(Caller::new(config, &bed.material, &Shutdown::new()).unwrap());
+    let elsewhere = RemoteWorkers::new(
+        Caller::new(config, &bed.material, &Shutdown::new(), &bed.metrics.outgoing_calls).unwrap(),
+    );
     assert!(elsewhere.about(&bed.context).await.is_err());
     // Another cluster's keys have the same names, and another CA.
     let other = ClusterMaterial::generate("test", &[(ME, "dc-a")]).unwrap();
@@ -350,7 +355,9 @@ async fn who_has_nothing_to_ask_is_not_answered() {
         address: bed.workers.clone(),
         patience,
     };
-    let foreign = RemoteWorkers::new(Caller::new(config, &other, &Shutdown::new()).unwrap());
+    let foreign = RemoteWorkers::new(
+        Caller::new(config, &other, &Shutdown::new(), &bed.metrics.outgoing_calls).unwrap(),
+    );
     assert!(foreign.about(&bed.context).await.is_err());
     assert!(bed.remote().about(&bed.context).await.is_ok());
 }
@@ -361,7 +368,9 @@ async fn the_workers_of_another_datacenter_may_pass_on_and_nothing_else() {
     let other = |me| {
         let (dc, of, whom, address) = (DcId::new(2), ME, Role::Worker, bed.workers.clone());
         let config = CallerConfig { dc, of, me, whom, address, patience: Duration::from_secs(5) };
-        RemoteWorkers::new(Caller::new(config, &bed.material, &Shutdown::new()).unwrap())
+        RemoteWorkers::new(
+            Caller::new(config, &bed.material, &Shutdown::new(), &bed.metrics.outgoing_calls).unwrap(),
+        )
     };
     let (workers, asked) = (other(Role::Worker), Arc::new(AtomicUsize::new(0)));
     let receipt = workers.put_chunks(&bed.context, put(1 << 20, body(16, &asked))).await.unwrap();
@@ -394,6 +403,47 @@ async fn a_process_that_is_gone_is_unavailable_and_another_one_of_its_name_is_as
     let door = Door::bind(at, &bed.material, ME, Role::Worker).unwrap();
     serve(door, serve_workers(bed.fake.clone()), MemoryBudget::new(64 << 20), &again);
     assert!(remote.about(&bed.context).await.is_ok());
+}
+
+#[tokio::test]
+async fn how_long_calls_take_is_counted_by_method_and_outcome() {
+    let bed = Bed::new().await;
+    let (remote, context, asked) = (bed.remote(), &bed.context, Arc::new(AtomicUsize::new(0)));
+    let counted = |method: &str, outcome: &str| {
+        let labels =
+            format!(r#"rpc_system_name="sluice",rpc_method="{method}",rpc_response_status_code="{outcome}""#);
+        let line = format!(r#"rpc_client_call_duration_seconds_count{{dc="dc-a",{labels}}} "#);
+        let text = bed.metrics.encode().unwrap();
+        let times = text.lines().find_map(|said| said.strip_prefix(&line)?.parse().ok());
+        times.unwrap_or(0)
+    };
+    for times in 1..3 {
+        remote.about(context).await.unwrap();
+        assert_eq!(counted("workers/about", "OK"), times);
+    }
+    remote.open(context, id()).await.unwrap_err();
+    assert_eq!((counted("workers/open", "not-found"), counted("workers/open", "OK")), (1, 0));
+    remote.put_chunks(context, put(1 << 20, body(16, &asked))).await.unwrap();
+    bed.fake.refuse_puts.store(true, Ordering::SeqCst);
+    remote.put_chunks(context, put(1 << 20, body(16, &asked))).await.unwrap_err();
+    assert_eq!((counted("workers/put", "OK"), counted("workers/put", "volume-full")), (1, 1));
+    // What is answered with bytes lasts for as long as they come.
+    let mut read = remote.read(context, id(), 0..9).await.unwrap();
+    assert_eq!(counted("workers/read", "OK"), 0);
+    while read.try_next().await.unwrap().is_some() {}
+    drop(read);
+    assert_eq!(counted("workers/read", "OK"), 1);
+    let broken = remote.read(context, id(), 1..9).await.unwrap();
+    broken.try_collect::<Vec<Bytes>>().await.unwrap_err();
+    assert_eq!(counted("workers/read", "unavailable"), 1);
+    let mut given_up = Box::pin(remote.about(context));
+    assert!(futures_util::poll!(&mut given_up).is_pending());
+    drop(given_up);
+    assert_eq!(counted("workers/about", "CANCELLED"), 1);
+    let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let nobody = RemoteWorkers::new(bed.caller(Role::Edge, Role::Worker, &nobody));
+    nobody.about(context).await.unwrap_err();
+    assert_eq!(counted("workers/about", "unreached"), 1);
 }
 
 #[tokio::test]

@@ -10,14 +10,14 @@ use sluice_engine::limits::{CHUNK_LEN, UNIT_LEVEL};
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::span::{Place, Span};
 use sluice_engine::span_tree::{climb, merge_chunks, path_places};
+use sluice_node::metrics::OutgoingCall;
 use sluice_proto::peer::{ChunksRequest, RecordRequest, ValuesRequest};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::StoreError;
 
 use crate::door::no_such_place;
-use crate::ledgers::too_slow;
-use crate::links::Peer;
-use crate::refusal::{of_status, of_store};
+use crate::links::{CHUNKS, GRPC, Peer, RECORD, VALUES, answered};
+use crate::refusal::of_store;
 use crate::{AggregatorService, load, scrub};
 
 /// Values one after the other.
@@ -104,11 +104,9 @@ pub(crate) async fn values_from(
         under_level: u32::from(under.place.level()),
     };
     let mut client = peer.client();
-    let answer = tokio::time::timeout(service.parts.settings.call_timeout, client.values(request)).await;
-    let reply = match answer.map_err(|_| too_slow(&peer.name))? {
-        Ok(reply) => reply.into_inner(),
-        Err(status) => {
-            let refusal = of_status(&status, &peer.name);
+    let reply = match service.asked(peer, VALUES, client.values(request)).await {
+        Ok(reply) => reply,
+        Err(refusal) => {
             return match refusal.problem {
                 Problem::NotFound | Problem::Dropped => Ok(Values::Missing),
                 _ => Err(refusal),
@@ -129,6 +127,8 @@ pub(crate) struct Incoming {
     rest: Bytes,
     peer: Arc<Peer>,
     patience: std::time::Duration,
+    /// Until all that is wanted has come.
+    counted: OutgoingCall,
 }
 
 impl Incoming {
@@ -145,18 +145,17 @@ impl Incoming {
         let request = ChunksRequest { file, start, count: count as u32, relay };
         let patience = service.parts.settings.call_timeout;
         let mut client = peer.client();
+        let mut counted = service.metrics.calls.begin(GRPC, CHUNKS);
         let answer = tokio::time::timeout(patience, client.chunks(request)).await;
-        let answer = answer.map_err(|_| too_slow(&peer.name))?;
-        let stream = answer.map_err(|status| of_status(&status, &peer.name))?.into_inner();
-        Ok(Self { stream, rest: Bytes::new(), peer: peer.clone(), patience })
+        let stream = answered(&mut counted, peer, answer)?.into_inner();
+        Ok(Self { stream, rest: Bytes::new(), peer: peer.clone(), patience, counted })
     }
 
     /// The next piece of a chunk of which `left` bytes are still to come.
     pub(crate) async fn piece(&mut self, service: &AggregatorService, left: u64) -> Result<Bytes, Refusal> {
         while self.rest.is_empty() {
             let message = tokio::time::timeout(self.patience, self.stream.message()).await;
-            let message = message.map_err(|_| too_slow(&self.peer.name))?;
-            let piece = message.map_err(|status| of_status(&status, &self.peer.name))?;
+            let piece = answered(&mut self.counted, &self.peer, message)?;
             let ended = || Refusal::new(Problem::Unavailable, format!("{} broke off", self.peer.name));
             self.rest = piece.ok_or_else(ended)?.data;
             service.metrics.pulled_bytes.inc_by(self.rest.len() as u64);
@@ -247,9 +246,7 @@ pub(crate) async fn record_from(
 ) -> Result<MetadataRecord, Refusal> {
     let request = RecordRequest { file: Bytes::copy_from_slice(file.as_bytes()) };
     let mut client = peer.client();
-    let answer = tokio::time::timeout(service.parts.settings.call_timeout, client.record(request)).await;
-    let answer = answer.map_err(|_| too_slow(&peer.name))?;
-    let reply = answer.map_err(|status| of_status(&status, &peer.name))?.into_inner();
+    let reply = service.asked(peer, RECORD, client.record(request)).await?;
     let garbled =
         |error| Refusal::new(Problem::Unavailable, format!("{} sent no record: {error}", peer.name));
     let record = MetadataRecord::from_bytes(&reply.record).map_err(garbled)?;

@@ -151,8 +151,10 @@ async fn fetch_record(service: &Arc<AggregatorService>, file: FileId, from: DcId
     let Some(peer) = service.links.peer(from) else {
         return tell(service, file, Event::FetchFailed).await;
     };
-    let stored = match bulk::record_from(service, peer, file).await {
-        Ok(record) if record.digest() == digest => store_record(service, file, &record).await,
+    let (stored, tenant) = match bulk::record_from(service, peer, file).await {
+        Ok(record) if record.digest() == digest => {
+            (store_record(service, file, &record).await, record.tenant())
+        }
         Ok(_) => {
             debug!(%file, peer = %peer.name, "a peer has another record");
             return tell(service, file, Event::FetchFailed).await;
@@ -165,6 +167,11 @@ async fn fetch_record(service: &Arc<AggregatorService>, file: FileId, from: DcId
     match stored {
         Ok(RecordOutcome::Stored | RecordOutcome::Known) | Err(StoreError::RecordConflict { .. }) => {
             reload(service, file).await;
+            // It may have gone to rest before anybody could look.
+            let counts = service.clone();
+            let listed = service.ledgers.ask(move |aggregator| counts.usage.list(aggregator, tenant, file));
+            // Nobody counts once the datacenter stops.
+            let _ = listed.await;
         }
         Err(error) => {
             warn!(%file, %error, "a metadata record could not be stored");

@@ -13,23 +13,29 @@ use sluice_engine::aggregator::{Greeting, NodeEvent};
 use sluice_engine::command::{COMMAND_LEN, Command};
 use sluice_engine::ids::{DcId, Incarnation};
 use sluice_engine::keys::SigningKey;
+use sluice_node::metrics::OutgoingCall;
 use sluice_node::{telemetry, tls};
+use sluice_proto::code;
 use sluice_proto::peer::peer_client::PeerClient;
 use sluice_proto::peer::{CommandTrace, Hello, LinkFrame};
+use sluice_proto::problem::Refusal;
 use sluice_proto::trace::{TRACEPARENT, TraceContext};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tokio::time::error::Elapsed;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Response, Status};
 use tracing::{debug, info, warn};
 
-use crate::ledgers::Greeted;
+use crate::ledgers::{Greeted, too_slow};
 use crate::metrics::AggregatorMetrics;
+use crate::refusal::of_status;
 use crate::traces::{Traces, chunks_told};
 use crate::{AggregatorError, AggregatorParts, AggregatorService, PeerAddress};
 
@@ -47,6 +53,15 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 
 /// How long connecting and the hello may take.
 const GREETING: Duration = Duration::from_secs(5);
+
+/// What calls to peers are counted as.
+pub(crate) const GRPC: &str = "grpc";
+pub(crate) const LINK: &str = "sluice.peer.v1.Peer/Link";
+pub(crate) const RECORD: &str = "sluice.peer.v1.Peer/Record";
+pub(crate) const VALUES: &str = "sluice.peer.v1.Peer/Values";
+pub(crate) const CHUNKS: &str = "sluice.peer.v1.Peer/Chunks";
+pub(crate) const STATUS: &str = "sluice.peer.v1.Peer/Status";
+pub(crate) const LOCATE: &str = "sluice.peer.v1.Peer/Locate";
 
 /// A peer, and the way to it.
 pub(crate) struct Peer {
@@ -151,6 +166,35 @@ impl Peer {
     pub(crate) fn client(&self) -> PeerClient<InterceptedService<Channel, Along>> {
         PeerClient::with_interceptor(self.bulk.clone(), Along)
     }
+}
+
+impl AggregatorService {
+    /// What a peer answers in the time that a call may take; counts how long it took.
+    pub(crate) async fn asked<T>(
+        &self,
+        peer: &Peer,
+        method: &'static str,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Refusal> {
+        let mut counted = self.metrics.calls.begin(GRPC, method);
+        let answer = tokio::time::timeout(self.parts.settings.call_timeout, answer).await;
+        Ok(answered(&mut counted, peer, answer)?.into_inner())
+    }
+}
+
+/// What came of a call to a peer, or of the next message of one; counted as that.
+pub(crate) fn answered<T>(
+    counted: &mut OutgoingCall,
+    peer: &Peer,
+    answer: Result<Result<T, Status>, Elapsed>,
+) -> Result<T, Refusal> {
+    let code = match &answer {
+        Ok(Ok(_)) => Code::Ok,
+        Ok(Err(status)) => status.code(),
+        Err(_) => Code::DeadlineExceeded,
+    };
+    counted.ended(code::name(code));
+    answer.map_err(|_| too_slow(&peer.name))?.map_err(|status| of_status(&status, &peer.name))
 }
 
 /// Sends along which trace a call is part of.
@@ -266,8 +310,16 @@ async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut 
         let first = inbound.message().await.map_err(|status| status.message().to_owned())?;
         Ok::<_, String>((inbound, first.and_then(|frame| frame.hello).ok_or("no hello")?))
     };
-    let (mut inbound, theirs) =
-        tokio::time::timeout(GREETING, answered).await.map_err(|_| "no answer in time")??;
+    // Of a link only its beginning is a call; it lasts for as long as it can.
+    let mut counted = service.metrics.calls.begin(GRPC, LINK);
+    let answered = tokio::time::timeout(GREETING, answered).await;
+    counted.ended(code::name(match &answered {
+        Ok(Ok(_)) => Code::Ok,
+        Ok(Err(_)) => Code::Unavailable,
+        Err(_) => Code::DeadlineExceeded,
+    }));
+    drop(counted);
+    let (mut inbound, theirs) = answered.map_err(|_| "no answer in time")??;
     if theirs.dc != u32::from(dc.number()) {
         warn!(peer = %peer.name, says = theirs.dc, "a peer says that it is another datacenter");
         return Err("another datacenter answers".into());

@@ -22,8 +22,8 @@ use sluice_proto::problem::{Problem, Refusal};
 use crate::AggregatorService;
 use crate::bulk::{self, Values};
 use crate::door::no_such_place;
-use crate::ledgers::too_slow;
-use crate::refusal::{of_status, of_store};
+use crate::links::LOCATE;
+use crate::refusal::of_store;
 
 /// Units whose values are kept: 128 KiB each at most.
 const CACHED_UNITS: usize = 64;
@@ -279,16 +279,10 @@ impl AggregatorService {
                     level: u32::from(place.level()),
                 };
                 let mut client = peer.client();
-                let answer =
-                    tokio::time::timeout(self.parts.settings.call_timeout, client.locate(request)).await;
-                let reply = match answer {
-                    Ok(Ok(reply)) => reply.into_inner(),
-                    Ok(Err(status)) => {
-                        last = of_status(&status, &peer.name);
-                        break;
-                    }
-                    Err(_) => {
-                        last = too_slow(&peer.name);
+                let reply = match self.asked(peer, LOCATE, client.locate(request)).await {
+                    Ok(reply) => reply,
+                    Err(refusal) => {
+                        last = refusal;
                         break;
                     }
                 };

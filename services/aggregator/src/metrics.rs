@@ -14,7 +14,7 @@ use sluice_engine::aggregator::Aggregator;
 use sluice_engine::command::Kind;
 use sluice_engine::ids::Timestamp;
 use sluice_node::material::ClusterMaterial;
-use sluice_node::metrics::Metrics;
+use sluice_node::metrics::{Metrics, OutgoingCalls};
 
 use crate::status::state;
 
@@ -73,6 +73,7 @@ pub struct AggregatorMetrics {
     pub(crate) damaged_files: Gauge,
     pub(crate) reincarnations: Counter,
     pub(crate) drain_phase: Gauge,
+    pub(crate) calls: OutgoingCalls,
     /// Asks the aggregator that runs now.
     ask: Mutex<Option<Ask>>,
 }
@@ -103,6 +104,7 @@ impl AggregatorMetrics {
             reincarnations: Counter::default(),
             ask: Mutex::default(),
             drain_phase: Gauge::default(),
+            calls: metrics.outgoing_calls.clone(),
         };
         metrics.register(|registry| {
             registry.register("sluice_commands", "Commands between datacenters", this.commands.clone());

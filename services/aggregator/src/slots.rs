@@ -80,7 +80,9 @@ impl Slots for AggregatorService {
             Some((_, Some(_), true)) => {}
             // A file for which there is no room is not begun.
             Some(_) | None => {
-                self.within_quota(&session, record.geometry().map_or(0, Geometry::size)).await?
+                // One that others have told of is none that begins.
+                let begins = known.is_none_or(|(_, digest, _)| digest.is_none()).then_some(file);
+                self.within_quota(&session, record.geometry().map_or(0, Geometry::size), begins).await?
             }
         }
         let outcome = self.parts.store.put_record(&record).await.map_err(|error| of_store(&error))?;
@@ -108,7 +110,7 @@ impl Slots for AggregatorService {
         if session.tenant != record.tenant() {
             return Err(Refusal::new(Problem::Forbidden, "the metadata names another tenant"));
         }
-        this.whole(context, record, bytes).await
+        this.whole(context, &session, record, bytes).await
     }
 
     async fn settle(
@@ -151,14 +153,14 @@ impl Slots for AggregatorService {
         this.own_status(context, id).await?.ok_or_else(Refusal::not_found)
     }
 
-    async fn admit_more(&self, context: &SignedContext, bytes: u64) -> Result<(), Refusal> {
+    async fn admit_more(&self, context: &SignedContext, id: ClientFileId, bytes: u64) -> Result<(), Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
-        self.within_quota(&session, bytes).await
+        self.within_quota(&session, bytes, Some(FileId::derive(session.tenant, id))).await
     }
 
     async fn admit(&self, context: &SignedContext, file: FileId) -> Result<Admission, Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
-        self.within_quota(&session, 0).await?;
+        self.within_quota(&session, 0, None).await?;
         let tenant = session.tenant;
         let asked = self.look(file, move |aggregator| match aggregator.file(file) {
             Some(known) if known.state() != FileState::Unheard => {

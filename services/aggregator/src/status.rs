@@ -16,9 +16,8 @@ use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::FileSummary;
 
 use crate::AggregatorService;
-use crate::ledgers::too_slow;
-use crate::links::Peer;
-use crate::refusal::{dropped, of_status, of_store};
+use crate::links::{Peer, STATUS};
+use crate::refusal::{dropped, of_store};
 
 /// Ranges listed for one holder, or as missing.
 const MAX_RANGES: usize = 1_000;
@@ -269,17 +268,15 @@ impl AggregatorService {
             id: id.uuid().as_bytes().to_vec().into(),
         };
         let mut client = peer.client();
-        let answer = tokio::time::timeout(self.parts.settings.call_timeout, client.status(request)).await;
-        let refusal = match answer {
-            Ok(Ok(reply)) => match reply.into_inner().status {
+        let refusal = match self.asked(peer, STATUS, client.status(request)).await {
+            Ok(reply) => match reply.status {
                 None => return Answer::Unknown,
                 Some(json) => match serde_json::from_slice(&json) {
                     Ok(status) => return Answer::Known(Box::new(status)),
                     Err(error) => Refusal::new(Problem::Unavailable, error.to_string()),
                 },
             },
-            Ok(Err(status)) => of_status(&status, &peer.name),
-            Err(_) => too_slow(&peer.name),
+            Err(refusal) => refusal,
         };
         tracing::debug!(peer = %peer.name, %refusal, "no status");
         if refusal.problem == Problem::Dropped { Answer::Dropped } else { Answer::Silent }

@@ -10,6 +10,7 @@ use sluice_proto::problem::{Problem, Refusal};
 use uuid::Uuid;
 
 use crate::AggregatorService;
+use crate::usage::Used;
 
 #[async_trait]
 impl Tenants for AggregatorService {
@@ -41,13 +42,14 @@ impl Tenants for AggregatorService {
             (aggregator.revoked().epoch_of(tenant), aggregator.revoked().sessions_of(tenant))
         });
         let (before, sessions) = known.await?;
-        let stored_bytes = self.used(tenant).await?;
+        let Used { bytes: stored_bytes, files, .. } = self.used(tenant, None).await?;
         Ok(TenantStatus {
             tenant: tenant.number(),
             dc: self.dc_name(self.parts.dc),
             revoked_before: before.number(),
             revoked_sessions: sessions as u64,
             stored_bytes,
+            files,
         })
     }
 }

@@ -3,6 +3,9 @@
 //! Nothing is counted before a token with a quota comes; then the tenant's files are gone through once, and from then on
 //! the ledger task notes each that changes. So the count is exact but for what is under way: requests that were let in
 //! together may go past a quota by what they carry. An index, made anew after a start (G5); some 50 bytes a file.
+//!
+//! A file counts as one until it is dropped, once its metadata record is here or chunks of it that somebody described:
+//! what lists tell. Chunks whose metadata nobody knows are capped as such.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,6 +24,15 @@ use crate::refusal::of_store;
 
 /// Files gone through at once.
 const PAGE: usize = 1_000;
+
+/// What a tenant has here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Used {
+    pub(crate) bytes: u64,
+    pub(crate) files: u64,
+    /// Whether the file that was asked about is one of them.
+    pub(crate) has: bool,
+}
 
 /// What is counted of each tenant.
 #[derive(Default)]
@@ -69,6 +81,15 @@ impl Usage {
         }
     }
 
+    /// Takes note of a file whose record came, though nothing else of it is here.
+    pub(crate) fn list(&self, aggregator: &Aggregator, tenant: TenantId, id: FileId) {
+        if aggregator.state(id) != FileState::Dropped
+            && let Some(counted) = self.counted().get_mut(&tenant)
+        {
+            counted.found(id, 0);
+        }
+    }
+
     /// Takes note of a file that changed.
     pub(crate) fn note(&self, aggregator: &Aggregator, id: FileId) {
         let mut tenants = self.counted();
@@ -87,12 +108,14 @@ impl Usage {
     }
 }
 
-/// Whose a file is, and how many bytes of it are here, as far as the engine knows now.
+/// Whose a file is, and how many bytes of it are here, as far as the engine knows now; `None` if nothing of it is, or it is
+/// an orphan.
 fn held(aggregator: &Aggregator, id: FileId) -> Option<(TenantId, u64)> {
     let file = aggregator.file(id)?;
-    let tenant = file.ledger().tenant().or_else(|| file.orphan_tenant())?;
+    let tenant = file.ledger().tenant()?;
     let chunks = file.ledger().chunks_held_by(aggregator.config().me);
-    Some((tenant, bytes_of(chunks, file.ledger().file())))
+    let is_listed = file.record().is_some() || chunks > 0;
+    is_listed.then(|| (tenant, bytes_of(chunks, file.ledger().file())))
 }
 
 fn bytes_of(chunks: u64, shape: Option<Geometry>) -> u64 {
@@ -101,28 +124,46 @@ fn bytes_of(chunks: u64, shape: Option<Geometry>) -> u64 {
 }
 
 impl AggregatorService {
-    /// Refuses what would go past the quota of a session's token: so many more bytes, or any at all.
-    pub(crate) async fn within_quota(&self, session: &SessionContext, bytes: u64) -> Result<(), Refusal> {
-        if session.quota == 0 {
+    /// Refuses what would go past the quotas of a session's token: so many more bytes, or any at all; and the file that
+    /// `begins`, unless it has.
+    pub(crate) async fn within_quota(
+        &self,
+        session: &SessionContext,
+        bytes: u64,
+        begins: Option<FileId>,
+    ) -> Result<(), Refusal> {
+        let (bytes_bound, files_bound) = (session.quota, begins.map_or(0, |_| session.quota_files));
+        if bytes_bound == 0 && files_bound == 0 {
             return Ok(());
         }
-        let used = self.used(session.tenant).await?;
-        if used.saturating_add(bytes) <= session.quota && used < session.quota {
+        let used = self.used(session.tenant, begins).await?;
+        if files_bound > 0 && !used.has && used.files >= files_bound {
+            let detail = format!("{} of {files_bound} files are in this datacenter", used.files);
+            return Err(Refusal::new(Problem::Quota, detail).hint(
+                "delete files, send to another datacenter, or ask for a token with a larger quota of files",
+            ));
+        }
+        let used = used.bytes;
+        if bytes_bound == 0 || used.saturating_add(bytes) <= bytes_bound && used < bytes_bound {
             return Ok(());
         }
-        let detail = format!(
-            "{used} of {} bytes are used in this datacenter, {bytes} more were to come",
-            session.quota
-        );
+        let detail =
+            format!("{used} of {bytes_bound} bytes are used in this datacenter, {bytes} more were to come");
         Err(Refusal::new(Problem::Quota, detail)
             .hint("delete files, send to another datacenter, or ask for a token with a larger quota"))
     }
 
-    /// Bytes that a tenant has here; counts them if nobody did since the start.
-    pub(crate) async fn used(&self, tenant: TenantId) -> Result<u64, Refusal> {
+    /// What a tenant has here, and whether this file is among it; counts if nobody did since the start.
+    pub(crate) async fn used(&self, tenant: TenantId, file: Option<FileId>) -> Result<Used, Refusal> {
         let once = self.usage.counted().entry(tenant).or_default().once.clone();
         once.get_or_try_init(|| self.count(tenant)).await?;
-        Ok(self.usage.counted().get(&tenant).map_or(0, |counted| counted.bytes))
+        let tenants = self.usage.counted();
+        let none = Used { bytes: 0, files: 0, has: false };
+        Ok(tenants.get(&tenant).map_or(none, |counted| Used {
+            bytes: counted.bytes,
+            files: counted.files.len() as u64,
+            has: file.is_some_and(|file| counted.files.contains_key(&file)),
+        }))
     }
 
     async fn count(&self, tenant: TenantId) -> Result<(), Refusal> {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sluice_engine::aggregator::{Event, FileMemory, MeetsWhole, RecordSummary, StoredFile};
-use sluice_engine::context::SignedContext;
-use sluice_engine::geometry::ChunkIndex;
+use sluice_engine::context::{SessionContext, SignedContext};
+use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::hash::Root;
 use sluice_engine::ids::Generation;
 use sluice_engine::metadata::MetadataRecord;
@@ -30,6 +30,7 @@ impl AggregatorService {
     pub(crate) async fn whole(
         self: &Arc<Self>,
         context: &SignedContext,
+        session: &SessionContext,
         record: MetadataRecord,
         bytes: Bytes,
     ) -> Result<Option<(bool, FileStatus)>, Refusal> {
@@ -54,6 +55,8 @@ impl AggregatorService {
             }
             MeetsWhole::OtherBytes(held) => return Err(other_bytes(held, root)),
         };
+        // Other files may have come since it was let in, and one that was passed on has not been asked about here.
+        self.within_quota(session, record.geometry().map_or(0, Geometry::size), Some(file)).await?;
         // Whoever asked may go away: what is durable then is still told to the engine.
         let (answer, answered) = oneshot::channel();
         let service = self.clone();

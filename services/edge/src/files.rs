@@ -127,7 +127,7 @@ async fn take_whole(
         None => content_length(request.headers())?,
     };
     make_whole(&mut new, len)?;
-    app.parts.workers.admit_whole(context, len).await?;
+    app.parts.workers.admit_whole(context, new.id, len).await?;
     let memory = app.parts.memory.try_take(len).inspect_err(|_| app.parts.metrics.count_shed("memory"))?;
     let patience = app.settings.patience(len);
     let body = Limited::new(request.into_body(), CHUNK_LEN as usize).collect();

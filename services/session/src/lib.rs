@@ -139,6 +139,7 @@ impl MemorySessions {
             scopes: token.scopes,
             rate: token.rate,
             quota: token.quota,
+            quota_files: token.quota_files,
             revocation: token.epoch,
             issuer: self.me,
             issued_at: now,

@@ -334,10 +334,10 @@ impl Workers for Worker {
         self.ask(self.parts.slots.create(context, record, new.home)).await
     }
 
-    async fn admit_whole(&self, context: &SignedContext, len: u64) -> Result<(), Refusal> {
+    async fn admit_whole(&self, context: &SignedContext, id: ClientFileId, len: u64) -> Result<(), Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
         self.parts.rates.take(&session, len).await?;
-        self.ask(self.parts.slots.admit_more(context, len)).await
+        self.ask(self.parts.slots.admit_more(context, id, len)).await
     }
 
     async fn create_whole(

@@ -60,6 +60,7 @@ fn sign_with_rate(
         scopes: scopes.iter().copied().collect(),
         rate,
         quota: 0,
+        quota_files: 0,
         revocation: RevocationEpoch::new(0),
         issuer: HERE,
         issued_at: NOW,
@@ -362,7 +363,7 @@ async fn a_tenant_that_goes_too_fast_waits_and_no_other_does() {
     // Whatever else it asks is no way around, at any door that leads here; the bytes of a small file are not asked for.
     assert_eq!(create(fast.clone()).await.unwrap_err().problem, Problem::RateLimited);
     assert_eq!(setup.worker.status(&fast, ID, None).await.unwrap_err().problem, Problem::RateLimited);
-    assert_eq!(setup.worker.admit_whole(&fast, 9).await.unwrap_err().problem, Problem::RateLimited);
+    assert_eq!(setup.worker.admit_whole(&fast, ID, 9).await.unwrap_err().problem, Problem::RateLimited);
     assert_eq!(setup.worker.remove(&fast, ID).await.unwrap_err().problem, Problem::RateLimited);
     let read = setup.worker.read(&fast, ID, 0..CHUNK_LEN).await.err().unwrap();
     assert_eq!(read.problem, Problem::RateLimited);

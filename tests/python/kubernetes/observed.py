@@ -16,6 +16,8 @@ PATIENCE = 60
 METRIC = re.compile(r"\b((?:sluice|http|rpc)_\w+|up)\b(\{[^}]*\})?")
 LABEL = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
 BY = re.compile(r"\bby \(([^)]*)\)")
+# What this cluster has none of: tests of the binary with the real ones look for these metrics.
+ELSEWHERE = re.compile(r"\bsluice_(redis|bucket)_")
 
 
 class Prometheus:
@@ -72,7 +74,7 @@ def check(prometheus, root):
         asked = expr.replace("$dc", ".*").replace("$__rate_interval", "30s")
         assert "$" not in asked, f"{title}: a variable that this does not know in {expr}"
         found = prometheus.ask(asked)
-        if not found:
+        if not found and not ELSEWHERE.search(expr):
             empty.append(f"{title}: {asked}")
         wanted = {label.strip() for label in (BY.search(expr) or [None, ""])[1].split(",") if label.strip()} - {"le"}
         for series in found:

@@ -6,6 +6,7 @@ use std::time::Duration;
 use sluice_engine::ids::DcId;
 use sluice_node::budget::MemoryBudget;
 use sluice_node::material::ClusterMaterial;
+use sluice_node::metrics::Metrics;
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls;
@@ -75,7 +76,7 @@ impl Place {
     pub(crate) fn caller(&self, me: Role) -> Caller {
         let (address, patience) = (self.at.local_addr().unwrap().to_string(), Duration::from_secs(20));
         let config = CallerConfig { dc: ME, of: ME, me, whom: Role::Worker, address, patience };
-        Caller::new(config, &self.material, &Shutdown::new()).unwrap()
+        Caller::new(config, &self.material, &Shutdown::new(), &Metrics::new("dc-a").outgoing_calls).unwrap()
     }
 
     /// Has an aggregator take the store.

@@ -15,6 +15,7 @@ use sluice_engine::span::Place as Node;
 use sluice_node::access::Revocations;
 use sluice_node::budget::MemoryBudget;
 use sluice_node::clock::SystemClock;
+use sluice_node::metrics::Metrics;
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::token::TokenGrant;
@@ -66,8 +67,8 @@ impl Slots for Fake {
     ) -> Result<FileStatus, Refusal> {
         said(format!("{id} {}", size.size()))
     }
-    async fn admit_more(&self, _: &SignedContext, bytes: u64) -> Result<(), Refusal> {
-        said(bytes.to_string())
+    async fn admit_more(&self, _: &SignedContext, id: ClientFileId, bytes: u64) -> Result<(), Refusal> {
+        said(format!("{id} {bytes}"))
     }
     async fn admit(&self, _: &SignedContext, file: FileId) -> Result<Admission, Refusal> {
         let admission = *self.admission.lock().unwrap();
@@ -153,7 +154,7 @@ fn caller(place: &Place, me: Role, at: &[&TcpSocket]) -> Caller {
     let at: Vec<String> = at.iter().map(|at| at.local_addr().unwrap().to_string()).collect();
     let (address, patience) = (at.join(","), Duration::from_secs(20));
     let config = CallerConfig { dc: ME, of: ME, me, whom: Role::Aggregator, address, patience };
-    Caller::new(config, &place.material, &Shutdown::new()).unwrap()
+    Caller::new(config, &place.material, &Shutdown::new(), &Metrics::new("dc-a").outgoing_calls).unwrap()
 }
 
 async fn context(place: &Place) -> SignedContext {
@@ -185,6 +186,10 @@ async fn what_a_worker_asks_comes_through_as_it_is() {
     assert_eq!(detail(whole), format!("{new:?} 1048576"));
     let size = Geometry::new(9).unwrap();
     assert_eq!(detail(slots.settle(context, client(1), size).await.unwrap_err()), format!("{} 9", client(1)));
+    assert_eq!(
+        detail(slots.admit_more(context, client(1), 9).await.unwrap_err()),
+        format!("{} 9", client(1))
+    );
     assert_eq!(detail(slots.admit(context, file(1)).await.unwrap_err()), file(1).to_string());
     for admission in [Admission::Known(size), Admission::Open, Admission::Provisional] {
         *fake.admission.lock().unwrap() = Some(admission);

@@ -14,9 +14,9 @@ use sluice_engine::context::SignedContext;
 use sluice_node::budget::{ConcurrencyPermit, MemoryPermit};
 use sluice_node::metrics::RpcLabels;
 use sluice_node::telemetry::Served;
-use sluice_proto::ingest;
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_proto::trace::TraceId;
+use sluice_proto::{code, ingest};
 use tokio::time::{Sleep, sleep_until};
 use tonic::{Code, Status};
 
@@ -178,13 +178,13 @@ impl HttpBody for CallBody {
 impl Drop for CallBody {
     fn drop(&mut self) {
         // A client that goes away before the end has cancelled the call.
-        let code = self.code.unwrap_or(Code::Cancelled);
+        let outcome = self.code.unwrap_or(Code::Cancelled);
         let labels = RpcLabels {
             rpc_system_name: "grpc",
             rpc_method: self.method,
-            rpc_response_status_code: status::name(code),
+            rpc_response_status_code: code::name(outcome),
         };
-        self.served.span().record("rpc.response.status_code", status::name(code));
+        self.served.span().record("rpc.response.status_code", code::name(outcome));
         let metrics = &self.call.app.parts.metrics;
         metrics.rpc_calls.get_or_create(&labels).observe(self.began.elapsed().as_secs_f64());
     }

@@ -162,7 +162,7 @@ async fn create(
     let workers = &call.app.parts.workers;
     match convert::new_file(request)? {
         (new, Some(body)) => {
-            workers.admit_whole(context, body.len() as u64).await?;
+            workers.admit_whole(context, new.id, body.len() as u64).await?;
             // It is stored to its end, also when its client goes away, and the message's own memory with it.
             let memory = &call.app.parts.memory;
             let memory = memory.try_take(body.len() as u64).inspect_err(|_| {

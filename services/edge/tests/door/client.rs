@@ -91,6 +91,7 @@ impl Tenants for Operated {
             revoked_before: revoked.epoch_of(tenant).number(),
             revoked_sessions: revoked.sessions_of(tenant) as u64,
             stored_bytes: 0,
+            files: 0,
         })
     }
 }

@@ -344,7 +344,7 @@ impl MemorySlots {
 
 #[async_trait]
 impl Slots for MemorySlots {
-    async fn admit_more(&self, context: &SignedContext, bytes: u64) -> Result<(), Refusal> {
+    async fn admit_more(&self, context: &SignedContext, _: ClientFileId, bytes: u64) -> Result<(), Refusal> {
         let session = self.access.verify(context)?;
         if session.quota > 0 && bytes > session.quota {
             return Err(Refusal::new(Problem::Quota, "the quota is used up"));
