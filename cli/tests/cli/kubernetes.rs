@@ -7,7 +7,7 @@ use crate::interpreter;
 
 /// The metrics with this prefix that the dashboard asks for, as processes name them.
 pub(crate) fn asked_by_the_dashboard(prefix: &str) -> BTreeSet<String> {
-    let dashboard = interpreter::root().join("k8s/base/dc/dashboard.json");
+    let dashboard = interpreter::root().join("k8s/base/common/dashboard.json");
     let text = std::fs::read_to_string(dashboard).unwrap();
     let names = text.match_indices(prefix).map(|(at, _)| {
         let end = text[at..].find(|c: char| !c.is_ascii_alphanumeric() && c != '_').unwrap();
