@@ -146,7 +146,7 @@ async fn a_datacenter_that_lost_its_disk_is_taken_up_again_and_only_what_it_had_
     // Nobody has its record any more: that is not the same as never having heard of it, nor as having it.
     for url in 0..2 {
         let ended = site.run(url, &["status", alone, "--json"]);
-        assert_eq!((ended.code, ended.json()["error"]["code"].as_str()), (Some(6), Some("unavailable")));
+        assert_eq!((ended.code, ended.json()["error"]["code"].as_str()), (Some(6), Some("no-metadata")));
     }
     assert_eq!(site.agree(safe, "the other home", |_| true)["state"], "assembled");
     site.reads(safe, &bytes[3]);

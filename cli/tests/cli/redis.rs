@@ -114,6 +114,7 @@ fn without_redis_living_contexts_work_and_logins_fail_and_nothing_revoked_comes_
     };
     eventually("the revocation in Redis", || redis(&sharing, &server));
     let admin = sharing.fleet.site.ports[0].admin.address();
+    sluice_node::tls::install_provider();
     let metrics = async { reqwest::get(format!("http://{admin}/metrics")).await?.text().await };
     let metrics = tokio::runtime::Runtime::new().unwrap().block_on(metrics).unwrap();
     let asked = asked_by_the_dashboard("sluice_redis_");

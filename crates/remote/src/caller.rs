@@ -1,7 +1,6 @@
 //! Calls to processes of one role, wherever they are.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -408,32 +407,13 @@ struct Connector {
 
 impl Connector {
     async fn connect(self) -> std::io::Result<Channel> {
-        // Asked anew for each connection: processes come and go.
-        let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
-        let mut addresses: Vec<SocketAddr> = Vec::new();
-        for name in self.address.split(',') {
-            match tokio::net::lookup_host(name.trim()).await {
-                Ok(found) => addresses.extend(found),
-                // The others may have one.
-                Err(error) => last = error,
-            }
-        }
         let first = self.next.fetch_add(1, Ordering::Relaxed);
-        for at in 0..addresses.len() {
-            let address = addresses[(first.wrapping_add(at)) % addresses.len()];
-            let greeting = async {
-                let stream = TcpStream::connect(address).await?;
-                tcp::watch_over(&stream)?;
-                self.tls.connect(self.name.clone(), stream).await
-            };
-            match tokio::time::timeout(CONNECT, greeting).await {
-                Ok(Ok(stream)) => return Ok(Channel(Box::new(stream), Since(Instant::now()))),
-                Ok(Err(error)) => last = error,
-                Err(_) => last = std::io::ErrorKind::TimedOut.into(),
-            }
-            tracing::debug!(%address, error = %last, "no connection");
-        }
-        Err(last)
+        tcp::reach(&self.address, first, CONNECT, |stream| async {
+            tcp::watch_over(&stream)?;
+            let stream = self.tls.connect(self.name.clone(), stream).await?;
+            Ok(Channel(Box::new(stream), Since(Instant::now())))
+        })
+        .await
     }
 }
 

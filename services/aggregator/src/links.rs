@@ -3,7 +3,7 @@
 //! own, so that data never delays a command.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use sluice_engine::command::{COMMAND_LEN, Command};
 use sluice_engine::ids::{DcId, Incarnation};
 use sluice_engine::keys::SigningKey;
 use sluice_node::metrics::OutgoingCall;
-use sluice_node::{telemetry, tls};
+use sluice_node::{tcp, telemetry, tls};
 use sluice_proto::code;
 use sluice_proto::peer::peer_client::PeerClient;
 use sluice_proto::peer::{CommandTrace, Hello, LinkFrame};
@@ -53,6 +53,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 
 /// How long connecting and the hello may take.
 const GREETING: Duration = Duration::from_secs(5);
+
+/// How long one of a peer's processes may take for its part of that, before the next is asked.
+const CONNECT: Duration = Duration::from_secs(2);
 
 /// What calls to peers are counted as.
 pub(crate) const GRPC: &str = "grpc";
@@ -97,6 +100,7 @@ impl Links {
                 address: address.clone(),
                 tls: TlsConnector::from(config.clone()),
                 name: tls::peer_name(&parts.material, *dc)?,
+                next: Arc::default(),
             };
             // The connector speaks TLS itself, so the scheme says that there is nothing more to do.
             let endpoint = Endpoint::from_static("http://peer.sluice")
@@ -223,6 +227,8 @@ struct Connector {
     address: String,
     tls: TlsConnector,
     name: tokio_rustls::rustls::pki_types::ServerName<'static>,
+    /// Whom the next connection asks first.
+    next: Arc<AtomicUsize>,
 }
 
 impl tower::Service<tonic::codegen::http::Uri> for Connector {
@@ -235,20 +241,16 @@ impl tower::Service<tonic::codegen::http::Uri> for Connector {
     }
 
     fn call(&mut self, _: tonic::codegen::http::Uri) -> Self::Future {
-        let Self { address, tls, name } = self.clone();
+        let Self { address, tls, name, next } = self.clone();
         Box::pin(async move {
-            let mut last = std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address");
-            // Of a peer's aggregators one answers; those that stand by are not connected to.
-            for address in address.split(',') {
-                match TcpStream::connect(address.trim()).await {
-                    Ok(stream) => {
-                        stream.set_nodelay(true)?;
-                        return Ok(TokioIo::new(tls.connect(name, stream).await?));
-                    }
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
+            // Of a peer's aggregators one answers; those that stand by are not connected to, and one that hangs is not
+            // waited for.
+            let first = next.fetch_add(1, Ordering::Relaxed);
+            tcp::reach(&address, first, CONNECT, |stream| async {
+                stream.set_nodelay(true)?;
+                Ok(TokioIo::new(tls.connect(name.clone(), stream).await?))
+            })
+            .await
         })
     }
 }
