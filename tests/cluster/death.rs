@@ -165,7 +165,7 @@ async fn while_its_home_is_away_a_file_is_neither_absent_nor_wrong() {
     assert_eq!((status.state, status.home_answered), (State::Receiving, false), "{status:?}");
     // What dc-b never heard of may be known to dc-a.
     let other = bed.get(B, &format!("/files/{}", Uuid::now_v7()), &[]).await;
-    assert_eq!((other.status.as_u16(), other.problem().as_str()), (503, "unavailable"));
+    assert_eq!((other.status.as_u16(), other.problem().as_str()), (503, "no-metadata"));
     bed.cluster.start(A).await.unwrap();
     let root = Root::of_bytes(&bytes);
     let status = bed.client(&[B]).wait(id, State::Assembled, PATIENCE).await.unwrap();
