@@ -56,7 +56,7 @@ impl Aggregator {
             self.hand_over(id, heir, now);
             self.advance(id, now);
         }
-        for id in self.rest.some_homed_at(me, MAX_WOKEN) {
+        for id in self.rest.some_homed_at(me, MAX_WOKEN, now, self.wake_again_ms()) {
             self.wake(id, true, now);
         }
     }

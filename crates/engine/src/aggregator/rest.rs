@@ -198,8 +198,17 @@ impl Rest {
         self.within(prefix, bits).map(|(id, _)| id).collect()
     }
 
-    /// Some that have this home, at most so many.
-    pub(super) fn some_homed_at(&self, home: DcId, limit: usize) -> Vec<FileId> {
+    /// Some that have this home and are not being woken, at most so many together with those that are. One that the store
+    /// was asked for `again_ms` ago or earlier is not: it could not be read, and is asked for again.
+    pub(super) fn some_homed_at(
+        &self,
+        home: DcId,
+        limit: usize,
+        now: Timestamp,
+        again_ms: u64,
+    ) -> Vec<FileId> {
+        let is_asked = |waking: &Waking| now.since(waking.since) < again_ms;
+        let asked = self.waking.values().filter(|waking| is_asked(waking)).count();
         let slots = self.sums.keys().filter(|(_, of)| *of == Some(home)).map(|(slot, _)| *slot);
         let ids = slots.flat_map(move |slot| {
             let prefix =
@@ -207,7 +216,9 @@ impl Rest {
             let here = move |resting: &Resting| resting.claim.is_some_and(|claim| claim.home == home);
             self.within(prefix, SLOT_BITS).filter(move |(_, resting)| here(resting)).map(|(id, _)| id)
         });
-        ids.filter(|id| !self.waking.contains_key(id)).take(limit.saturating_sub(self.waking.len())).collect()
+        ids.filter(|id| !self.waking.get(id).is_some_and(is_asked))
+            .take(limit.saturating_sub(asked))
+            .collect()
     }
 
     /// How many have this home.
@@ -432,9 +443,14 @@ impl Aggregator {
         }
     }
 
+    /// How long the store has for an answer before it is asked again.
+    pub(super) fn wake_again_ms(&self) -> u64 {
+        self.config.retry_ms.saturating_mul(10)
+    }
+
     /// Asks the store for a file; whether that is under way now.
     pub(super) fn wake(&mut self, id: FileId, is_local: bool, now: Timestamp) -> bool {
-        let again_ms = self.config.retry_ms.saturating_mul(10);
+        let again_ms = self.wake_again_ms();
         let is_full = self.rest.waking.len() >= MAX_WAKING;
         match self.rest.waking.get_mut(&id) {
             Some(waking) if now.since(waking.since) < again_ms => return true,
