@@ -28,5 +28,6 @@ pub mod resolve;
 pub mod revocations;
 pub mod rules;
 pub mod scrub;
+pub mod share;
 pub mod span;
 pub mod span_tree;
