@@ -224,7 +224,16 @@ impl Aggregator {
 
     /// Takes an event, and returns what must be done, in order.
     pub fn handle(&mut self, event: NodeEvent, now: Timestamp) -> Vec<Effect> {
-        let event = if self.parks(&event, now) { NodeEvent::Tick } else { event };
+        let event = match event {
+            NodeEvent::Received(verified) if self.is_elsewhere(&verified) => {
+                let command = verified.command();
+                let reason = format!("it is not about files of share {}", self.config.share);
+                self.refuse(command.from, command.statement.kind(), reason);
+                NodeEvent::Tick
+            }
+            event if self.parks(&event, now) => NodeEvent::Tick,
+            event => event,
+        };
         match event {
             NodeEvent::Dial { peer } => self.dial(peer),
             NodeEvent::Hello { peer, incarnation, seen_of_me } => {

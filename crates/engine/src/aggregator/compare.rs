@@ -63,8 +63,9 @@ impl Aggregator {
             if let Some(peer) = self.peers.get_mut(&dc) {
                 peer.next_compare = now.plus(self.config.compare_ms);
             }
-            let digest = self.range_digest(dc, FileId::NIL, 0).digest;
-            self.say(dc, FileId::NIL, Statement::WantFiles { bits: 0, digest }, now);
+            let (prefix, bits) = (self.config.share.first(), self.config.share.bits());
+            let digest = self.range_digest(dc, prefix, bits).digest;
+            self.say(dc, prefix, Statement::WantFiles { bits, digest }, now);
         }
     }
 

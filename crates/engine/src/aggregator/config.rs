@@ -4,12 +4,15 @@ use std::collections::BTreeSet;
 
 use crate::ids::DcId;
 use crate::rules::Rules;
+use crate::share::Share;
 
 /// Times and limits of an aggregator, all in milliseconds or counts.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// This datacenter.
     pub me: DcId,
+    /// Whose files it is about. It is given no others, and says nothing of them.
+    pub share: Share,
     /// Every other datacenter of the cluster.
     pub peers: BTreeSet<DcId>,
     /// Spans are said once no chunk of the file came for this long.
@@ -45,6 +48,7 @@ impl Config {
     pub fn new(me: DcId, peers: impl IntoIterator<Item = DcId>) -> Self {
         Self {
             me,
+            share: Share::WHOLE,
             peers: peers.into_iter().filter(|dc| *dc != me).collect(),
             quiet_ms: 30,
             stripe_ms: 1_000,

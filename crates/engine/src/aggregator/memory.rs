@@ -304,6 +304,24 @@ pub struct NodeMemory {
 }
 
 impl NodeMemory {
+    /// What a share begins with: what was remembered of it, and what counts of `others`, shares that had files in common with
+    /// it when the slots were divided otherwise. Nothing that they may have said is said again as if it were new.
+    #[must_use]
+    pub fn succeeding(self, others: impl IntoIterator<Item = Self>) -> Self {
+        let mut all = self;
+        for other in others {
+            all.incarnation = all.incarnation.max(other.incarnation);
+            for (dc, incarnation) in other.seen {
+                let seen = all.seen.entry(dc).or_default();
+                *seen = incarnation.max(*seen);
+            }
+            for revocation in other.revoked.iter() {
+                all.revoked.take(revocation);
+            }
+        }
+        all
+    }
+
     /// The bytes to store.
     pub fn to_bytes(&self) -> Vec<u8> {
         let mut out = match (self.drain, self.revoked.is_empty()) {
@@ -501,6 +519,20 @@ mod tests {
             assert_eq!(again.state(), FileState::Conflict, "{facts:?}");
             assert_eq!((again.two_roots(), again.two_records()), (ledger.two_roots(), ledger.two_records()));
         }
+    }
+
+    #[test]
+    fn a_share_speaks_as_nobody_did_before_it() {
+        let memory = |incarnation, seen, drain| NodeMemory {
+            incarnation: Incarnation::new(incarnation),
+            seen: [(DcId::new(2), Incarnation::new(seen))].into(),
+            drain,
+            ..NodeMemory::default()
+        };
+        let drain = Some(Drain { phase: Phase::Data, target: DcId::new(2), evacuate: false });
+        let other = memory(7, 3, drain);
+        assert_eq!(NodeMemory::default().succeeding([other.clone(), memory(2, 5, None)]), memory(7, 5, None));
+        assert_eq!(memory(8, 1, drain).succeeding([other]), memory(8, 3, drain));
     }
 
     #[test]

@@ -8,6 +8,16 @@ use crate::revocations::Revocation;
 use crate::rules::Rule;
 
 impl Aggregator {
+    /// Whether something that was said is about files of another share: whoever says it divides the slots otherwise, or
+    /// speaks to the wrong one.
+    pub(super) fn is_elsewhere(&self, verified: &Verified) -> bool {
+        let (share, id) = (self.config.share, verified.command().file);
+        match verified.command().statement {
+            Statement::WantFiles { bits, .. } => bits < share.bits() || !share.has(id),
+            statement => statement.is_about_a_file() && !share.has(id),
+        }
+    }
+
     /// Takes what a peer said.
     pub(super) fn received(&mut self, verified: &Verified, now: Timestamp) {
         let command = verified.command();
@@ -165,5 +175,56 @@ impl Aggregator {
 
     pub(super) fn refuse(&mut self, peer: DcId, kind: Kind, reason: String) {
         self.effects.push(Effect::Refused { peer, kind, reason });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::aggregator::{Config, NodeEvent, NodeMemory};
+    use crate::command::Command;
+    use crate::ids::{Incarnation, Sequence};
+    use crate::share::{Share, Shares};
+
+    const NOW: Timestamp = Timestamp::new(1_000_000);
+    const A: DcId = DcId::new(1);
+    const B: DcId = DcId::new(2);
+
+    fn heard(file: FileId, statement: Statement) -> NodeEvent {
+        let sequence = Sequence::of(Incarnation::new(1), 1);
+        let command = Command { from: B, to: A, sequence, slot: file.slot(), sent_at: NOW, file, statement };
+        NodeEvent::Received(command.trusted())
+    }
+
+    #[test]
+    fn a_share_speaks_of_its_own_files_only() {
+        let share = Share::new(3, 16).unwrap();
+        let config = Config { share, ..Config::new(A, [A, B]) };
+        let (mut a, _) = Aggregator::start(config, NodeMemory::default(), NOW);
+        a.handle(NodeEvent::AllLoaded, NOW);
+        let up = NodeEvent::LinkUp {
+            peer: B,
+            incarnation: Incarnation::new(1),
+            seen_of_me: Incarnation::default(),
+        };
+        let effects = a.handle(up, NOW);
+        let compares = |effect: &Effect| match effect {
+            Effect::Send(Command { file, statement: Statement::WantFiles { bits, .. }, .. }) => {
+                Some((*file, *bits))
+            }
+            _ => None,
+        };
+        assert_eq!(effects.iter().find_map(compares), Some((share.first(), 4)));
+        let refused = |effects: Vec<Effect>| effects.iter().any(|it| matches!(it, Effect::Refused { .. }));
+        let want = |bits| Statement::WantFiles { bits, digest: [1; 32] };
+        for other in Shares::new(16).unwrap().all() {
+            let file = FileId::from_bytes((other.first().as_u128() | 9).to_be_bytes());
+            for statement in [Statement::MetaRequest, want(4), want(8)] {
+                let is_refused = refused(a.handle(heard(file, statement), NOW));
+                assert_eq!(is_refused, other != share, "{other}: {statement}");
+                assert!(a.file(file).is_none());
+            }
+        }
+        assert!(refused(a.handle(heard(share.first(), want(0)), NOW)), "all files are more than its own");
     }
 }
