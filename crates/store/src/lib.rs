@@ -19,6 +19,7 @@ mod page;
 pub mod s3;
 mod scrub_mark;
 mod sealed;
+mod share;
 mod whole;
 
 pub use aligned::{ALIGN, AlignedBuffer};
@@ -27,6 +28,7 @@ pub use fs::{FsMetrics, FsOptions, FsStore, SYNC_BOUNDS};
 pub use s3::{S3Credentials, S3Metrics, S3Options, S3Request, S3Store};
 pub use whole::Whole;
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use async_trait::async_trait;
@@ -36,11 +38,12 @@ use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, RecordDigest, Root};
 use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
 use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::share::Share;
 
 /// The most bytes of [`FileSummary::facts`].
 pub const MAX_FACTS_LEN: usize = 4096;
 
-/// The most bytes of the volume's state blob: what an aggregator remembers of its datacenter, revocations included.
+/// The most bytes of the state of one share: what its aggregator remembers of its datacenter, revocations included.
 pub const MAX_STATE_LEN: usize = 256 << 10;
 
 /// The most bytes of a scrub's mark.
@@ -216,11 +219,11 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// cannot be read, though it changed: every call for one of these fails, and nothing of it is lost.
     async fn damaged_files(&self) -> Result<Vec<FileId>, StoreError>;
 
-    /// Keeps how far a scrub has come. At most [`MAX_MARK_LEN`] bytes. A cache: it may be lost.
-    async fn put_scrub_mark(&self, mark: &[u8]) -> Result<(), StoreError>;
+    /// Keeps how far the scrub of a share has come. At most [`MAX_MARK_LEN`] bytes. A cache: it may be lost.
+    async fn put_scrub_mark(&self, share: Share, mark: &[u8]) -> Result<(), StoreError>;
 
-    /// How far a scrub had come, if that is known.
-    async fn scrub_mark(&self) -> Result<Option<Vec<u8>>, StoreError>;
+    /// How far the scrub of a share had come, if that is known.
+    async fn scrub_mark(&self, share: Share) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Forgets chunks that were found to be damaged, durably, and returns the next generation, under which what is
     /// left must be said again.
@@ -249,8 +252,9 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// and `false` is returned.
     async fn discard_orphan(&self, file: FileId) -> Result<bool, StoreError>;
 
-    /// Raises every file's generation to at least `floor`, for good: what follows a restored disk.
-    async fn raise_generations(&self, floor: Generation) -> Result<(), StoreError>;
+    /// Raises the generation of every file in the share to at least `floor`, for good, those that come later included: what
+    /// follows a restored disk. It stays raised when the slots are divided otherwise.
+    async fn raise_generations(&self, share: Share, floor: Generation) -> Result<(), StoreError>;
 
     /// Keeps a page of the file's ledger for a segment. At most [`MAX_PAGE_LEN`] bytes. A cache: it may be lost.
     async fn put_page(&self, file: FileId, segment: u64, page: &[u8]) -> Result<(), StoreError>;
@@ -258,11 +262,13 @@ pub trait ChunkStore: Send + Sync + 'static {
     /// A page that was kept, if it still is.
     async fn page(&self, file: FileId, segment: u64) -> Result<Option<Vec<u8>>, StoreError>;
 
-    /// The volume's state blob: what the aggregator must remember that belongs to no file. Empty at first.
-    async fn state(&self) -> Result<Vec<u8>, StoreError>;
+    /// What the aggregator of each share must remember that belongs to no file. Empty at first; a share of which nothing is
+    /// remembered is not in it.
+    async fn states(&self) -> Result<BTreeMap<Share, Vec<u8>>, StoreError>;
 
-    /// Replaces the volume's state blob, durably. At most [`MAX_STATE_LEN`] bytes.
-    async fn put_state(&self, state: &[u8]) -> Result<(), StoreError>;
+    /// Replaces the state of one share, durably. At most [`MAX_STATE_LEN`] bytes. Those of other shares stay, also of shares
+    /// that overlap it: a cluster may be divided otherwise than it was.
+    async fn put_state(&self, share: Share, state: &[u8]) -> Result<(), StoreError>;
 
     /// How full the store is, as far as was heard last.
     fn usage(&self) -> Usage;

@@ -67,6 +67,7 @@ pub(crate) fn join(aside: &mut Vec<(u64, Change)>, journal: Vec<(u64, Change)>) 
 mod tests {
     use super::*;
     use sluice_engine::ids::{Generation, TenantId};
+    use sluice_engine::share::Share;
 
     const VOLUME: VolumeId = VolumeId([7; 16]);
 
@@ -90,7 +91,8 @@ mod tests {
         assert_eq!(decode(VolumeId([8; 16]), &bytes), Err(FormatError::Misplaced("volume")));
         let mut floor = VOLUME.0.to_vec();
         floor.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 1]);
-        Record::Volume(super::super::change::VolumeChange::State(Vec::new())).encode(&mut floor);
+        let state = super::super::change::VolumeChange::State(Share::WHOLE, Vec::new());
+        Record::Volume(state).encode(&mut floor);
         assert_eq!(
             decode(VOLUME, &sealed::seal(MAGIC, &floor)),
             Err(FormatError::Impossible("kind of record"))

@@ -4,7 +4,7 @@
 //! | bytes | field |
 //! | --- | --- |
 //! | 1 | kind |
-//! | 16 | file; nil for kinds 9 and 10 |
+//! | 16 | file; nil for kinds 9, 10, 12 and 13 |
 //! | n | by kind |
 //!
 //! | kind | fields |
@@ -17,17 +17,23 @@
 //! | 6 freed | generation 8 |
 //! | 7 dropped | tenant 8, facts 4 + n |
 //! | 8 discarded | – |
-//! | 9 floor | generation 8 |
-//! | 10 state | 4 + n |
+//! | 9 floor of all files | generation 8 |
+//! | 10 state of [`Share::WHOLE`] | 4 + n |
 //! | 11 sized | generation 8, size 8 |
+//! | 12 floor of another share | [share](crate::share) 2, generation 8 |
+//! | 13 state of another share | share 2, 4 + n |
+//!
+//! Kinds 12 and 13 are in volumes of version 3 only.
 
 use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{FileId, Generation, TenantId};
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::share::Share;
 
 use crate::sealed::{FormatError, Reader, push_block};
+use crate::share;
 
 /// A chunk that is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,10 +81,19 @@ pub(crate) struct Published {
 /// A change to the volume.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum VolumeChange {
-    /// Lowest generation of any file.
-    Floor(Generation),
-    /// The state blob was replaced.
-    State(Vec<u8>),
+    /// Files of a share have this generation at least.
+    Floor(Share, Generation),
+    /// The state of a share was replaced.
+    State(Share, Vec<u8>),
+}
+
+impl VolumeChange {
+    /// The share that it is about.
+    pub(crate) fn share(&self) -> Share {
+        match self {
+            Self::Floor(share, _) | Self::State(share, _) => *share,
+        }
+    }
 }
 
 /// One record of the journal.
@@ -95,15 +110,23 @@ impl Record {
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let (kind, file) = match self {
             Self::File(file, change) => (change.kind(), *file),
-            Self::Volume(VolumeChange::Floor(_)) => (9, FileId::NIL),
-            Self::Volume(VolumeChange::State(_)) => (10, FileId::NIL),
+            Self::Volume(VolumeChange::Floor(Share::WHOLE, _)) => (9, FileId::NIL),
+            Self::Volume(VolumeChange::State(Share::WHOLE, _)) => (10, FileId::NIL),
+            Self::Volume(VolumeChange::Floor(..)) => (12, FileId::NIL),
+            Self::Volume(VolumeChange::State(..)) => (13, FileId::NIL),
         };
         out.push(kind);
         out.extend_from_slice(file.as_bytes());
         match self {
             Self::File(_, change) => change.encode(out),
-            Self::Volume(VolumeChange::Floor(floor)) => push_generation(out, *floor),
-            Self::Volume(VolumeChange::State(state)) => push_block(out, state),
+            Self::Volume(VolumeChange::Floor(share, floor)) => {
+                push_part(out, *share);
+                push_generation(out, *floor);
+            }
+            Self::Volume(VolumeChange::State(share, state)) => {
+                push_part(out, *share);
+                push_block(out, state);
+            }
         }
     }
 
@@ -148,12 +171,22 @@ impl Record {
             6 => Change::Freed { generation: generation(reader)? },
             7 => Change::Dropped { tenant: TenantId::new(reader.u64()?), facts: reader.block()?.to_vec() },
             8 => Change::Discarded,
-            9 => return Ok(Self::Volume(VolumeChange::Floor(generation(reader)?))),
-            10 => return Ok(Self::Volume(VolumeChange::State(reader.block()?.to_vec()))),
+            9 => return Ok(Self::Volume(VolumeChange::Floor(Share::WHOLE, generation(reader)?))),
+            10 => {
+                return Ok(Self::Volume(VolumeChange::State(Share::WHOLE, reader.block()?.to_vec())));
+            }
             11 => {
                 let generation = generation(reader)?;
                 let geometry = Geometry::new(reader.u64()?).map_err(|_| FormatError::Impossible("size"))?;
                 Change::Sized { generation, geometry }
+            }
+            12 => {
+                let share = share::read_part(reader)?;
+                return Ok(Self::Volume(VolumeChange::Floor(share, generation(reader)?)));
+            }
+            13 => {
+                let share = share::read_part(reader)?;
+                return Ok(Self::Volume(VolumeChange::State(share, share::read_state(reader)?)));
             }
             _ => return Err(FormatError::Impossible("kind of record")),
         };
@@ -227,6 +260,12 @@ impl Change {
             }
             Self::Discarded => {}
         }
+    }
+}
+
+fn push_part(out: &mut Vec<u8>, share: Share) {
+    if share != Share::WHOLE {
+        share::push(out, share);
     }
 }
 
@@ -320,8 +359,31 @@ pub(crate) mod tests {
             metadata.file_id(),
             Change::Metadata { generation, record: Box::new(metadata) },
         ));
-        round_trip(&Record::Volume(VolumeChange::Floor(generation)));
-        round_trip(&Record::Volume(VolumeChange::State(b"state".to_vec())));
+        for share in [Share::WHOLE, Share::new(1, 2).unwrap(), Share::new(255, 256).unwrap()] {
+            round_trip(&Record::Volume(VolumeChange::Floor(share, generation)));
+            round_trip(&Record::Volume(VolumeChange::State(share, b"state".to_vec())));
+        }
+    }
+
+    #[test]
+    fn golden_bytes_of_the_volume() {
+        let bytes = |change| {
+            let mut bytes = Vec::new();
+            Record::Volume(change).encode(&mut bytes);
+            assert_eq!(bytes[1..17], [0; 16]);
+            (bytes[0], bytes[17..].to_vec())
+        };
+        let (generation, part) = (Generation::new(7), Share::new(3, 16).unwrap());
+        let whole = bytes(VolumeChange::Floor(Share::WHOLE, generation));
+        assert_eq!(whole, (9, b"\0\0\0\0\0\0\0\x07".to_vec()));
+        assert_eq!(bytes(VolumeChange::State(Share::WHOLE, b"st".to_vec())), (10, b"\0\0\0\x02st".to_vec()));
+        let floor = bytes(VolumeChange::Floor(part, generation));
+        assert_eq!(floor, (12, b"\x04\x03\0\0\0\0\0\0\0\x07".to_vec()));
+        let state = bytes(VolumeChange::State(part, b"st".to_vec()));
+        assert_eq!(state, (13, b"\x04\x03\0\0\0\x02st".to_vec()));
+        let mut whole = vec![12];
+        whole.extend_from_slice(&[0; 16 + 2 + 8]);
+        assert_eq!(Record::decode(&mut Reader(&whole)), Err(FormatError::Impossible("share")));
     }
 
     #[test]

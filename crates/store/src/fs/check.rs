@@ -36,8 +36,7 @@ use super::layout::{Layout, has_values, shard};
 use super::state::FileState;
 use super::volume::{self, HeaderError, VolumeId};
 use super::{index, journal, values};
-use crate::StoreError;
-use crate::page;
+use crate::{StoreError, page, scrub_mark};
 
 /// What to check, and whom to tell how far it is.
 pub struct CheckOptions<'a> {
@@ -202,7 +201,7 @@ impl Check<'_> {
             }
         };
         match decoded {
-            Ok(id) => Ok(Some(id)),
+            Ok(header) => Ok(Some(header.id)),
             Err(HeaderError::Newer(got)) => Err(StoreError::NewerVersion {
                 path: self.layout.root().display().to_string(),
                 got: got.into(),
@@ -499,13 +498,12 @@ impl Check<'_> {
                 "journal-1",
                 "aside",
                 "damage",
-                "scrub",
                 "index",
                 "chunks",
                 "log",
                 "trash",
             ];
-            if !ours.contains(&name.as_str()) {
+            if !ours.contains(&name.as_str()) && scrub_mark::parse_name(&name).is_none() {
                 self.unknown(&root.join(name));
             }
         }

@@ -20,7 +20,7 @@ use super::change::Chunk;
 use super::checkpoint::Checkpoint;
 use super::disk::Open;
 use super::entry::{Entry, Name};
-use super::shared::{Counters, Shared, VolumeState};
+use super::shared::{Counters, Shared};
 use super::volume::VolumeId;
 use super::{index, lock, values};
 use crate::StoreError;
@@ -89,9 +89,9 @@ impl Checkpointer {
     }
 
     fn begin_with(&self, journal: u64, next_seq: u64, files: BTreeSet<FileId>) {
-        let VolumeState { floor, state } = lock(&self.shared.volume).clone();
+        let volume = lock(&self.shared.volume).clone();
         lock(&self.status.progress).running = true;
-        let job = Job { checkpoint: Checkpoint { journal, next_seq, floor, state }, files };
+        let job = Job { checkpoint: Checkpoint { journal, next_seq, volume }, files };
         // Fails only if the thread is gone because the disk is shut; then nothing is to be saved any more.
         let _ = self.jobs.send(job);
     }
@@ -293,7 +293,7 @@ impl Shared {
     }
 
     /// Replaces a file as a whole; its directory is the caller's to sync.
-    fn replace_synced(&self, path: &std::path::Path, bytes: &[u8]) -> Result<(), StoreError> {
+    pub(crate) fn replace_synced(&self, path: &std::path::Path, bytes: &[u8]) -> Result<(), StoreError> {
         self.counters.sync(|| self.disk.replace(path, bytes)).map_err(|error| match error {
             super::gate::ReplaceError::Write(error) => self.error("writing a file", &error),
             super::gate::ReplaceError::Sync(error) => self.fail("syncing a file", &error),

@@ -27,6 +27,7 @@ use super::plan::{Plan, plan};
 use super::request::{Answer, Request};
 use super::shared::{Counters, Shared};
 use crate::claims::ClaimId;
+use crate::share::Floors;
 use crate::{StoreError, Whole};
 
 /// The most bytes of records in one batch, so that a batch fits what is reserved behind the checkpoint's mark.
@@ -144,7 +145,8 @@ impl Committer {
     /// Decides what waits, as far as it fits one batch; the rest stays in the queue, in order.
     fn stage(&self, queue: &mut VecDeque<Task>) -> Group {
         let mut group = Group::default();
-        let mut floor = self.shared.floor();
+        // What is raised in this batch counts for what comes after it there.
+        let mut raised = Floors::default();
         let mut rest = VecDeque::new();
         while let Some(task) = queue.pop_front() {
             if group.payload.len() >= MAX_BATCH || group.log_len >= MAX_FRAME {
@@ -161,19 +163,15 @@ impl Committer {
                         group.waiting.insert(file);
                         rest.push_back(Task::Change { entry, request, answer });
                     } else {
+                        let floor = self.shared.floor(file).max(raised.of(file));
                         self.stage_change(&mut group, floor, entry, request, commutes, answer);
                     }
                 }
                 Task::Volume { change, answer } => {
-                    let change = match change {
-                        VolumeChange::Floor(raised) => {
-                            floor = floor.max(raised);
-                            VolumeChange::Floor(floor)
-                        }
-                        VolumeChange::State(state) => VolumeChange::State(state),
-                    };
-                    let record = Record::Volume(change.clone());
-                    record.encode(&mut group.payload);
+                    if let VolumeChange::Floor(share, floor) = &change {
+                        raised.raise(*share, *floor);
+                    }
+                    Record::Volume(change.clone()).encode(&mut group.payload);
                     group.records += 1;
                     group.volume.push((change, answer));
                 }
@@ -511,13 +509,7 @@ impl Committer {
             }
         }
         for (change, answer) in group.volume {
-            {
-                let mut volume = lock(&self.shared.volume);
-                match change {
-                    VolumeChange::Floor(floor) => volume.floor = floor,
-                    VolumeChange::State(state) => volume.state = state,
-                }
-            }
+            lock(&self.shared.volume).apply(change);
             let _ = answer.send(Ok(()));
         }
         for staged in group.files {

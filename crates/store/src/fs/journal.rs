@@ -156,12 +156,13 @@ mod tests {
     use crate::fs::change::{Change, VolumeChange};
     use proptest::prelude::*;
     use sluice_engine::ids::{FileId, Generation};
+    use sluice_engine::share::Share;
 
     const VOLUME: VolumeId = VolumeId([7; 16]);
 
     fn batch(number: u64, seq: u64, size: usize) -> (Batch, Vec<u8>) {
         let records = vec![
-            Record::Volume(VolumeChange::Floor(Generation::new(seq))),
+            Record::Volume(VolumeChange::Floor(Share::WHOLE, Generation::new(seq))),
             Record::File(FileId::from_bytes([seq as u8; 16]), Change::Facts(vec![1; size])),
         ];
         let mut payload = Vec::new();

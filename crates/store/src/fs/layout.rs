@@ -6,7 +6,7 @@
 //! checkpoint                    what belongs to no file, and which journals are done with
 //! aside                         changes of files whose index cannot be read; missing if there are none
 //! damage                        which chunks are known to be damaged; missing if none is
-//! scrub                         how far the scrub has come
+//! scrub  scrub-i-n              how far the scrub has come, of all files or of share i of n
 //! journal-0  journal-1          the journal, by number modulo two
 //! index/abc/<file>              a file's index; abc: its slot
 //! chunks/abc/<file>/data-n      the bytes of segment n, in place, sparse
@@ -20,8 +20,10 @@
 use std::path::{Path, PathBuf};
 
 use sluice_engine::ids::FileId;
+use sluice_engine::share::Share;
 
 use super::entry::Name;
+use crate::scrub_mark;
 
 /// Directories of a volume.
 pub(crate) const DIRS: [&str; 4] = ["index", "chunks", "log", "trash"];
@@ -61,8 +63,8 @@ impl Layout {
         self.root.join("damage")
     }
 
-    pub(crate) fn scrub(&self) -> PathBuf {
-        self.root.join("scrub")
+    pub(crate) fn scrub(&self, share: Share) -> PathBuf {
+        self.root.join(scrub_mark::name(share))
     }
 
     pub(crate) fn journal(&self, number: u64) -> PathBuf {

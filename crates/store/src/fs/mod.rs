@@ -58,7 +58,7 @@ mod volume;
 mod warm;
 mod writer;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
@@ -76,6 +76,7 @@ use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
 use sluice_engine::limits::SEGMENT_CHUNKS;
 use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::share::Share;
 use tokio::sync::mpsc;
 
 pub use check::{CheckOptions, CheckProgress, Finding, FindingKind, VolumeReport, check, check_on, holder};
@@ -208,7 +209,7 @@ impl FsStore {
         let Recovered {
             disk,
             layout,
-            id,
+            header,
             volume,
             journal,
             pending,
@@ -223,9 +224,11 @@ impl FsStore {
         let (tasks, inbox) = mpsc::channel(TASKS);
         let (chores, chore_inbox) = sync_channel(CHORES);
         let (keeper, jobs) = sync_channel(JOBS);
+        let id = header.id;
         let shared = Arc::new(Shared {
             disk,
             layout,
+            header: Mutex::new(header),
             table: Table::new(options.idle_files, aside, pending),
             options,
             log,
@@ -395,7 +398,7 @@ impl ChunkStore for FsStore {
 
     async fn summary(&self, file: FileId) -> Result<Option<FileSummary>, StoreError> {
         let entry = self.shared.entry(file).await?;
-        let floor = self.shared.floor();
+        let floor = self.shared.floor(file);
         let summary = lock(&entry.live).state.summary(floor);
         Ok(summary)
     }
@@ -458,15 +461,15 @@ impl ChunkStore for FsStore {
         Ok(files)
     }
 
-    async fn put_scrub_mark(&self, mark: &[u8]) -> Result<(), StoreError> {
+    async fn put_scrub_mark(&self, share: Share, mark: &[u8]) -> Result<(), StoreError> {
         limit("mark of a scrub", mark.len(), MAX_MARK_LEN)?;
         self.shared.writable()?;
         let bytes = scrub_mark::encode(mark);
-        self.shared.blocking(move |shared| shared.put_scrub_mark(&bytes)).await
+        self.shared.blocking(move |shared| shared.put_scrub_mark(share, &bytes)).await
     }
 
-    async fn scrub_mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        self.shared.blocking(|shared| shared.scrub_mark()).await
+    async fn scrub_mark(&self, share: Share) -> Result<Option<Vec<u8>>, StoreError> {
+        self.shared.blocking(move |shared| shared.scrub_mark(share)).await
     }
 
     async fn lose(&self, file: FileId, chunks: &[ChunkIndex]) -> Result<Generation, StoreError> {
@@ -517,9 +520,8 @@ impl ChunkStore for FsStore {
         }
     }
 
-    async fn raise_generations(&self, floor: Generation) -> Result<(), StoreError> {
-        self.shared.writable()?;
-        self.shared.submit(|answer| Task::Volume { change: VolumeChange::Floor(floor), answer }).await
+    async fn raise_generations(&self, share: Share, floor: Generation) -> Result<(), StoreError> {
+        self.shared.change_volume(VolumeChange::Floor(share, floor)).await
     }
 
     async fn put_page(&self, file: FileId, segment: u64, page: &[u8]) -> Result<(), StoreError> {
@@ -535,15 +537,13 @@ impl ChunkStore for FsStore {
         self.shared.blocking(move |shared| shared.page(file, segment)).await
     }
 
-    async fn state(&self) -> Result<Vec<u8>, StoreError> {
-        Ok(lock(&self.shared.volume).state.clone())
+    async fn states(&self) -> Result<BTreeMap<Share, Vec<u8>>, StoreError> {
+        Ok(lock(&self.shared.volume).states.clone())
     }
 
-    async fn put_state(&self, state: &[u8]) -> Result<(), StoreError> {
-        limit("state of the volume", state.len(), MAX_STATE_LEN)?;
-        self.shared.writable()?;
-        let change = VolumeChange::State(state.to_vec());
-        self.shared.submit(|answer| Task::Volume { change, answer }).await
+    async fn put_state(&self, share: Share, state: &[u8]) -> Result<(), StoreError> {
+        limit("state of a share", state.len(), MAX_STATE_LEN)?;
+        self.shared.change_volume(VolumeChange::State(share, state.to_vec())).await
     }
 
     fn usage(&self) -> Usage {

@@ -10,6 +10,7 @@ use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::FileId;
 use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS, SEGMENT_LEVEL};
+use sluice_engine::share::Share;
 use sluice_engine::span::{Place, Span};
 use sluice_engine::span_tree::{SpanTree, merge_chunks};
 
@@ -257,15 +258,15 @@ impl Shared {
         }
     }
 
-    /// Keeps how far a scrub has come. Blocks.
-    pub(crate) fn put_scrub_mark(&self, bytes: &[u8]) -> Result<(), StoreError> {
-        let path = self.layout.scrub();
+    /// Keeps how far the scrub of a share has come. Blocks.
+    pub(crate) fn put_scrub_mark(&self, share: Share, bytes: &[u8]) -> Result<(), StoreError> {
+        let path = self.layout.scrub(share);
         self.disk.replace_unsynced(&path, bytes).map_err(|error| self.error("writing a scrub's mark", &error))
     }
 
-    /// How far a scrub had come, if that is known. Blocks.
-    pub(crate) fn scrub_mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        match self.disk.read(&self.layout.scrub()) {
+    /// How far the scrub of a share had come, if that is known. Blocks.
+    pub(crate) fn scrub_mark(&self, share: Share) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.disk.read(&self.layout.scrub(share)) {
             Ok(bytes) => Ok(scrub_mark::decode(&bytes).ok()),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(self.error("reading a scrub's mark", &error)),

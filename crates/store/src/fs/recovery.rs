@@ -13,7 +13,7 @@ use sluice_engine::ids::FileId;
 
 use super::FsOptions;
 use super::aside::{self, Aside};
-use super::change::{Change, Record, VolumeChange};
+use super::change::{Change, Record};
 use super::checkpoint::Checkpoint;
 use super::committer::MAX_BATCH;
 use super::damage::{self, Marks};
@@ -24,7 +24,7 @@ use super::journal::{self, Journal};
 use super::layout::{DIRS, Layout};
 use super::log::{self, Log, Tail};
 use super::shared::VolumeState;
-use super::volume::{self, HeaderError, VolumeId};
+use super::volume::{self, Header, HeaderError, VolumeId};
 use crate::StoreError;
 
 /// What a directory may hold before it is a volume: what is made first, and what a filesystem puts into its root.
@@ -36,7 +36,7 @@ const HARMLESS: [&str; 7] =
 pub(crate) struct Recovered {
     pub(crate) disk: GatedDisk,
     pub(crate) layout: Layout,
-    pub(crate) id: VolumeId,
+    pub(crate) header: Header,
     pub(crate) volume: VolumeState,
     pub(crate) journal: Journal,
     /// What the journals say of each file.
@@ -69,8 +69,8 @@ pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path, options: &FsOptions) -> Res
     if !is_volume {
         create(&disk, &layout, options).map_err(|error| unreadable(&error))?;
     }
-    let header = disk.read(&layout.volume()).map_err(|error| unreadable(&error))?;
-    let id = volume::decode(&header).map_err(|error| match error {
+    let bytes = disk.read(&layout.volume()).map_err(|error| unreadable(&error))?;
+    let mut header = volume::decode(&bytes).map_err(|error| match error {
         HeaderError::Newer(got) => StoreError::NewerVersion {
             path: path.display().to_string(),
             got: got.into(),
@@ -78,18 +78,20 @@ pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path, options: &FsOptions) -> Res
         },
         HeaderError::Format(error) => unreadable(&format_args!("header: {error}")),
     })?;
-    if header != volume::encode(id) {
+    if header.version < volume::LOG {
         // Processes that know nothing of the log must not open it any more.
+        header.version = volume::LOG;
         disk.create_dir(&layout.dir("log")).map_err(|error| unreadable(&error))?;
-        replace(&disk, &layout.volume(), &volume::encode(id)).map_err(|error| unreadable(&error))?;
+        replace(&disk, &layout.volume(), &volume::encode(header)).map_err(|error| unreadable(&error))?;
     }
+    let id = header.id;
     let bytes =
         disk.read(&layout.checkpoint()).map_err(|error| unreadable(&format_args!("checkpoint: {error}")))?;
     let checkpoint =
         Checkpoint::decode(id, &bytes).map_err(|error| unreadable(&format_args!("checkpoint: {error}")))?;
     disk.sync_dir(path).map_err(|error| unreadable(&error))?;
 
-    let mut volume = VolumeState { floor: checkpoint.floor, state: checkpoint.state };
+    let mut volume = checkpoint.volume;
     let mut pending: HashMap<FileId, Vec<(u64, Change)>> = HashMap::new();
     let capacity = capacity(options);
     let (first, mut seq) = (checkpoint.journal + 1, checkpoint.next_seq);
@@ -108,8 +110,7 @@ pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path, options: &FsOptions) -> Res
             for record in batch.records {
                 match record {
                     Record::File(file, change) => pending.entry(file).or_default().push((batch.seq, change)),
-                    Record::Volume(VolumeChange::Floor(floor)) => volume.floor = volume.floor.max(floor),
-                    Record::Volume(VolumeChange::State(state)) => volume.state = state,
+                    Record::Volume(change) => volume.apply(change),
                 }
             }
             seq = batch.seq + 1;
@@ -153,7 +154,7 @@ pub(crate) fn open(disk: Arc<dyn Disk>, path: &Path, options: &FsOptions) -> Res
     Ok(Recovered {
         disk,
         layout,
-        id,
+        header,
         volume,
         journal,
         pending,
@@ -201,10 +202,10 @@ fn create(disk: &GatedDisk, layout: &Layout, options: &FsOptions) -> io::Result<
     }
     let mut id = VolumeId([0; 16]);
     rustix::rand::getrandom(&mut id.0, rustix::rand::GetRandomFlags::empty())?;
-    let checkpoint = Checkpoint { journal: 0, next_seq: 1, floor: Default::default(), state: Vec::new() };
+    let checkpoint = Checkpoint { journal: 0, next_seq: 1, volume: VolumeState::default() };
     replace(disk, &layout.checkpoint(), &checkpoint.encode(id))?;
     disk.sync_dir(layout.root())?;
-    replace(disk, &layout.volume(), &volume::encode(id))?;
+    replace(disk, &layout.volume(), &volume::encode(Header { id, version: volume::LOG }))?;
     disk.sync_dir(layout.root())?;
     match layout.root().parent() {
         Some(parent) if !parent.as_os_str().is_empty() => disk.sync_dir(parent),

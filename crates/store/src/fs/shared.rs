@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use quick_cache::sync::Cache;
 use sluice_engine::ids::{FileId, Generation};
+use sluice_engine::share::Share;
 use tokio::sync::{Notify, mpsc, oneshot};
 
+use super::change::VolumeChange;
 use super::committer::Task;
 use super::damage::Damage;
 use super::disk::{DiskFile, Open};
@@ -24,10 +26,12 @@ use super::log::Log;
 use super::log::keeper::Job;
 use super::request::{Answer, Request};
 use super::state::{FileState, Origin};
+use super::volume::{self, Header};
 use super::warm::Warm;
 use super::{FsOptions, lock};
 use crate::StoreError;
 use crate::fs::SYNC_BOUNDS;
+use crate::share::{self, Floors, States};
 
 /// How old the answer to "how much room is left" may be.
 const SPACE_AGE: Duration = Duration::from_millis(100);
@@ -37,6 +41,8 @@ const SPACE_AGE: Duration = Duration::from_millis(100);
 pub(crate) struct Shared {
     pub(crate) disk: GatedDisk,
     pub(crate) layout: Layout,
+    /// The header, as it is durable.
+    pub(crate) header: Mutex<Header>,
     pub(crate) options: FsOptions,
     pub(crate) table: Table,
     pub(crate) log: Log,
@@ -66,10 +72,20 @@ pub(crate) struct Shared {
 }
 
 /// What belongs to no file.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct VolumeState {
-    pub(crate) floor: Generation,
-    pub(crate) state: Vec<u8>,
+    pub(crate) floors: Floors,
+    pub(crate) states: States,
+}
+
+impl VolumeState {
+    /// Applies a change.
+    pub(crate) fn apply(&mut self, change: VolumeChange) {
+        match change {
+            VolumeChange::Floor(share, floor) => drop(self.floors.raise(share, floor)),
+            VolumeChange::State(share, state) => share::put_state(&mut self.states, share, state),
+        }
+    }
 }
 
 /// Room, as it was when last asked; any amount until then.
@@ -192,9 +208,33 @@ impl Shared {
         space.free = space.free.saturating_sub(len);
     }
 
-    /// The lowest generation of any file.
-    pub(crate) fn floor(&self) -> Generation {
-        lock(&self.volume).floor
+    /// The lowest generation that a file can have.
+    pub(crate) fn floor(&self, file: FileId) -> Generation {
+        lock(&self.volume).floors.of(file)
+    }
+
+    /// Changes the volume, durably.
+    pub(crate) async fn change_volume(self: &Arc<Self>, change: VolumeChange) -> Result<(), StoreError> {
+        self.writable()?;
+        if change.share() != Share::WHOLE {
+            self.blocking(Self::admit_shares).await?;
+        }
+        self.submit(|answer| Task::Volume { change, answer }).await
+    }
+
+    /// Sees to it that no process opens the volume which does not know of shares, before there is anything of one. Blocks.
+    fn admit_shares(self: &Arc<Self>) -> Result<(), StoreError> {
+        let mut header = lock(&self.header);
+        if header.version >= volume::SHARES {
+            return Ok(());
+        }
+        let next = Header { version: volume::SHARES, ..*header };
+        self.replace_synced(&self.layout.volume(), &volume::encode(next))?;
+        self.counters
+            .sync(|| self.disk.sync_dir(self.layout.root()))
+            .map_err(|error| self.fail("syncing a directory", &error))?;
+        *header = next;
+        Ok(())
     }
 
     /// Runs something that blocks.

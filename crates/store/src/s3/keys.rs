@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! node/<link>                                     what belongs to no file
-//! scrub                                           how far the scrub has come
+//! states/<share>/<link>                           what the aggregator of a share remembers, if that is not everything
+//! scrub  scrub-<index>-<of>                       how far the scrub has come, of all files or of a share
 //! files/<slot>/<file>/<link>                      what is known of a file
 //! incoming/<slot>/<file>/<life>/<start>-<level>-<values>  a run as it came: 2^level chunks, and the value of each
 //! assembled/<slot>/<file>/<life>/<root>-<segment> the bytes of a segment of a whole file: an ordinary object
@@ -12,7 +13,7 @@
 //! check/<random>                                  what the check of rights leaves if it is cut short
 //! ```
 //!
-//! Slot, link, life, start, segment and tenant are hexadecimal of fixed width, so that a list comes in their order. Values
+//! A share is `<index>-<of>`. Slot, share, link, life, start, segment and tenant are hexadecimal of fixed width, so that a list comes in their order. Values
 //! are 43 characters of base64url each. The longest key, eight values, has 415 bytes beside the prefix; S3 takes 1,024.
 //!
 //! A *life* is the time from a file's first chunk until its chunks are freed or it is forgotten, and has a random number.
@@ -25,6 +26,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use sluice_engine::geometry::{ChunkIndex, Run};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{ClientFileId, FileId, TenantId};
+use sluice_engine::share::Share;
 
 /// Characters of a value.
 const VALUE_LEN: usize = 43;
@@ -110,8 +112,10 @@ pub(crate) fn node(link: u32) -> String {
     format!("node/{link:08x}")
 }
 
-/// How far the scrub has come.
-pub(crate) const SCRUB: &str = "scrub";
+/// A link of the chain of the state of a share.
+pub(crate) fn state(share: Share, link: u32) -> String {
+    format!("states/{:02x}-{:03x}/{link:08x}", share.index(), share.of().count())
+}
 
 /// The bytes of a segment of a whole file.
 pub(crate) fn assembled(file: FileId, life: Life, root: Root, segment: u64) -> String {
@@ -199,6 +203,7 @@ mod tests {
             format!("incoming/aba/{id}/00000005/000000006-1-{}{}8", "A".repeat(43), "_".repeat(42))
         );
         assert_eq!(link(FILE, 1), format!("files/aba/{id}/00000001"));
+        assert_eq!(state(Share::new(10, 16).unwrap(), 1), "states/0a-010/00000001");
         assert_eq!(page(FILE, 17), format!("pages/aba/{id}/00011"));
         let root = Root::from_bytes([1; 32]);
         assert_eq!(

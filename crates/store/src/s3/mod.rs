@@ -2,7 +2,8 @@
 //!
 //! # What is where
 //! `keys.rs` is the map of the bucket. A run is one object, whose key says what it is; what else is known of a file is one
-//! small object (`file.rs`), replaced as a whole; what belongs to no file is another (`node.rs`). Memory has only caches of
+//! small object (`file.rs`), replaced as a whole; what belongs to no file is another (`node.rs`), and one for each share that
+//! has something to remember (`states.rs`). Memory has only caches of
 //! these: an entry of a file is made by reading its record and listing its runs.
 //!
 //! # What is durable when
@@ -37,11 +38,12 @@ mod pieces;
 mod read;
 mod rights;
 mod shared;
+mod states;
 mod sweep;
 mod values;
 mod writer;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -58,6 +60,7 @@ use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
 use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::ranges::Ranges;
+use sluice_engine::share::Share;
 use tokio::task::AbortHandle;
 
 pub use bucket::{S3Metrics, S3Request};
@@ -236,7 +239,9 @@ impl S3Store {
         let bucket = Arc::new(Bucket::new(options.clone()));
         rights::check(&bucket, &options).await?;
         let (chain, node) = Chain::read(&bucket, keys::node, node::decode).await?;
-        let shared = Arc::new(Shared::new(bucket, options, node.unwrap_or_default(), chain));
+        let node = node.unwrap_or_default();
+        let states = states::read(&bucket, &node).await?;
+        let shared = Arc::new(Shared::new(bucket, options, (node, chain), states));
         let sweeper = tokio::spawn(shared.clone().sweep_for_ever()).abort_handle();
         Ok(Self { shared, sweeper })
     }
@@ -374,7 +379,7 @@ impl ChunkStore for S3Store {
 
     async fn summary(&self, file: FileId) -> Result<Option<FileSummary>, StoreError> {
         let entry = self.shared.entry(file).await?;
-        let floor = self.shared.floor();
+        let floor = self.shared.floor(file);
         let summary = lock(&entry.live).summary(floor);
         Ok(summary)
     }
@@ -471,16 +476,16 @@ impl ChunkStore for S3Store {
         Ok(self.shared.node(|node| node.damage.keys().copied().collect()))
     }
 
-    async fn put_scrub_mark(&self, mark: &[u8]) -> Result<(), StoreError> {
+    async fn put_scrub_mark(&self, share: Share, mark: &[u8]) -> Result<(), StoreError> {
         limit("mark of a scrub", mark.len(), MAX_MARK_LEN)?;
         self.shared.open()?;
-        let put = self.shared.bucket.put(keys::SCRUB, scrub_mark::encode(mark).into()).await;
+        let put = self.shared.bucket.put(&scrub_mark::name(share), scrub_mark::encode(mark).into()).await;
         put.map(|_| ()).map_err(|error| error.in_store(S3Request::Put))
     }
 
-    async fn scrub_mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
+    async fn scrub_mark(&self, share: Share) -> Result<Option<Vec<u8>>, StoreError> {
         let most = (MAX_MARK_LEN + crate::sealed::ENVELOPE_LEN) as u64;
-        match self.shared.bucket.get(keys::SCRUB, most).await {
+        match self.shared.bucket.get(&scrub_mark::name(share), most).await {
             Ok(bytes) => Ok(scrub_mark::decode(&bytes).ok()),
             Err(BucketError::NotFound) => Ok(None),
             Err(error) => Err(error.in_store(S3Request::Get)),
@@ -582,14 +587,8 @@ impl ChunkStore for S3Store {
         self.shared.to_its_end(async move { shared.forget(&entry).await }).await
     }
 
-    async fn raise_generations(&self, floor: Generation) -> Result<(), StoreError> {
-        self.shared
-            .change_node(move |node| {
-                let raised = floor > node.floor;
-                node.floor = node.floor.max(floor);
-                raised
-            })
-            .await
+    async fn raise_generations(&self, share: Share, floor: Generation) -> Result<(), StoreError> {
+        self.shared.change_node(move |node| node.floors.raise(share, floor)).await
     }
 
     async fn put_page(&self, file: FileId, segment: u64, bytes: &[u8]) -> Result<(), StoreError> {
@@ -609,19 +608,13 @@ impl ChunkStore for S3Store {
         }
     }
 
-    async fn state(&self) -> Result<Vec<u8>, StoreError> {
-        Ok(self.shared.node(|node| node.state.clone()))
+    async fn states(&self) -> Result<BTreeMap<Share, Vec<u8>>, StoreError> {
+        Ok(self.shared.all_states())
     }
 
-    async fn put_state(&self, state: &[u8]) -> Result<(), StoreError> {
-        limit("state of the volume", state.len(), MAX_STATE_LEN)?;
-        let state = state.to_vec();
-        self.shared
-            .change_node(move |node| {
-                node.state = state;
-                true
-            })
-            .await
+    async fn put_state(&self, share: Share, state: &[u8]) -> Result<(), StoreError> {
+        limit("state of a share", state.len(), MAX_STATE_LEN)?;
+        self.shared.replace_state(share, state.to_vec()).await
     }
 
     fn usage(&self) -> Usage {

@@ -21,6 +21,7 @@ use super::file::{self, FileState};
 use super::keys::{self, Life};
 use super::node::{self, Node};
 use super::pieces::Piece;
+use super::states::States;
 use super::{S3Options, lock};
 use crate::StoreError;
 
@@ -50,6 +51,8 @@ pub(crate) struct Shared {
     node: Mutex<(Node, Chain)>,
     /// One permit: whoever changes that has it until it is durable.
     node_turn: Semaphore,
+    /// States of shares.
+    pub(crate) states: Mutex<States>,
     /// Values of segments that were assembled.
     pub(crate) segments: Cache<SegmentKey, Arc<[ChainingValue]>, Bytes32>,
     /// Memory for bodies, in KiB.
@@ -83,11 +86,17 @@ pub(crate) enum Gone {
 }
 
 impl Shared {
-    pub(crate) fn new(bucket: SharedBucket, options: S3Options, node: Node, chain: Chain) -> Self {
+    pub(crate) fn new(
+        bucket: SharedBucket,
+        options: S3Options,
+        (node, chain): (Node, Chain),
+        states: States,
+    ) -> Self {
         Self {
             table: Table::new(options.idle_files),
             node: Mutex::new((node, chain)),
             node_turn: Semaphore::new(1),
+            states: Mutex::new(states),
             segments: Cache::with_weighter(
                 options.values_memory as usize / 4096,
                 options.values_memory,
@@ -222,7 +231,7 @@ impl Shared {
     ) -> Result<T, StoreError> {
         let Ok(_turn) = entry.turn.acquire().await else { return Err(StoreError::Closing) };
         let file = entry.file;
-        let floor = self.floor();
+        let floor = self.floor(file);
         let (state, gone, answer, mut chain) = {
             let live = lock(&entry.live);
             match decide(&live, floor)? {
@@ -291,9 +300,9 @@ impl Shared {
         lock(&self.leaving).contains_key(key)
     }
 
-    /// The lowest generation of any file.
-    pub(crate) fn floor(&self) -> Generation {
-        lock(&self.node).0.floor
+    /// The lowest generation that a file can have.
+    pub(crate) fn floor(&self, file: FileId) -> Generation {
+        self.node(|node| node.floors.of(file))
     }
 
     /// What belongs to no file, as it is durable; damage as it is known.

@@ -1,6 +1,7 @@
 //! The contract of a chunk store, as tests that any backend can be put through: [`contract_tests!`] takes a
 //! [`Backend`].
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +11,16 @@ use sluice_engine::hash::Root;
 use sluice_engine::ids::{FileId, Generation, TenantId};
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::{MetadataFields, MetadataRecord};
+use sluice_engine::share::{Share, Shares};
 use sluice_store::{
-    Advice, ChunkStore, MAX_FACTS_LEN, MAX_PAGE_LEN, MAX_STATE_LEN, RecordOutcome, StoreError, Whole,
-    WholeOutcome,
+    Advice, ChunkStore, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN, RecordOutcome, StoreError,
+    Whole, WholeOutcome,
 };
 use tokio::time::timeout;
 
 use crate::material::{
-    FULL, TENANT, client, content, file, index, listed as ids, put, put_all, put_in_pieces, record, root,
-    values,
+    FULL, TENANT, client, content, file, index, listed as ids, numbers, put, put_all, put_in_pieces, record,
+    root, share, values,
 };
 
 /// A place where stores of one kind can be opened.
@@ -67,9 +69,13 @@ macro_rules! contract_tests {
             drops_and_frees_end_runs_under_way,
             orphans_are_discarded_and_files_with_a_record_are_not,
             generations_have_a_floor,
+            the_floor_of_a_share_is_that_of_its_files,
+            overlapping_shares_take_the_highest_floor,
             files_are_listed_in_order,
             pages_are_a_cache,
-            the_state_blob_is_replaced_and_bounded,
+            the_state_is_replaced_and_bounded,
+            states_of_shares_are_kept_apart,
+            marks_of_scrubs_are_kept_apart,
             everything_is_there_after_closing_and_opening,
             a_closed_store_takes_nothing,
             dropped_futures_lose_nothing,
@@ -540,8 +546,8 @@ pub(crate) async fn orphans_are_discarded_and_files_with_a_record_are_not(backen
 pub(crate) async fn generations_have_a_floor(backend: &impl Backend) {
     let store = backend.open().await;
     store.put_record(&record(1, None)).await.unwrap();
-    store.raise_generations(Generation::new(1 << 32)).await.unwrap();
-    store.raise_generations(Generation::new(5)).await.unwrap();
+    store.raise_generations(Share::WHOLE, Generation::new(1 << 32)).await.unwrap();
+    store.raise_generations(Share::WHOLE, Generation::new(5)).await.unwrap();
     store.put_record(&record(2, None)).await.unwrap();
     for n in [1, 2] {
         let summary = store.summary(file(n)).await.unwrap().unwrap();
@@ -553,6 +559,87 @@ pub(crate) async fn generations_have_a_floor(backend: &impl Backend) {
     let store = backend.open().await;
     assert_eq!(store.summary(file(2)).await.unwrap().unwrap().generation, Generation::new(1 << 32));
     assert_eq!(store.summary(file(1)).await.unwrap().unwrap().generation, Generation::new((1 << 32) + 1));
+}
+
+async fn generation(store: &dyn ChunkStore, n: u128) -> u64 {
+    store.summary(file(n)).await.unwrap().unwrap().generation.number()
+}
+
+pub(crate) async fn the_floor_of_a_share_is_that_of_its_files(backend: &impl Backend) {
+    let mut store = backend.open().await;
+    let part = share(3, 4);
+    let inside: Vec<u128> = numbers(part, true, 0).take(6).collect();
+    let outside: Vec<u128> = numbers(part, false, 0).take(4).collect();
+    // Before and after; as ordinary files, and kept in one record.
+    let put_both = async |store: &dyn ChunkStore, ns: &[u128]| {
+        store.put_record(&record(ns[0], None)).await.unwrap();
+        let small = Whole::of(content(1, 9));
+        store.put_whole(&record(ns[1], Some(9)), b"", small).await.unwrap();
+    };
+    put_both(&*store, &inside[..2]).await;
+    put_both(&*store, &outside[..2]).await;
+    store.raise_generations(part, Generation::new(40)).await.unwrap();
+    store.raise_generations(part, Generation::new(7)).await.unwrap();
+    put_both(&*store, &inside[2..4]).await;
+    put_both(&*store, &outside[2..4]).await;
+    for life in 0..2 {
+        for n in &inside[..4] {
+            assert_eq!(generation(&*store, *n).await, 40, "life {life}");
+        }
+        for n in &outside[..4] {
+            assert_eq!(generation(&*store, *n).await, 1, "life {life}");
+        }
+        if life == 0 {
+            store.close().await.unwrap();
+            drop(store);
+            store = backend.open().await;
+        }
+    }
+    put_both(&*store, &inside[4..6]).await;
+    for n in &inside[4..6] {
+        assert_eq!(generation(&*store, *n).await, 40);
+    }
+    assert_eq!(store.free(file(inside[0])).await.unwrap(), Generation::new(41));
+    assert_eq!(store.free(file(inside[1])).await.unwrap(), Generation::new(41));
+    assert_eq!(store.lose(file(inside[2]), &[]).await.unwrap(), Generation::new(41));
+    assert_eq!(store.lose(file(inside[3]), &[index(0)]).await.unwrap(), Generation::new(41));
+    assert_eq!(store.free(file(outside[0])).await.unwrap(), Generation::new(2));
+    assert_eq!(store.lose(file(outside[1]), &[index(0)]).await.unwrap(), Generation::new(2));
+}
+
+pub(crate) async fn overlapping_shares_take_the_highest_floor(backend: &impl Backend) {
+    let mut store = backend.open().await;
+    let parts = [share(1, 2), share(12, 16), share(200, 256)];
+    // In all of them; in the first two; in the first; in none.
+    let find = |inside: [bool; 3]| {
+        let fits = |n: &u128| parts.iter().zip(inside).all(|(part, inside)| part.has(file(*n)) == inside);
+        (0u128..).find(fits).unwrap()
+    };
+    let all = [find([true; 3]), find([true, true, false]), find([true, false, false]), find([false; 3])];
+    for n in all {
+        store.put_record(&record(n, None)).await.unwrap();
+    }
+    let expect = async |store: &dyn ChunkStore, expected: [u64; 4]| {
+        for (n, expected) in all.into_iter().zip(expected) {
+            assert_eq!(generation(store, n).await, expected);
+        }
+    };
+    store.raise_generations(parts[1], Generation::new(20)).await.unwrap();
+    expect(&*store, [20, 20, 1, 1]).await;
+    store.raise_generations(parts[0], Generation::new(10)).await.unwrap();
+    expect(&*store, [20, 20, 10, 1]).await;
+    store.raise_generations(parts[2], Generation::new(15)).await.unwrap();
+    store.raise_generations(Share::WHOLE, Generation::new(5)).await.unwrap();
+    expect(&*store, [20, 20, 10, 5]).await;
+    store.raise_generations(parts[2], Generation::new(30)).await.unwrap();
+    for _ in 0..2 {
+        expect(&*store, [30, 20, 10, 5]).await;
+        store.close().await.unwrap();
+        drop(store);
+        store = backend.open().await;
+    }
+    store.raise_generations(Share::WHOLE, Generation::new(25)).await.unwrap();
+    expect(&*store, [30, 25, 25, 25]).await;
 }
 
 pub(crate) async fn files_are_listed_in_order(backend: &impl Backend) {
@@ -600,19 +687,78 @@ pub(crate) async fn pages_are_a_cache(backend: &impl Backend) {
     assert!(store.put_page(file(1), 0, &large[1..]).await.is_ok());
 }
 
-pub(crate) async fn the_state_blob_is_replaced_and_bounded(backend: &impl Backend) {
+pub(crate) async fn the_state_is_replaced_and_bounded(backend: &impl Backend) {
     let store = backend.open().await;
-    assert!(store.state().await.unwrap().is_empty());
-    store.put_state(b"one").await.unwrap();
-    store.put_state(b"two").await.unwrap();
-    assert_eq!(store.state().await.unwrap(), b"two");
+    assert!(store.states().await.unwrap().is_empty());
     let large = vec![3; MAX_STATE_LEN + 1];
-    assert!(matches!(store.put_state(&large).await, Err(StoreError::TooLarge { .. })));
-    store.put_state(&large[1..]).await.unwrap();
+    for part in [Share::WHOLE, share(1, 2)] {
+        store.put_state(part, b"one").await.unwrap();
+        store.put_state(part, b"two").await.unwrap();
+        assert_eq!(store.states().await.unwrap()[&part], b"two");
+        assert!(matches!(store.put_state(part, &large).await, Err(StoreError::TooLarge { .. })));
+        store.put_state(part, &large[1..]).await.unwrap();
+    }
     store.close().await.unwrap();
     drop(store);
     let store = backend.open().await;
-    assert_eq!(store.state().await.unwrap(), large[1..]);
+    let expected = [Share::WHOLE, share(1, 2)].map(|part| (part, large[1..].to_vec()));
+    assert_eq!(store.states().await.unwrap(), expected.into());
+}
+
+pub(crate) async fn states_of_shares_are_kept_apart(backend: &impl Backend) {
+    let mut store = backend.open().await;
+    // Shares of all divisions, so that they overlap.
+    let of_each = |count: u32| Shares::new(count).unwrap().all();
+    let parts: Vec<Share> = of_each(16).chain(of_each(4)).chain([share(0, 2), Share::WHOLE]).collect();
+    let state = |part: Share, turn: u32| format!("what {part} remembers in turn {turn}").into_bytes();
+    for life in 0..2 {
+        let puts = parts.iter().map(|part| {
+            let (store, part) = (store.clone(), *part);
+            tokio::spawn(async move { store.put_state(part, &state(part, life)).await.unwrap() })
+        });
+        for put in puts.collect::<Vec<_>>() {
+            put.await.unwrap();
+        }
+        store.put_state(share(3, 16), b"again").await.unwrap();
+        let mut expected: BTreeMap<Share, Vec<u8>> =
+            parts.iter().map(|part| (*part, state(*part, life))).collect();
+        expected.insert(share(3, 16), b"again".to_vec());
+        assert_eq!(store.states().await.unwrap(), expected);
+        store.close().await.unwrap();
+        drop(store);
+        store = backend.open().await;
+        assert_eq!(store.states().await.unwrap(), expected);
+    }
+    // What remembers nothing any more is as if it had never been.
+    for part in parts.iter().filter(|part| **part != share(1, 4)) {
+        store.put_state(*part, b"").await.unwrap();
+    }
+    for _ in 0..2 {
+        assert_eq!(store.states().await.unwrap(), [(share(1, 4), state(share(1, 4), 1))].into());
+        store.close().await.unwrap();
+        drop(store);
+        store = backend.open().await;
+    }
+}
+
+pub(crate) async fn marks_of_scrubs_are_kept_apart(backend: &impl Backend) {
+    let store = backend.open().await;
+    let parts = [Share::WHOLE, share(0, 2), share(1, 2), share(0, 4), share(10, 16)];
+    for part in &parts[..4] {
+        assert_eq!(store.scrub_mark(*part).await.unwrap(), None);
+        store.put_scrub_mark(*part, b"somewhere").await.unwrap();
+        store.put_scrub_mark(*part, part.to_string().as_bytes()).await.unwrap();
+    }
+    let long = vec![0; MAX_MARK_LEN + 1];
+    assert!(matches!(store.put_scrub_mark(parts[1], &long).await, Err(StoreError::TooLarge { .. })));
+    store.close().await.unwrap();
+    drop(store);
+    let store = backend.open().await;
+    for part in &parts[..4] {
+        let mark = store.scrub_mark(*part).await.unwrap();
+        assert!(mark.is_none_or(|mark| mark == part.to_string().into_bytes()), "{part}");
+    }
+    assert_eq!(store.scrub_mark(parts[4]).await.unwrap(), None);
 }
 
 pub(crate) async fn everything_is_there_after_closing_and_opening(backend: &impl Backend) {
@@ -661,7 +807,7 @@ pub(crate) async fn a_closed_store_takes_nothing(backend: &impl Backend) {
     writer.finish(None).await.unwrap();
     timeout(Duration::from_secs(5), closing).await.unwrap().unwrap().unwrap();
     assert!(matches!(store.put_record(&record(2, None)).await, Err(StoreError::Closing)));
-    assert!(matches!(store.put_state(b"").await, Err(StoreError::Closing)));
+    assert!(matches!(store.put_state(Share::WHOLE, b"").await, Err(StoreError::Closing)));
     assert_eq!(StoreError::Closing.advice(), Advice::Retry);
     drop(store);
     let store = backend.open().await;

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{FileId, Generation};
+use sluice_engine::share::Share;
 use sluice_store::{ChunkStore, FileSummary, FsOptions, FsStore, StoreError, Whole, WholeOutcome};
 
 use crate::material::{FULL, TENANT, content, file, index, put, record, root, values};
@@ -100,8 +101,16 @@ struct Model {
     tried: BTreeMap<u64, Vec<Bytes>>,
     /// Everything that happened, for whoever reads a failure.
     history: Vec<String>,
-    state: Vec<Vec<u8>>,
-    floor: Generation,
+    /// The states that a share may have, if not only none.
+    states: BTreeMap<Share, Vec<Vec<u8>>>,
+    /// The floors that were acknowledged.
+    floors: Vec<(Share, Generation)>,
+}
+
+/// Shares of more than one division.
+fn choose_share(dice: &mut Dice) -> Share {
+    let count = [1, 2, 4, 16][dice.below(4) as usize];
+    Share::new(dice.below(count.into()) as u32, count).unwrap()
 }
 
 impl File {
@@ -321,19 +330,18 @@ async fn work(store: Arc<FsStore>, model: Arc<Mutex<Model>>, task: u64, mut dice
                 Err(error) => panic!("{error}"),
             }
         } else if task == 0 && dice.one_in(4) {
-            let state = dice.roll().to_be_bytes().to_vec();
-            model.lock().unwrap().state.push(state.clone());
-            match store.put_state(&state).await {
-                Ok(()) => model.lock().unwrap().state = vec![state],
+            let share = choose_share(&mut dice);
+            let state = if dice.one_in(8) { Vec::new() } else { dice.roll().to_be_bytes().to_vec() };
+            let nothing = || vec![Vec::new()];
+            model.lock().unwrap().states.entry(share).or_insert_with(nothing).push(state.clone());
+            match store.put_state(share, &state).await {
+                Ok(()) => drop(model.lock().unwrap().states.insert(share, vec![state])),
                 Err(_) => return,
             }
-        } else if task == 1 && dice.one_in(8) {
-            let floor = Generation::new(dice.below(30));
-            match store.raise_generations(floor).await {
-                Ok(()) => {
-                    let mut model = model.lock().unwrap();
-                    model.floor = model.floor.max(floor);
-                }
+        } else if task == 1 && dice.one_in(6) {
+            let (share, floor) = (choose_share(&mut dice), Generation::new(dice.below(30)));
+            match store.raise_generations(share, floor).await {
+                Ok(()) => model.lock().unwrap().floors.push((share, floor)),
                 Err(_) => return,
             }
         } else {
@@ -389,7 +397,8 @@ async fn check(store: &FsStore, model: &mut Model) -> Result<(), String> {
         }
         *pending = None;
         if let Some(found) = found {
-            if found.generation < model.floor {
+            let floors = model.floors.iter().filter(|(share, _)| share.has(file(*n)));
+            if floors.map(|(_, floor)| *floor).max().is_some_and(|floor| found.generation < floor) {
                 return Err(format!("file {n}: generation {} is below the floor", found.generation));
             }
             expected.generation = found.generation;
@@ -413,11 +422,17 @@ async fn check(store: &FsStore, model: &mut Model) -> Result<(), String> {
             return Err(format!("shared chunk {i} has other bytes"));
         }
     }
-    let state = store.state().await.map_err(|error| error.to_string())?;
-    if !model.state.contains(&state) {
-        return Err("another state blob".into());
+    let mut states = store.states().await.map_err(|error| error.to_string())?;
+    for (share, may) in &mut model.states {
+        let state = states.remove(share).unwrap_or_default();
+        if !may.contains(&state) {
+            return Err(format!("another state of share {share}"));
+        }
+        *may = vec![state];
     }
-    model.state = vec![state];
+    if let Some(share) = states.keys().next() {
+        return Err(format!("a state of share {share}, which has none"));
+    }
     known.sort_unstable();
     let listed = store.list(None, 1000).await.map_err(|error| error.to_string())?;
     let listed: Vec<FileId> = listed.into_iter().map(|found| found.file).collect();
@@ -432,7 +447,7 @@ async fn live(seed: u64, faults: Faults) -> Result<(), String> {
     let mut dice = Dice(seed);
     let mut disk = FaultDisk::new();
     disk.faults(|now| *now = faults.clone());
-    let model = Arc::new(Mutex::new(Model { state: vec![Vec::new()], ..Model::default() }));
+    let model = Arc::new(Mutex::new(Model::default()));
     for _ in 0..4 {
         let open = |disk: &FaultDisk| FsStore::open_on(Arc::new(disk.clone()), VOLUME, options());
         // The power may also go while the volume is opened or checked.

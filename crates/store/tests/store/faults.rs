@@ -8,6 +8,7 @@ use bytes::Bytes;
 use sluice_engine::geometry::Run;
 use sluice_engine::ids::{FileId, Generation};
 use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
+use sluice_engine::share::Share;
 use sluice_store::fs::Disk;
 use sluice_store::{Advice, ChunkStore, FsOptions, FsStore, StoreError, Whole};
 use tokio::time::timeout;
@@ -69,7 +70,7 @@ async fn a_store_that_was_killed_can_be_opened_again_at_once() {
         if life % 2 == 0 {
             store.kill();
             assert!(matches!(waiting.await.unwrap(), Some(StoreError::Closing)));
-            assert!(matches!(store.put_state(b"x").await, Err(StoreError::Closing)));
+            assert!(matches!(store.put_state(Share::WHOLE, b"x").await, Err(StoreError::Closing)));
         } else {
             // A handle that nobody dropped yet must not keep the volume.
             waiting.abort();
@@ -103,7 +104,7 @@ async fn what_is_no_volume_or_a_newer_one_is_left_alone() {
     bytes[3] = 9;
     std::fs::write(&header, &bytes).unwrap();
     let error = FsStore::open(dir.path(), options()).unwrap_err();
-    assert!(matches!(error, StoreError::NewerVersion { got: 9, known: 2, .. }), "{error}");
+    assert!(matches!(error, StoreError::NewerVersion { got: 9, known: 3, .. }), "{error}");
     bytes[3] = 2;
     bytes[10] ^= 1;
     std::fs::write(&header, &bytes).unwrap();
@@ -257,7 +258,7 @@ async fn a_damaged_index_stops_neither_the_journal_nor_the_other_files_and_loses
         assert_eq!(store.summary(file(1)).await.unwrap().unwrap().held, [0..2]);
         assert_eq!(store.read_chunk(file(1), index(1)).await.unwrap(), bytes[FULL..2 * FULL]);
         // A journal without changes needs no checkpoint.
-        store.put_state(b"something").await.unwrap();
+        store.put_state(Share::WHOLE, b"something").await.unwrap();
         store.checkpoint().await.unwrap();
         assert!(store.damaged_files().await.unwrap().is_empty());
         store.kill();
@@ -404,7 +405,7 @@ async fn a_failed_sync_ends_writing_and_acknowledges_nothing() {
             put(&*store, file(1), 1, &other).await.map(|_| ()),
             put(&*store, file(2), 0, &other).await.map(|_| ()),
             store.put_record(&record(1, None)).await.map(|_| ()),
-            store.put_state(b"state").await,
+            store.put_state(Share::WHOLE, b"state").await,
             store.lose(file(1), &[index(0)]).await.map(|_| ()),
             store.recheck(file(1)).await.map(|_| ()),
         ] {
@@ -768,7 +769,7 @@ async fn a_sector_that_cannot_be_read_is_damage_until_it_can() {
     assert_eq!(store.verify(file(1), index(0)).await.unwrap(), CHUNK_LEN);
     assert_eq!(store.read_chunk(file(1), index(0)).await.unwrap(), content(1, FULL));
     assert!(matches!(store.verify(file(1), index(1)).await, Err(StoreError::Missing { .. })));
-    assert_eq!(store.scrub_mark().await.unwrap(), None);
-    store.put_scrub_mark(b"here").await.unwrap();
-    assert_eq!(store.scrub_mark().await.unwrap(), Some(b"here".to_vec()));
+    assert_eq!(store.scrub_mark(Share::WHOLE).await.unwrap(), None);
+    store.put_scrub_mark(Share::WHOLE, b"here").await.unwrap();
+    assert_eq!(store.scrub_mark(Share::WHOLE).await.unwrap(), Some(b"here".to_vec()));
 }

@@ -5,17 +5,19 @@
 //! files where it stays; `killed`, with everything in the journal. Old ones stay as they are. For a new version, raise
 //! [`NEWEST`], and run `UPDATE=1 cargo nextest run -p sluice-store fixtures`, which writes what is not there yet.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use sluice_engine::ids::Generation;
+use sluice_engine::share::{Share, Shares};
 use sluice_store::fs::{CheckOptions, FindingKind, check};
 use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError, Whole};
 
-use crate::material::{FULL, TENANT, client, file, index, listed, put, record, root};
+use crate::material::{FULL, TENANT, client, file, index, listed, put, record, root, share};
 
 /// The newest version of which there is a fixture.
-const NEWEST: u32 = 2;
+const NEWEST: u32 = 3;
 
 /// How a volume was left.
 const ENDINGS: [&str; 2] = ["closed", "killed"];
@@ -26,6 +28,9 @@ fn fixture(version: u32, ending: &str) -> PathBuf {
 
 /// The version in which the log of small files came.
 const LOG: u32 = 2;
+
+/// The version in which what belongs to no file came to be kept by share.
+const SHARES: u32 = 3;
 
 fn options() -> FsOptions {
     FsOptions { reserve: 0, ..FsOptions::default() }
@@ -86,9 +91,16 @@ async fn fill(path: &Path) -> FsStore {
     }
     store.drop_file(file(11), TENANT, b"facts of eleven").await.unwrap();
     store.put_known(&record(12, Some(12)), b"facts of twelve").await.unwrap();
-    store.put_scrub_mark(b"how far").await.unwrap();
-    store.put_state(b"state of the volume").await.unwrap();
-    store.raise_generations(Generation::new(5)).await.unwrap();
+    store.put_scrub_mark(Share::WHOLE, b"how far").await.unwrap();
+    store.put_state(Share::WHOLE, b"state of the volume").await.unwrap();
+    store.raise_generations(Share::WHOLE, Generation::new(5)).await.unwrap();
+    // The same of shares, which overlap.
+    store.put_scrub_mark(share(3, 16), b"how far in share 3").await.unwrap();
+    store.put_state(share(3, 16), b"state of share 3").await.unwrap();
+    store.put_state(share(0, 2), b"state of the first half").await.unwrap();
+    store.raise_generations(Shares::new(2).unwrap().of(file(1)), Generation::new(9)).await.unwrap();
+    store.raise_generations(Shares::new(256).unwrap().of(file(1)), Generation::new(7)).await.unwrap();
+    store.raise_generations(Shares::new(256).unwrap().of(file(2)), Generation::new(12)).await.unwrap();
     store
 }
 
@@ -110,7 +122,6 @@ async fn expect(store: &FsStore, version: u32) {
     assert_eq!(one.record, Some(record(1, Some(FULL as u64 + 99))));
     assert_eq!((&one.facts[..], one.published), (&b"facts of one"[..], Some(root(&whole()))));
     assert_eq!((one.held.as_slice(), one.held_bytes), (&[0..2][..], FULL as u64 + 99));
-    assert_eq!(one.generation, Generation::new(5));
     assert_eq!(store.read_chunk(file(1), index(0)).await.unwrap(), whole()[..FULL]);
     assert_eq!(store.read_chunk(file(1), index(1)).await.unwrap(), whole()[FULL..]);
     assert_eq!(store.recheck(file(1)).await.unwrap(), root(&whole()));
@@ -145,13 +156,30 @@ async fn expect(store: &FsStore, version: u32) {
         assert_eq!((twelve.record, &twelve.facts[..]), (Some(record(12, Some(12))), &b"facts of twelve"[..]));
         assert_eq!((twelve.published, twelve.held.len()), (None, 0));
     }
+    let halves = Shares::new(2).unwrap();
+    for n in [1, 2, 3, 5, 8] {
+        let floor = match () {
+            () if version < SHARES => 5,
+            () if n == 2 => 12,
+            () if halves.of(file(n)) == halves.of(file(1)) => 9,
+            () => 5,
+        };
+        assert_eq!(summary(n).await.generation, Generation::new(floor), "file {n}");
+    }
     let mut clients: Vec<_> =
         if version >= LOG { vec![client(9), client(10), client(12)] } else { Vec::new() };
     clients.sort();
     let listed = store.listed(TENANT, None, 99).await.unwrap();
     assert_eq!(listed.iter().map(|entry| entry.client).collect::<Vec<_>>(), clients);
-    assert_eq!(store.scrub_mark().await.unwrap(), Some(b"how far".to_vec()));
-    assert_eq!(store.state().await.unwrap(), b"state of the volume");
+    assert_eq!(store.scrub_mark(Share::WHOLE).await.unwrap(), Some(b"how far".to_vec()));
+    let of_share = (version >= SHARES).then(|| b"how far in share 3".to_vec());
+    assert_eq!(store.scrub_mark(share(3, 16)).await.unwrap(), of_share);
+    let mut states = BTreeMap::from([(Share::WHOLE, b"state of the volume".to_vec())]);
+    if version >= SHARES {
+        states.insert(share(3, 16), b"state of share 3".to_vec());
+        states.insert(share(0, 2), b"state of the first half".to_vec());
+    }
+    assert_eq!(store.states().await.unwrap(), states);
 }
 
 /// Copies a volume, without what belongs to the process that made it.
@@ -210,5 +238,42 @@ async fn volumes_of_every_version_are_read() {
                 store.close().await.unwrap();
             }
         }
+    }
+}
+
+/// The versions of a volume's format and of its checkpoint.
+fn versions(path: &Path) -> (u8, u8) {
+    let version = |name: &str| std::fs::read(path.join(name)).unwrap()[3];
+    (version("volume"), version("checkpoint"))
+}
+
+#[tokio::test]
+async fn a_volume_becomes_one_with_shares_when_something_of_one_is_put_into_it() {
+    for first in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        // What is of everything, earlier versions read.
+        let store = FsStore::open(dir.path(), options()).unwrap();
+        store.put_record(&record(1, None)).await.unwrap();
+        store.put_state(Share::WHOLE, b"state").await.unwrap();
+        store.raise_generations(Share::WHOLE, Generation::new(3)).await.unwrap();
+        store.close().await.unwrap();
+        drop(store);
+        assert_eq!(versions(dir.path()), (2, 1));
+        // They do not open it once a journal may have something else.
+        let store = FsStore::open(dir.path(), options()).unwrap();
+        match first {
+            true => store.put_state(share(1, 2), b"other").await.unwrap(),
+            false => store.raise_generations(share(1, 2), Generation::new(5)).await.unwrap(),
+        }
+        assert_eq!(versions(dir.path()), (3, 1));
+        store.kill();
+        drop(store);
+        let report = check(dir.path(), CheckOptions { hash_bytes: true, progress: &mut |_| {} }).unwrap();
+        assert!(report.findings.is_empty(), "{report:#?}");
+        let store = FsStore::open(dir.path(), options()).unwrap();
+        assert_eq!(store.states().await.unwrap().len(), if first { 2 } else { 1 });
+        store.close().await.unwrap();
+        assert_eq!(versions(dir.path()), (3, 2));
+        FsStore::open(dir.path(), options()).unwrap();
     }
 }

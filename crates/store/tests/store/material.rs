@@ -6,6 +6,7 @@ use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{ClientFileId, FileId, TenantId};
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::{MetadataFields, MetadataRecord};
+use sluice_engine::share::Share;
 use sluice_store::{ChunkStore, RunReceipt, StoreError};
 use uuid::Uuid;
 
@@ -27,6 +28,16 @@ pub(crate) fn record(n: u128, size: Option<u64>) -> MetadataRecord {
 
 pub(crate) fn index(i: u64) -> ChunkIndex {
     ChunkIndex::new(i).unwrap()
+}
+
+/// Everything, as it is divided into so many: one of the shares.
+pub(crate) fn share(index: u32, of: u32) -> Share {
+    Share::new(index, of).unwrap()
+}
+
+/// Numbers of files, from `from` on, that are in the share, or are not.
+pub(crate) fn numbers(share: Share, inside: bool, from: u128) -> impl Iterator<Item = u128> {
+    (from..).filter(move |n| share.has(file(*n)) == inside)
 }
 
 /// Bytes that differ by seed and position.

@@ -13,11 +13,12 @@ use bytes::Bytes;
 use sluice_engine::geometry::Run;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::FileId;
+use sluice_engine::share::Share;
 use sluice_fault_s3::{Fault, Garage, Key, Proxy, Seen};
 use sluice_store::{Advice, ChunkStore, S3Options, S3Request, S3Store, StoreError, Whole};
 use tokio::time::timeout;
 
-use crate::material::{FULL, TENANT, content, file, index, put, record, root, values};
+use crate::material::{FULL, TENANT, content, file, index, put, record, root, share, values};
 use crate::s3::options;
 
 /// A server, and a proxy before it.
@@ -251,15 +252,29 @@ async fn a_record_that_lands_late_never_hides_a_newer_one() {
 
     // The same for what belongs to no file, and for the very first record.
     bench.proxy.rule(|seen| (seen.operation == "PutObject").then_some(Fault::Late));
-    assert!(store.put_state(b"late").await.is_err());
+    let part = share(3, 4);
+    assert!(store.put_state(Share::WHOLE, b"late").await.is_err());
+    assert!(store.put_state(part, b"of a share that is not noted").await.is_err());
     assert!(store.put_record(&record(2, Some(7))).await.is_err());
     bench.proxy.behave();
-    store.put_state(b"newer").await.unwrap();
+    store.put_state(Share::WHOLE, b"newer").await.unwrap();
     store.put_record(&record(2, Some(8))).await.unwrap();
     bench.proxy.land(9).await;
     let store = bench.reopen(store).await;
-    assert_eq!(store.state().await.unwrap(), b"newer");
+    assert_eq!(store.states().await.unwrap(), [(Share::WHOLE, b"newer".to_vec())].into());
     assert_eq!(store.summary(file(2)).await.unwrap().unwrap().record, Some(record(2, Some(8))));
+
+    // The same for the state of a share, once it has one.
+    store.put_state(part, b"first").await.unwrap();
+    bench.proxy.rule(|seen| (seen.operation == "PutObject").then_some(Fault::Late));
+    assert!(store.put_state(part, b"late").await.is_err());
+    bench.proxy.behave();
+    assert_eq!(store.states().await.unwrap()[&part], b"first");
+    store.put_state(part, b"newest").await.unwrap();
+    bench.proxy.land(9).await;
+    let store = bench.reopen(store).await;
+    let expected = [(Share::WHOLE, b"newer".to_vec()), (part, b"newest".to_vec())];
+    assert_eq!(store.states().await.unwrap(), expected.into());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -578,7 +593,7 @@ async fn a_server_that_hangs_acknowledges_nothing_and_is_waited_for_no_longer_th
         store.kill();
     });
     assert!(read.is_err() && began.elapsed() < Duration::from_secs(5), "{read:?}");
-    assert!(matches!(store.put_state(b"").await, Err(StoreError::Closing)));
+    assert!(matches!(store.put_state(Share::WHOLE, b"").await, Err(StoreError::Closing)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

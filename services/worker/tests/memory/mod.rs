@@ -14,6 +14,7 @@ use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::share::Share;
 use sluice_engine::span::Place;
 use sluice_node::access::ContextVerifier;
 use sluice_proto::calls::{Admission, ChunkSource, DrainOrder, ListQuery, Opened, Slots, Wait};
@@ -220,10 +221,10 @@ impl ChunkStore for MemoryStore {
     async fn damaged_files(&self) -> Result<Vec<FileId>, StoreError> {
         unreachable!("workers do not ask")
     }
-    async fn put_scrub_mark(&self, _: &[u8]) -> Result<(), StoreError> {
+    async fn put_scrub_mark(&self, _: Share, _: &[u8]) -> Result<(), StoreError> {
         unreachable!("workers do not ask")
     }
-    async fn scrub_mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
+    async fn scrub_mark(&self, _: Share) -> Result<Option<Vec<u8>>, StoreError> {
         unreachable!("workers do not ask")
     }
     async fn lose(&self, _: FileId, _: &[ChunkIndex]) -> Result<Generation, StoreError> {
@@ -244,7 +245,7 @@ impl ChunkStore for MemoryStore {
     async fn discard_orphan(&self, _: FileId) -> Result<bool, StoreError> {
         unreachable!("workers do not ask")
     }
-    async fn raise_generations(&self, _: Generation) -> Result<(), StoreError> {
+    async fn raise_generations(&self, _: Share, _: Generation) -> Result<(), StoreError> {
         unreachable!("workers do not ask")
     }
     async fn put_page(&self, _: FileId, _: u64, _: &[u8]) -> Result<(), StoreError> {
@@ -253,10 +254,10 @@ impl ChunkStore for MemoryStore {
     async fn page(&self, _: FileId, _: u64) -> Result<Option<Vec<u8>>, StoreError> {
         unreachable!("workers do not ask")
     }
-    async fn state(&self) -> Result<Vec<u8>, StoreError> {
+    async fn states(&self) -> Result<BTreeMap<Share, Vec<u8>>, StoreError> {
         unreachable!("workers do not ask")
     }
-    async fn put_state(&self, _: &[u8]) -> Result<(), StoreError> {
+    async fn put_state(&self, _: Share, _: &[u8]) -> Result<(), StoreError> {
         unreachable!("workers do not ask")
     }
     async fn close(&self) -> Result<(), StoreError> {
