@@ -13,6 +13,7 @@ use sluice_engine::hash::Root;
 use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::{MetadataFields, MetadataRecord};
+use sluice_engine::share::Share;
 use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError, Whole};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -102,8 +103,10 @@ static TEMPLATES: LazyLock<Templates> = LazyLock::new(|| {
                 store.drop_file(record.file_id(), TENANT, b"gone").await.unwrap();
             }
         }
-        store.put_state(b"what a datacenter remembers").await.unwrap();
-        store.raise_generations(Generation::new(1 << 32)).await.unwrap();
+        for share in [Share::WHOLE, Share::new(3, 16).unwrap()] {
+            store.put_state(share, b"what a datacenter remembers").await.unwrap();
+            store.raise_generations(share, Generation::new(1 << 32)).await.unwrap();
+        }
         // Nothing moves any more in what is copied.
         store.kill();
         copy(cut.path(), closed.path());
@@ -222,8 +225,8 @@ async fn read_back(directory: &Path) {
     if let Ok(listed) = store.listed(TENANT, None, 1000).await {
         assert!(listed.iter().all(|entry| SMALL.map(client).any(|client| client == entry.client)));
     }
-    if let Ok(state) = store.state().await {
-        assert!(state.is_empty() || state == b"what a datacenter remembers");
+    if let Ok(states) = store.states().await {
+        assert!(states.len() <= 2 && states.values().all(|state| state == b"what a datacenter remembers"));
     }
     // It goes on working, or says that it cannot.
     let file = FileId::derive(TENANT, client(1000));

@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use serde_json::json;
 use sluice::datacenter::StartError;
 use sluice_engine::ids::DcId;
+use sluice_engine::share::Shares;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
 
@@ -73,6 +74,11 @@ pub(crate) enum KeyAction {
         /// Name of a datacenter; once for each of them.
         #[arg(long = "dc", value_name = "NAME", required = true)]
         dcs: Vec<String>,
+
+        /// Into how many shares the files of each datacenter are divided among its aggregators: 1,
+        /// 2, 4, … or 256. Several times as many as there may be aggregators.
+        #[arg(long, value_name = "N", default_value = "1")]
+        shares: u32,
     },
     /// Make its certificates anew.
     #[command(after_help = RENEW_EXAMPLES)]
@@ -87,21 +93,32 @@ pub(crate) async fn run(action: Action, context: &Context) -> anyhow::Result<()>
     match action {
         Action::Drain(args) => drain::run(args, context).await,
         Action::Undrain(args) => drain::undrain(args, context).await,
-        Action::Key(KeyAction::Make { directory, cluster, dcs }) => make(&directory, &cluster, &dcs, context),
+        Action::Key(KeyAction::Make { directory, cluster, dcs, shares }) => {
+            make(&directory, &cluster, &dcs, shares, context)
+        }
         Action::Key(KeyAction::Renew { directory }) => renew(&directory, context),
         Action::Token(action) => token::run(action, context).await,
         Action::Tenant(action) => tenant::run(action, context).await,
     }
 }
 
-fn make(directory: &Path, cluster: &str, names: &[String], context: &Context) -> anyhow::Result<()> {
+fn make(
+    directory: &Path,
+    cluster: &str,
+    names: &[String],
+    shares: u32,
+    context: &Context,
+) -> anyhow::Result<()> {
     if directory.exists() {
         let message = format!("{} exists already", directory.display());
         return Err(Failure::usage("keys-exist", message, "keys are never written over: name another").into());
     }
+    let shares = Shares::new(shares)
+        .map_err(|error| Failure::usage("shares", error.to_string(), "16 does for up to four aggregators"))?;
     let dcs: Vec<(DcId, &str)> = (1..).map(DcId::new).zip(names.iter().map(String::as_str)).collect();
     let material = ClusterMaterial::generate(cluster, &dcs)
-        .map_err(|error| Failure::usage("keys", error.to_string(), "see `sluice admin key make --help`"))?;
+        .map_err(|error| Failure::usage("keys", error.to_string(), "see `sluice admin key make --help`"))?
+        .dividing(shares);
     save(&material, directory)?;
     let authority = directory.join(AUTHORITY);
     let ca = directory.join("ca.pem");

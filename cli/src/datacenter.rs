@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use sluice_aggregator::{
-    AggregatorError, AggregatorMetrics, AggregatorParts, AggregatorService, AggregatorSettings, Listener,
-    PeerAddress, Traffic,
+    AggregatorError, AggregatorMetrics, AggregatorParts, AggregatorService, AggregatorSettings, Divided,
+    Listener, PeerAddress, PeerPort, SharePart, Traffic,
 };
 use sluice_client::ExitClass;
 use sluice_edge::{Edge, EdgeConfig, EdgeError, EdgeParts, EdgeSettings};
@@ -363,7 +363,8 @@ impl From<AggregatorError> for StartError {
 /// A running datacenter.
 pub struct Datacenter {
     store: OpenStore,
-    aggregator: Option<Arc<AggregatorService>>,
+    /// One for each share, the first first.
+    aggregators: Vec<Arc<AggregatorService>>,
     live: Live,
     health: Health,
     tasks: Tasks,
@@ -393,7 +394,7 @@ impl Datacenter {
         let live = Live::new(config.name(), &config.material, config.settings.memory);
         let store = config.place.open(config.settings.store.clone(), &live.metrics).await?;
         let mut datacenter =
-            Self { store, aggregator: None, live, health: Health::new(), tasks: Tasks::default() };
+            Self { store, aggregators: Vec::new(), live, health: Health::new(), tasks: Tasks::default() };
         match datacenter.open(config).await {
             Ok(()) => Ok(datacenter),
             Err(error) => {
@@ -430,24 +431,30 @@ impl Datacenter {
             None => sessions,
         };
         let listener = Listener::bind(ports.peer.address())?;
-        let aggregator = sluice_aggregator::start(
-            AggregatorParts {
+        let port = PeerPort::open(listener, material, dc, &self.tasks.aggregator)?;
+        let counts = AggregatorMetrics::new(&metrics, dc, material);
+        let mut parts = BTreeMap::new();
+        for share in material.shares().all() {
+            let parts_of = AggregatorParts {
                 dc,
+                share,
                 material: material.clone(),
                 store: self.store().clone(),
                 access: access.clone(),
                 revocations: revocations.clone(),
-                metrics: AggregatorMetrics::new(&metrics),
+                metrics: counts.clone(),
                 clock: clock.clone(),
                 tasks: self.tasks.aggregator.clone(),
                 settings: settings.aggregator,
-            },
-            listener,
-            Some(config.url()),
-            peers.clone(),
-        )
-        .await?;
-        self.aggregator = Some(aggregator.clone());
+            };
+            let service =
+                sluice_aggregator::start(parts_of, &port, Some(config.url()), peers.clone()).await?;
+            parts.insert(share, SharePart { slots: service.clone(), tenants: service.clone() });
+            self.aggregators.push(service);
+        }
+        let first = self.aggregators.first().cloned();
+        let aggregator = first.ok_or(StartError::Task { cause: "no share of the slots".into() })?;
+        let SharePart { slots, tenants } = Divided::over(parts, access.clone());
         if let Some(shared) = &shared {
             shared.teach(revocations, &self.tasks.shared);
         }
@@ -459,7 +466,7 @@ impl Datacenter {
             WorkerParts {
                 dc: name.clone(),
                 store: self.store().clone(),
-                slots: aggregator.clone(),
+                slots,
                 access,
                 memory: memory.clone(),
                 metrics: metrics.clone(),
@@ -472,6 +479,7 @@ impl Datacenter {
         let worker = Arc::new(worker);
         let loaded = worker.clone();
         aggregator.report(move || loaded.load());
+        self.aggregators.iter().for_each(|aggregator| aggregator.set_placed());
         let worker: Arc<dyn Workers> = worker;
         let inside =
             config.inside.map(|address| Door::bind(address, material, dc, Role::Worker)).transpose()?;
@@ -485,7 +493,7 @@ impl Datacenter {
             EdgeParts {
                 sessions: Arc::new(moving),
                 workers: worker.clone(),
-                tenants: aggregator.clone(),
+                tenants: tenants.clone(),
                 memory: memory.clone(),
                 metrics,
                 health: self.health.clone(),
@@ -501,7 +509,7 @@ impl Datacenter {
                 tasks: tasks.clone(),
             };
             let answers = Answers {
-                routes: serve_workers(worker).merge(serve_tenants(aggregator)),
+                routes: serve_workers(worker).merge(serve_tenants(tenants)),
                 memory: memory.clone(),
                 tasks,
             };
@@ -562,7 +570,8 @@ impl Datacenter {
 
     /// What it has sent to and pulled from other datacenters since it started.
     pub fn traffic(&self) -> Traffic {
-        self.aggregator.as_ref().map(|aggregator| aggregator.traffic()).unwrap_or_default()
+        // They count together.
+        self.aggregators.first().map(|aggregator| aggregator.traffic()).unwrap_or_default()
     }
 
     /// Its chunk store.

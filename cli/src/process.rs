@@ -7,6 +7,7 @@
 //! that is killed costs its callers a try.
 
 mod aggregator;
+mod division;
 mod worker;
 
 use std::fmt;

@@ -12,11 +12,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use sluice_engine::ids::{DcId, SessionId, TenantId};
 use sluice_node::access::Revocations;
+use sluice_node::clock::random_bytes;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::metrics::Metrics;
+use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_redis::buckets::SharedBuckets;
+use sluice_redis::lease::Leases;
+use sluice_redis::members::Members;
 use sluice_redis::revocations::{CacheState, RevocationCache};
 use sluice_redis::sessions::SessionRecords;
 use sluice_redis::{Redis, RedisConfig, RedisError};
@@ -32,6 +36,8 @@ pub(crate) struct Shared {
     redis: Redis,
     cluster: String,
     dc: DcId,
+    /// How others know this life of this process.
+    name: String,
     tasks: Shutdown,
 }
 
@@ -51,11 +57,22 @@ impl Shared {
         tasks: &Shutdown,
     ) -> Result<Self, RedisError> {
         let redis = Redis::open(config.clone(), metrics, tasks).await?;
-        Ok(Self { redis, cluster: material.name().to_owned(), dc, tasks: tasks.clone() })
+        let name = format!("{:032x}", u128::from_be_bytes(random_bytes()));
+        Ok(Self { redis, cluster: material.name().to_owned(), dc, name, tasks: tasks.clone() })
     }
 
     fn cache(&self) -> RevocationCache {
         RevocationCache::new(self.redis.clone(), &self.cluster, self.dc)
+    }
+
+    /// Which processes of a role are there, this one among them once it says so.
+    pub(crate) fn members(&self, role: Role, life: Duration) -> Members {
+        Members::new(self.redis.clone(), &self.cluster, self.dc, role.name(), self.name.clone(), life)
+    }
+
+    /// Leases of what the processes of a role divide among themselves.
+    pub(crate) fn leases(&self, life: Duration) -> Leases {
+        Leases::new(self.redis.clone(), &self.cluster, self.dc, self.name.clone(), life)
     }
 
     /// Keeps in Redis what is revoked, until `tasks` are killed.

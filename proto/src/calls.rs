@@ -51,6 +51,29 @@ pub struct ListQuery {
     pub limit: usize,
 }
 
+/// What a tenant has in a datacenter, or in some of its shares.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Used {
+    /// Bytes that are stored.
+    pub bytes: u64,
+    /// Files that are listed.
+    pub files: u64,
+    /// Whether the file that was asked about is one of them.
+    pub has: bool,
+}
+
+impl Used {
+    /// Both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            bytes: self.bytes.saturating_add(other.bytes),
+            files: self.files.saturating_add(other.files),
+            has: self.has || other.has,
+        }
+    }
+}
+
 /// A complete file, opened for reading.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opened {
@@ -283,12 +306,14 @@ pub struct ChunkSource {
 /// The aggregators of a datacenter: what a worker may ask the owner of a file's slot for.
 #[async_trait]
 pub trait Slots: Send + Sync + 'static {
-    /// Makes a metadata record durable and registers it. Returns whether it was new here.
+    /// Makes a metadata record durable and registers it. Returns whether it was new here. `beside` is what the tenant has
+    /// in other shares, here and below: it counts toward quotas.
     async fn create(
         &self,
         context: &SignedContext,
         record: MetadataRecord,
         home: Option<String>,
+        beside: Used,
     ) -> Result<(bool, FileStatus), Refusal>;
 
     /// Makes a file of at most one chunk durable and published with its record, and registers it. Returns whether it was
@@ -298,6 +323,7 @@ pub trait Slots: Send + Sync + 'static {
         context: &SignedContext,
         record: MetadataRecord,
         bytes: Bytes,
+        beside: Used,
     ) -> Result<Option<(bool, FileStatus)>, Refusal>;
 
     /// Settles the size of a file that was created without one, durably. Refuses another size than the one that stands.
@@ -309,11 +335,20 @@ pub trait Slots: Send + Sync + 'static {
     ) -> Result<FileStatus, Refusal>;
 
     /// Whether a file that comes whole, with so many bytes, is within the quotas of the session's token.
-    async fn admit_more(&self, context: &SignedContext, id: ClientFileId, bytes: u64) -> Result<(), Refusal>;
+    async fn admit_more(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        bytes: u64,
+        beside: Used,
+    ) -> Result<(), Refusal>;
 
     /// Whether chunks of the file may come: asked before a body is read. Refuses dropped files, files in conflict,
     /// provisional chunks over the tenant's cap, and everything once the quota of the session's token is used up.
-    async fn admit(&self, context: &SignedContext, file: FileId) -> Result<Admission, Refusal>;
+    async fn admit(&self, context: &SignedContext, file: FileId, beside: Used) -> Result<Admission, Refusal>;
+
+    /// What the tenant of a context has here, and whether a file is part of it.
+    async fn used(&self, context: &SignedContext, file: Option<FileId>) -> Result<Used, Refusal>;
 
     /// Registers a run that is durable in the own store. Returns whether it is still provisional.
     async fn register(

@@ -1,37 +1,43 @@
 //! An aggregator as a process. It has no disk: it knows what the store of the datacenter's worker says, and what other
 //! datacenters tell it.
 //!
-//! It lives as long as its [tenure](sluice_remote::Tenures) with that store. When that ends (the worker is gone or begins
-//! anew, or something was begun and nobody knows whether it was done), so does all that it knows, at once and without a
-//! word to anybody; then it asks for another, and begins anew with what the store says, as another incarnation. While
-//! another aggregator has the store it stands by, and its ports are closed.
+//! It has those shares of the slots that fall to it (`division.rs`). With each it lives as long as its
+//! [tenure](sluice_remote::Tenures) of that share of the store. When that ends (the worker is gone or begins anew, the share
+//! falls to another, or something was begun and nobody knows whether it was done), so does all that it knows of the share, at
+//! once and without a word to anybody; then, if the share is still its own, it asks for it again, and begins anew with what
+//! the store says, as another incarnation. While others have all shares it stands by.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use sluice_aggregator::{AggregatorMetrics, AggregatorParts, AggregatorSettings, Listener, PeerAddress};
+use sluice_aggregator::{
+    AggregatorMetrics, AggregatorParts, AggregatorSettings, Listener, PeerAddress, PeerPort,
+};
+use sluice_engine::share::{Share, Shares};
 use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::admin::Health;
 use sluice_node::clock::random_bytes;
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls;
-use sluice_remote::{Answers, Caller, Door, NoTenure, RemoteStore, serve_slots, serve_tenants};
+use sluice_remote::{Answers, Caller, Door, NoTenure, Owned, RemoteStore, serve_slots, serve_tenants};
 use sluice_store::ChunkStore;
+use tokio::sync::watch;
 
+use super::division::{self, Division, Falls, LIFE};
 use super::{Process, ProcessConfig, STORE_PATIENCE, Tasks};
 use crate::datacenter::StartError;
-use crate::live::Live;
-use crate::ports::ReservedPort;
 use crate::shared::Shared;
 
 /// How long it waits until it asks for the store again: a part of the 5 s in which a new owner is to answer.
 const AGAIN: Duration = Duration::from_millis(250);
 
-/// What each part of a life gets to finish when the process is to stop.
-const FINISH: Duration = Duration::from_secs(4);
+/// What each part of a life gets to finish when it ends in order. Meanwhile nobody has the share, and calls that are cut off
+/// are made again.
+const FINISH: Duration = Duration::from_secs(1);
 
 /// What an aggregator is told beside.
 #[derive(Clone, Debug)]
@@ -53,17 +59,18 @@ pub struct AggregatorProcess {
 }
 
 impl Process {
-    /// Starts an aggregator. It serves once it has the store of a worker; `/readyz` says whether it does, or stands by.
+    /// Starts an aggregator. It serves once it has a share of the store of a worker; `/readyz` says whether it has what falls
+    /// to it, or stands by.
     pub async fn aggregator(
         config: &ProcessConfig,
         aggregator: &AggregatorProcess,
     ) -> Result<Self, StartError> {
         tls::install_provider();
         let tasks = Tasks::default();
-        let reserve =
-            |address| ReservedPort::reserve(address).map_err(|source| StartError::of_port(address, source));
-        let (listen, peer) = (reserve(aggregator.listen)?, reserve(aggregator.peer)?);
-        let listens = listen.address();
+        let ProcessConfig { dc, material, .. } = config;
+        let listener = Listener::bind(aggregator.peer)?;
+        let door = Door::bind(aggregator.listen, material, *dc, Role::Aggregator)?;
+        let listens = door.address().map_err(|source| StartError::of_port(aggregator.listen, source))?;
         let (live, health, admin) = config.admin(aggregator.memory, &tasks).await?;
         let worker = config.caller(
             Role::Aggregator,
@@ -74,21 +81,109 @@ impl Process {
             &live.metrics,
         )?;
         let shared = config.share(&live, &tasks).await?;
+        let revocations = Revocations::new();
+        if let Some(shared) = &shared {
+            shared.learn(revocations.clone());
+        }
+        let owned = Owned::default();
+        let answers =
+            Answers { routes: owned.routes(), memory: live.memory.clone(), tasks: tasks.inside.clone() };
+        door.serve([(Role::Worker, answers)], &tasks.inside);
+        let (falls, fallen) = watch::channel(Falls::default());
+        let stands = Stands::new(material.shares(), health.clone());
+        match &shared {
+            Some(shared) => {
+                let division = Division {
+                    members: shared.members(Role::Aggregator, LIFE),
+                    leases: shared.leases(LIFE),
+                    shares: material.shares(),
+                    is_able: watch_worker(worker.clone(), &tasks.inside),
+                    has: stands.has(),
+                };
+                tasks.requests.spawn(division.run(falls, tasks.requests.clone()));
+            }
+            None => {
+                let undivided =
+                    division::undivided(material.shares(), stands.has(), falls, tasks.requests.clone());
+                tasks.requests.spawn(undivided);
+            }
+        }
         health.set_started();
-        let lives = Lives {
+        let lives = Arc::new(Lives {
+            port: PeerPort::open(listener, material, *dc, &tasks.inside)?,
+            metrics: AggregatorMetrics::new(&live.metrics, *dc, material),
             shared,
-            metrics: AggregatorMetrics::new(&live.metrics),
             config: config.clone(),
             aggregator: aggregator.clone(),
-            listen,
-            peer,
+            revocations,
+            owned,
             worker,
-            live: live.clone(),
-            health,
-        };
-        let draining = tasks.requests.clone();
-        tasks.requests.spawn(async move { lives.run(draining).await });
+            stands,
+        });
+        for share in material.shares().all() {
+            tasks.requests.spawn(lives.clone().run(share, fallen.clone(), tasks.requests.clone()));
+        }
         Ok(Self { live, tasks, listens, admin, store: None })
+    }
+}
+
+/// Asks the worker now and then whether it is there.
+fn watch_worker(worker: Caller, tasks: &Shutdown) -> watch::Receiver<bool> {
+    let (sender, receiver) = watch::channel(false);
+    tasks.spawn(async move {
+        while !sender.is_closed() {
+            let there = tokio::time::timeout(LIFE / 3, RemoteStore::is_there(&worker)).await;
+            sender.send_replace(there.unwrap_or(false));
+            tokio::time::sleep(LIFE / 6).await;
+        }
+    });
+    receiver
+}
+
+/// How it stands with each share.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stand {
+    /// It is another's, or may be.
+    By,
+    /// It is to be had, and is not.
+    Waits,
+    /// It is here.
+    Serves,
+}
+
+/// How it stands with all of them, and what that means for whoever asks whether the process is ready.
+struct Stands {
+    all: Mutex<BTreeMap<Share, Stand>>,
+    has: watch::Sender<BTreeSet<Share>>,
+    health: Health,
+}
+
+impl Stands {
+    /// Of none it is known whose it is.
+    fn new(shares: Shares, health: Health) -> Self {
+        let all = shares.all().map(|share| (share, Stand::Waits)).collect();
+        Self { all: Mutex::new(all), has: watch::Sender::default(), health }
+    }
+
+    /// The shares that are here, as they change.
+    fn has(&self) -> watch::Receiver<BTreeSet<Share>> {
+        self.has.subscribe()
+    }
+
+    fn set(&self, share: Share, stand: Stand) {
+        let mut all = self.all.lock().unwrap_or_else(PoisonError::into_inner);
+        all.insert(share, stand);
+        // Whoever stands by can take over, which is what it is there for.
+        self.health.set_serving(all.values().all(|stand| *stand != Stand::Waits));
+        self.has.send_if_modified(|has| match stand {
+            Stand::Serves => has.insert(share),
+            Stand::By | Stand::Waits => has.remove(&share),
+        });
+    }
+
+    /// The process ends.
+    fn end(&self) {
+        self.health.set_serving(false);
     }
 }
 
@@ -97,12 +192,13 @@ struct Lives {
     shared: Option<Shared>,
     config: ProcessConfig,
     aggregator: AggregatorProcess,
-    listen: ReservedPort,
-    peer: ReservedPort,
+    port: PeerPort,
+    owned: Owned,
     worker: Caller,
-    live: Live,
     metrics: Arc<AggregatorMetrics>,
-    health: Health,
+    /// What is revoked, which the first share knows from its store, and others from Redis. It only grows.
+    revocations: Revocations,
+    stands: Stands,
 }
 
 /// What runs in one life, by the order in which it ends. Dropped, all of it ends where it stands.
@@ -141,40 +237,49 @@ enum NoLife {
 }
 
 impl Lives {
-    /// One life after the other, until the process drains.
-    async fn run(self, tasks: Shutdown) {
+    /// One life with a share after the other, until the process drains.
+    async fn run(self: Arc<Self>, share: Share, mut falls: watch::Receiver<Falls>, tasks: Shutdown) {
         let mut why = String::new();
         while !tasks.is_draining() {
+            let fence = falls.borrow_and_update().fence(share);
+            let Some(fence) = fence else {
+                self.stands.set(share, Stand::By);
+                tokio::select! {
+                    // The sender lives as long as the process.
+                    _ = falls.changed() => {}
+                    () = tasks.draining() => {}
+                }
+                continue;
+            };
             let life = Life::default();
             let began = tokio::select! {
-                began = self.begin(&life) => began,
+                began = self.begin(share, fence, &life) => began,
                 () = tasks.draining() => break,
             };
             match began {
                 Ok(store) => {
-                    tracing::info!(tenure = ?store.tenure(), "the store is here: answering");
+                    tracing::info!(tenure = ?store.tenure(), "it is here: answering");
                     why.clear();
-                    self.health.set_serving(true);
+                    self.stands.set(share, Stand::Serves);
                     tokio::select! {
-                        () = store.over() => self.health.set_serving(false),
+                        () = store.over() => {}
+                        () = gone(&mut falls, share) => self.give_back(share, &life, &store).await,
                         () = tasks.draining() => {
-                            self.health.set_serving(false);
-                            life.requests.stop(FINISH).await;
-                            life.aggregator.stop(FINISH).await;
-                            if let Err(error) = store.close().await {
-                                tracing::warn!(%error, "the store was not given back");
-                            }
+                            self.stands.end();
+                            self.give_back(share, &life, &store).await;
                         }
                     }
+                    self.owned.remove(store.tenure());
                     life.kill().await;
+                    self.stands.set(share, Stand::Waits);
                 }
                 Err(error) => {
                     life.kill().await;
-                    // Whoever stands by can take over, which is what it is there for.
-                    self.health.set_serving(matches!(error, NoLife::Tenure(NoTenure::Taken)));
+                    let is_taken = matches!(error, NoLife::Tenure(NoTenure::Taken));
+                    self.stands.set(share, if is_taken { Stand::By } else { Stand::Waits });
                     if why != error.to_string() {
                         why = error.to_string();
-                        tracing::warn!(why, "waiting for the store");
+                        tracing::warn!(%share, why, "waiting for the store");
                     }
                     let jitter = u32::from(random_bytes::<1>()[0]);
                     tokio::select! {
@@ -184,20 +289,29 @@ impl Lives {
                 }
             }
         }
-        self.health.set_serving(false);
+        self.stands.end();
     }
 
-    /// Begins a life: takes the store, and answers with what it says.
-    async fn begin(&self, life: &Life) -> Result<RemoteStore, NoLife> {
+    /// Ends a life in order, so that whoever has the share next need not wait.
+    async fn give_back(&self, share: Share, life: &Life, store: &RemoteStore) {
+        tracing::info!(%share, "it goes to another");
+        life.requests.stop(FINISH).await;
+        life.aggregator.stop(FINISH).await;
+        if let Err(error) = store.close().await {
+            tracing::warn!(%share, %error, "the store was not given back");
+        }
+    }
+
+    /// Begins a life: takes the share, and answers with what the store says.
+    async fn begin(&self, share: Share, fence: Option<u64>, life: &Life) -> Result<RemoteStore, NoLife> {
         let ProcessConfig { dc, material, clock, .. } = &self.config;
-        let store = RemoteStore::begin(self.worker.clone(), &life.store).await?;
-        let listener = Listener::bind(self.peer.address()).map_err(StartError::from)?;
-        // Each life knows what the store does.
-        let revocations = Revocations::new();
+        let store = RemoteStore::begin(self.worker.clone(), share, fence, &life.store).await?;
+        let revocations = self.revocations.clone();
         let access = ContextVerifier::new(material.context_ring(), *dc, clock.clone(), revocations.clone());
         let service = sluice_aggregator::start(
             AggregatorParts {
                 dc: *dc,
+                share,
                 material: material.clone(),
                 store: Arc::new(store.clone()),
                 access: Arc::new(access),
@@ -207,22 +321,22 @@ impl Lives {
                 tasks: life.aggregator.clone(),
                 settings: self.aggregator.settings,
             },
-            listener,
+            &self.port,
             self.aggregator.url.clone(),
             self.aggregator.peers.clone(),
         );
         let service = service.await.map_err(StartError::from)?;
-        if let Some(shared) = &self.shared {
+        if let Some(shared) = self.shared.as_ref().filter(|_| share.is_first()) {
             shared.teach(revocations, &life.store);
         }
-        let door =
-            Door::bind(self.listen.address(), material, *dc, Role::Aggregator).map_err(StartError::from)?;
-        let answers = Answers {
-            routes: serve_slots(service.clone(), store.tenure()).merge(serve_tenants(service)),
-            memory: self.live.memory.clone(),
-            tasks: life.requests.clone(),
-        };
-        door.serve([(Role::Worker, answers)], &life.requests);
+        let routes = serve_slots(service.clone()).merge(serve_tenants(service));
+        self.owned.add(store.tenure(), routes, life.requests.clone());
         Ok(store)
     }
+}
+
+/// Returns once a share falls to somebody else.
+async fn gone(falls: &mut watch::Receiver<Falls>, share: Share) {
+    // The sender lives as long as the process.
+    let _ = falls.wait_for(|falls| falls.fence(share).is_none()).await;
 }

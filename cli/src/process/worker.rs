@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use sluice_aggregator::{Divided, SharePart};
 use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::budget::MemoryBudget;
 use sluice_node::role::Role;
@@ -60,23 +61,24 @@ impl Process {
         )?;
         let store = Arc::new(open_store(worker.data.clone(), worker.store.clone()).await?);
         volume::show(&store, &live.metrics);
-        let (tenures, revocations) = (Tenures::new(), Revocations::new());
+        let (tenures, revocations) = (Tenures::new(material.shares()), Revocations::new());
         let shared = config.share(&live, &tasks).await?;
         if let Some(shared) = &shared {
             shared.learn(revocations.clone());
         }
-        let tenants = serve_tenants(Arc::new(RemoteTenants::new(caller.clone())));
+        let access = Arc::new(ContextVerifier::new(material.context_ring(), *dc, clock.clone(), revocations));
+        let part = |share| SharePart {
+            slots: Arc::new(RemoteSlots::new(caller.clone(), tenures.clone(), share)),
+            tenants: Arc::new(RemoteTenants::of_share(caller.clone(), tenures.clone(), share)),
+        };
+        let parts = material.shares().all().map(|share| (share, part(share))).collect();
+        let SharePart { slots, tenants } = Divided::over(parts, access.clone());
         let served = Worker::new(
             WorkerParts {
                 dc: config.name(),
                 store: store.clone(),
-                slots: Arc::new(RemoteSlots::new(caller, tenures.clone())),
-                access: Arc::new(ContextVerifier::new(
-                    material.context_ring(),
-                    *dc,
-                    clock.clone(),
-                    revocations,
-                )),
+                slots,
+                access,
                 memory: live.memory.clone(),
                 metrics: live.metrics.clone(),
                 elsewhere: None,
@@ -86,7 +88,7 @@ impl Process {
             worker.settings.clone(),
         );
         let edges = Answers {
-            routes: serve_workers(Arc::new(served)).merge(tenants),
+            routes: serve_workers(Arc::new(served)).merge(serve_tenants(tenants)),
             memory: live.memory.clone(),
             tasks: tasks.requests.clone(),
         };

@@ -1,5 +1,7 @@
 //! A datacenter of which every role is a process of its own, beside one that is a single process.
 
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -9,6 +11,7 @@ use serde_json::Value;
 use sluice::ports::ReservedPort;
 use sluice_client::{Client, ClientConfig, Event, Source, Token, UploadOptions, Uploaded, WaitFor};
 use sluice_engine::hash::Root;
+use sluice_redis::testing::Server;
 
 use crate::Ended;
 use crate::fake::noise;
@@ -17,26 +20,35 @@ use crate::processes::{Running, Site, any, done, eventually};
 const MIB: usize = 1 << 20;
 
 /// The promise: how long after the end of one aggregator another answers for its files.
-const SUCCESSION: Duration = Duration::from_secs(5);
+pub(crate) const SUCCESSION: Duration = Duration::from_secs(5);
 
 /// `dc-a` in processes, and `dc-b` in one.
-struct Divided {
-    site: Site,
+pub(crate) struct Divided {
+    pub(crate) site: Site,
     #[allow(dead_code, reason = "held for its drop")]
     sessions: ReservedPort,
+    #[allow(dead_code, reason = "held for its drop")]
     aggregators: Vec<ReservedPort>,
+    /// Where each process answers scrapers.
+    admins: Mutex<BTreeMap<String, String>>,
 }
 
 impl Divided {
-    /// With so many aggregators.
+    /// With so many aggregators, which have no Redis.
     fn new(aggregators: usize) -> Self {
-        let site = Site::new(&["dc-a", "dc-b"]);
+        Self::sharing(aggregators, 1, None)
+    }
+
+    /// With so many aggregators, which divide so many shares among themselves by what Redis says.
+    pub(crate) fn sharing(aggregators: usize, shares: u32, redis: Option<&Server>) -> Self {
+        let site = Site::divided(&["dc-a", "dc-b"], shares);
+        let redis = redis.map_or_else(String::new, |server| format!("redis = \"{}\"\n", server.url()));
         let (sessions, inside) = (any(), site.inside[0].address());
         let aggregators: Vec<ReservedPort> = (0..aggregators).map(|_| any()).collect();
         let others: Vec<ReservedPort> = aggregators.iter().skip(1).map(|_| any()).collect();
         let write = |name: &str, role: &str, more: &str| {
             let text = format!(
-                "role = \"{role}\"\ndc = \"dc-a\"\nkeys = \"keys/roles/dc-a/{role}\"\nadmin = \"127.0.0.1:0\"\n{more}"
+                "role = \"{role}\"\ndc = \"dc-a\"\nkeys = \"keys/roles/dc-a/{role}\"\nadmin = \"127.0.0.1:0\"\n{redis}{more}"
             );
             site.home.write(&format!("{name}.toml"), text.as_bytes());
             done(site.home.command(&["config", "check", &format!("{name}.toml")]).output().unwrap().into());
@@ -68,37 +80,54 @@ impl Divided {
         let text =
             text.replace(&format!("address = \"{}\"", peers[0]), &format!("address = \"{}\"", all.join(",")));
         site.home.write("dc-b.toml", text.as_bytes());
-        Self { site, sessions, aggregators }
+        Self { site, sessions, aggregators, admins: Mutex::default() }
     }
 
-    fn begin(&self, name: &str) -> Running {
+    pub(crate) fn begin(&self, name: &str) -> Running {
         let role = name.split('-').next().unwrap();
         let (running, said) = self.site.begin(role, name);
         assert_eq!(said["role"], role, "{said}");
+        let admin = said["admin"].as_str().unwrap().to_owned();
+        self.admins.lock().unwrap().insert(name.to_owned(), admin);
         running
     }
 
-    fn client(&self, dcs: &[usize]) -> Client {
+    /// How many shares an aggregator has; 0 for one that is not there.
+    pub(crate) fn shares(&self, number: usize) -> i64 {
+        let admin = self.admins.lock().unwrap().get(&format!("aggregator-{number}")).cloned();
+        let read = || {
+            let mut stream = TcpStream::connect(admin?.strip_prefix("http://")?).ok()?;
+            stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).ok()?;
+            text.lines()
+                .find_map(|line| line.strip_prefix("sluice_shares{dc=\"dc-a\"} ")?.trim().parse().ok())
+        };
+        read().unwrap_or(0)
+    }
+
+    pub(crate) fn client(&self, dcs: &[usize]) -> Client {
         let urls = dcs.iter().map(|dc| self.site.urls[*dc].clone()).collect();
         let ca = std::fs::read(self.site.home.path("ca.pem")).unwrap();
         let token = Token::new(&std::fs::read_to_string(self.site.home.path("token")).unwrap());
         Client::new(ClientConfig::new(urls, token, ca)).unwrap()
     }
 
-    fn run(&self, dc: usize, args: &[&str]) -> Ended {
+    pub(crate) fn run(&self, dc: usize, args: &[&str]) -> Ended {
         self.site.run(dc, args)
     }
 }
 
 /// Uploads to wherever the client goes; the home is `dc-a`.
-async fn put(client: &Client, bytes: &[u8]) -> Uploaded {
+pub(crate) async fn put(client: &Client, bytes: &[u8]) -> Uploaded {
     let sent = client.upload(&Source::memory(bytes.to_vec()), &upload_here(), Arc::new(|_: &Event| {})).await;
     let sent = sent.unwrap();
     assert_eq!(sent.root, Root::of_bytes(bytes));
     sent
 }
 
-fn upload_here() -> UploadOptions {
+pub(crate) fn upload_here() -> UploadOptions {
     UploadOptions {
         is_new: true,
         home: Some("dc-a".into()),
@@ -202,20 +231,14 @@ async fn an_aggregator_that_stands_by_answers_for_the_files_of_one_that_is_kille
     let worker = divided.begin("worker");
     let mut aggregators = [Some(divided.begin("aggregator-0")), Some(divided.begin("aggregator-1"))];
     let (session, edge, b) = (divided.begin("session"), divided.begin("edge"), divided.site.start("dc-b"));
-    let active = |_: &str| {
-        eventually("an aggregator that answers", || {
-            divided.aggregators.iter().position(|port| TcpStream::connect(port.address()).is_ok())
-        })
-    };
+    let active = |what: &str| eventually(what, || (0..2).find(|aggregator| divided.shares(*aggregator) == 1));
     let bytes = noise(41, 24 * MIB + 1);
     let both = divided.client(&[0, 1]);
     let sent = put(&both, &bytes).await;
     let id = sent.id.to_string();
     for turn in 0..3 {
         let now = active("first");
-        let answers =
-            divided.aggregators.iter().filter(|port| TcpStream::connect(port.address()).is_ok()).count();
-        assert_eq!(answers, 1, "the other one stands by");
+        assert_eq!(divided.shares(1 - now), 0, "the other one stands by");
         drop(aggregators[now].take());
         let since = Instant::now();
         let status: Value = serde_json::from_str(&done(divided.run(0, &["status", &id, "--json"]))).unwrap();
@@ -236,7 +259,7 @@ async fn an_aggregator_that_stands_by_answers_for_the_files_of_one_that_is_kille
     eventually("an answer of the other", || (divided.run(0, &["status", &id]).code == Some(0)).then_some(()));
     put(&both, &noise(60, 8 * MIB)).await;
     kill_process(hung, Signal::CONT).unwrap();
-    eventually("the end of its time", || TcpStream::connect(divided.aggregators[now].address()).err());
+    eventually("the end of its time", || (divided.shares(now) == 0).then_some(()));
     put(&both, &noise(61, 8 * MIB)).await;
     done(divided.run(1, &["get", &id, "-o", "copy"]));
     assert!(std::fs::read(divided.site.home.path("copy")).unwrap() == bytes);

@@ -21,6 +21,7 @@ mod processes;
 mod redis;
 mod reload;
 mod roles;
+mod shares;
 mod traces;
 mod transfer;
 

@@ -50,8 +50,14 @@ pub(crate) struct Site {
 
 impl Site {
     pub(crate) fn new(names: &[&str]) -> Self {
+        Self::divided(names, 1)
+    }
+
+    /// The same for a cluster whose slots are divided into so many shares.
+    pub(crate) fn divided(names: &[&str], shares: u32) -> Self {
         let mut home = Home::new(None);
-        let mut args = vec!["admin", "key", "make", "keys", "--cluster", "test"];
+        let shares = shares.to_string();
+        let mut args = vec!["admin", "key", "make", "keys", "--cluster", "test", "--shares", &shares];
         args.extend(names.iter().flat_map(|name| ["--dc", *name]));
         done(home.command(&args).output().unwrap().into());
         std::fs::remove_file(home.path("token")).unwrap();
@@ -202,6 +208,11 @@ fn keys_and_files_that_are_wrong_are_named_and_nothing_is_written_over() {
         (&["admin", "key", "make", "keys", "--cluster", "x", "--dc", "dc-a"][..], 2, "keys-exist"),
         (&["admin", "key", "make", "more", "--cluster", "x", "--dc", "dc-a", "--dc", "dc-a"], 2, "(keys)"),
         (&["admin", "key", "make", "more", "--cluster", "a b", "--dc", "dc-a"], 2, "(keys)"),
+        (
+            &["admin", "key", "make", "more", "--cluster", "x", "--dc", "dc-a", "--shares", "12"],
+            2,
+            "(shares)",
+        ),
         (&["admin", "token", "mint", "--keys", "keys/dc-a", "--tenant", "7", "--out", "t"], 2, "authority"),
         (
             &["admin", "token", "mint", "--keys", "keys/authority", "--tenant", "7", "--out", "token"],

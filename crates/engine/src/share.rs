@@ -130,6 +130,17 @@ impl Share {
         if self.bits <= other.bits { self.has(other.first()) } else { other.has(self.first()) }
     }
 
+    /// Which of several processes should have it, by their names: whoever comes or goes changes only what it gets or had
+    /// (rendezvous hashing, Thaler and Ravishankar 1998). `None` if there are none.
+    pub fn rendezvous<'a>(self, processes: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+        let weighed = processes.into_iter().map(|name| {
+            let mut hash = blake3::Hasher::new();
+            hash.update(&[self.bits, self.index]).update(name.as_bytes());
+            (*hash.finalize().as_bytes(), name)
+        });
+        weighed.max().map(|(_, name)| name)
+    }
+
     /// Whether what belongs to no file is kept here: LOAD and REVOKE.
     pub const fn is_first(self) -> bool {
         self.index == 0
@@ -194,6 +205,24 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_process_that_goes_leaves_the_others_what_they_had() {
+        let names: Vec<String> = (0..5).map(|n| format!("aggregator-{n}")).collect();
+        let owner = |share: Share, without: Option<&str>| {
+            let there = names.iter().map(String::as_str).filter(|name| Some(*name) != without);
+            share.rendezvous(there).unwrap().to_owned()
+        };
+        let shares: Vec<Share> = Shares::new(256).unwrap().all().collect();
+        for gone in &names {
+            let had = shares.iter().filter(|share| owner(**share, None) == *gone).count();
+            assert!((25..80).contains(&had), "{gone} has {had} of 256");
+            for share in shares.iter().filter(|share| owner(**share, None) != *gone) {
+                assert_eq!(owner(*share, None), owner(*share, Some(gone)));
+            }
+        }
+        assert_eq!(Share::WHOLE.rendezvous([]), None);
     }
 
     #[test]

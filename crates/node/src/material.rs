@@ -26,6 +26,7 @@ use rustls::pki_types::CertificateDer;
 use sluice_engine::ids::{DcId, KeyId, Timestamp};
 use sluice_engine::keys::{ClusterTag, KeyRing, PublicKey, Purpose, SigningKey};
 use sluice_engine::limits::MAX_DCS;
+use sluice_engine::share::Shares;
 
 pub use self::identity::Identity;
 
@@ -122,6 +123,7 @@ struct DcMaterial {
 #[derive(Clone)]
 pub struct ClusterMaterial {
     name: String,
+    shares: Shares,
     dcs: BTreeMap<DcId, DcMaterial>,
     ca: CertificateDer<'static>,
     ca_key: Option<PrivateKey>,
@@ -147,6 +149,17 @@ impl ClusterMaterial {
         check_name("cluster name", name)?;
         check_dcs(dcs.iter().map(|(dc, name)| (*dc, *name)))?;
         issue::generate(name, dcs)
+    }
+
+    /// The same for a cluster that divides its slots into so many shares, in every datacenter.
+    #[must_use]
+    pub fn dividing(self, shares: Shares) -> Self {
+        Self { shares, ..self }
+    }
+
+    /// Into how many shares every datacenter divides its slots.
+    pub fn shares(&self) -> Shares {
+        self.shares
     }
 
     /// Writes the material to a directory, which is made if need be: each file atomically, secrets for the owner only.
@@ -240,6 +253,7 @@ impl ClusterMaterial {
         };
         let differs = [
             (self.name != other.name, "the name of the cluster"),
+            (self.shares != other.shares, "the number of shares"),
             (self.ca != other.ca, "the CA"),
             (signing(self) != signing(other), "a datacenter, or a key of commands or contexts,"),
             (self.token_public != other.token_public, "the key of tokens"),

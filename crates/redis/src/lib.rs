@@ -18,6 +18,7 @@ mod config;
 mod connection;
 mod error;
 pub mod lease;
+pub mod members;
 mod metrics;
 pub mod revocations;
 pub mod sessions;

@@ -175,6 +175,8 @@ impl Caller {
         let connection = capture_connection(&mut request);
         let response = self.client.request(request).await?;
         let is_old = response.extensions().get::<Since>().is_none_or(|since| since.0.elapsed() > self.renew);
+        // The next connection is to another process.
+        let is_old = is_old || response.status() == StatusCode::MISDIRECTED_REQUEST;
         if let Some(connected) = connection.connection_metadata().as_ref().filter(|_| is_old) {
             connected.poison();
         }

@@ -12,8 +12,8 @@
 //! 4. A call fails as a [`Refusal`](sluice_proto::problem::Refusal): the other side's own, or `unavailable` when it cannot
 //!    be asked. Nothing is tried twice of which the first try may have done something, unless twice is as good as once.
 //!    A store's calls fail as its errors, each as it left.
-//! 5. A store that is in another process is one aggregator's at a time ([`Tenures`]), and nothing happens in it, nor is
-//!    registered, for one whose time is over.
+//! 5. Each share of a store that is in another process is one aggregator's at a time ([`Tenures`]), and nothing happens in it,
+//!    nor is registered, for one whose time is over.
 //! 6. Names are resolved for every connection, none lives longer than a minute or so, idle ones less, and one whose other side has vanished ends within
 //!    half a minute: processes may come and go.
 //! 7. Everything that comes is bounded, and parsed before it is acted on. Tasks belong to a
@@ -27,6 +27,7 @@ mod door;
 mod elsewhere;
 mod forms;
 mod outgoing;
+mod owner;
 mod sessions;
 mod slots;
 mod store;
@@ -37,6 +38,7 @@ mod workers;
 pub use caller::{Caller, CallerConfig};
 pub use door::{Answers, Door, DoorError};
 pub use elsewhere::{Other, RemoteElsewhere};
+pub use owner::Owned;
 pub use sessions::{MovingSessions, RemoteSessions, serve_sessions};
 pub use slots::{RemoteSlots, serve_slots};
 pub use store::{NoTenure, RemoteStore, serve_store};

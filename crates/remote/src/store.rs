@@ -1,4 +1,4 @@
-//! [`ChunkStore`], from process to process: of the worker that owns the volume, for the aggregator that has it.
+//! [`ChunkStore`], from process to process: of the worker that owns the volume, for the aggregator that has a share of it.
 //!
 //! A [`RemoteStore`] is one [tenure](crate::tenure), and ends with it. What only looks is asked again when no answer came.
 //! What changes the store is asked again only if it cannot have been done; when that is not known, the tenure is given
@@ -10,6 +10,7 @@ mod forms;
 mod run;
 mod serve;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -24,6 +25,7 @@ use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
 use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::share::Share;
 use sluice_node::clock::random_bytes;
 use sluice_node::shutdown::Shutdown;
 use sluice_proto::problem::Refusal;
@@ -35,9 +37,9 @@ use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio::time::Instant;
 
 use self::forms::{
-    Answered, Begun, Chunk, Chunks, Facts, File, List, ListOf, Number, Numbered, Part, Record, Refused,
-    Rooted, WireFound, WireListed, WireOutcome, WireSummary, WireUsage, bytes, decode_values, file, ranges,
-    root, text,
+    Answered, Begin, Begun, Chunk, Chunks, Facts, File, Floor, List, ListOf, Numbered, OfShare, Part, Record,
+    Refused, Rooted, WireFound, WireListed, WireOutcome, WireSummary, WireUsage, bytes, decode_values, file,
+    ranges, root, text,
 };
 use self::run::RemoteRun;
 pub use self::serve::serve_store;
@@ -45,6 +47,7 @@ use crate::caller::{Caller, Failed, Head};
 use crate::forms::Nothing;
 use crate::tenure::{LEASE, Tenure};
 
+const THERE: &str = "/v1/store/there";
 const BEGIN: &str = "/v1/store/begin";
 const RENEW: &str = "/v1/store/renew";
 const END: &str = "/v1/store/end";
@@ -73,7 +76,7 @@ const DISCARD_ORPHAN: &str = "/v1/store/discard-orphan";
 const RAISE: &str = "/v1/store/raise-generations";
 const PUT_PAGE: &str = "/v1/store/put-page";
 const PAGE: &str = "/v1/store/page";
-const STATE: &str = "/v1/store/state";
+const STATES: &str = "/v1/store/states";
 const PUT_STATE: &str = "/v1/store/put-state";
 
 /// The shortest and the longest pause between two tries.
@@ -85,9 +88,12 @@ const LOST_AT_ONCE: usize = 65_536;
 /// A tenure that did not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum NoTenure {
-    /// Another aggregator has the store.
-    #[error("another aggregator has the store")]
+    /// Another aggregator has it.
+    #[error("another aggregator has it")]
     Taken,
+    /// There is no such share: the worker was told of another number of them.
+    #[error("the worker divides slots otherwise than this process does: give both the same keys")]
+    Divided,
     /// The worker cannot be asked.
     #[error("the worker cannot be asked: {0}")]
     Unreachable(String),
@@ -128,14 +134,21 @@ enum Does {
 }
 
 impl RemoteStore {
-    /// Begins a tenure with the worker that `caller` calls. It is kept by a task on `tasks`.
-    pub async fn begin(caller: Caller, tasks: &Shutdown) -> Result<Self, NoTenure> {
-        let begun =
-            caller.ask::<Answered<Begun>>(Head::own(BEGIN), &Nothing {}, Bytes::new(), Duration::ZERO);
+    /// Begins a tenure of a share with the worker that `caller` calls; under the fence that came with the lease of the
+    /// share, if there is one. It is kept by a task on `tasks`.
+    pub async fn begin(
+        caller: Caller,
+        share: Share,
+        fence: Option<u64>,
+        tasks: &Shutdown,
+    ) -> Result<Self, NoTenure> {
+        let arguments = Begin { of: OfShare::of(share), fence };
+        let begun = caller.ask::<Answered<Begun>>(Head::own(BEGIN), &arguments, Bytes::new(), Duration::ZERO);
         let garbled = |what: String| NoTenure::Unreachable(what);
         let Begun { tenure, usage } = match begun.await {
             Ok(Ok(begun)) => begun,
             Ok(Err(Refused::NotHeld)) => return Err(NoTenure::Taken),
+            Ok(Err(Refused::NoShare)) => return Err(NoTenure::Divided),
             Ok(Err(refused)) => return Err(garbled(format!("{refused:?}"))),
             Err(failed) => return Err(garbled(Refusal::from(failed).detail)),
         };
@@ -152,6 +165,12 @@ impl RemoteStore {
         }));
         tasks.spawn(this.clone().keep());
         Ok(this)
+    }
+
+    /// Whether the worker that `caller` calls answers.
+    pub async fn is_there(caller: &Caller) -> bool {
+        let there = caller.ask::<Nothing>(Head::own(THERE), &Nothing {}, Bytes::new(), Duration::ZERO);
+        there.await.is_ok()
     }
 
     /// The tenure.
@@ -308,7 +327,7 @@ impl RemoteStore {
     fn refused(&self, refused: serde_json::Result<Refused>) -> StoreError {
         match refused {
             Ok(Refused::Store(error)) => error.parse().unwrap_or_else(unreachable),
-            Ok(Refused::NotHeld) => {
+            Ok(Refused::NotHeld | Refused::NoShare) => {
                 self.give_up("another has it");
                 self.ended()
             }
@@ -427,13 +446,13 @@ impl ChunkStore for RemoteStore {
         found.iter().map(|id| file(id)).collect::<Result<_, _>>().map_err(unreachable)
     }
 
-    async fn put_scrub_mark(&self, mark: &[u8]) -> Result<(), StoreError> {
+    async fn put_scrub_mark(&self, share: Share, mark: &[u8]) -> Result<(), StoreError> {
         limit("mark of a scrub", mark.len(), MAX_MARK_LEN)?;
-        self.ask(Does::Change, PUT_MARK, &Nothing {}, Bytes::copy_from_slice(mark)).await
+        self.ask(Does::Change, PUT_MARK, &OfShare::of(share), Bytes::copy_from_slice(mark)).await
     }
 
-    async fn scrub_mark(&self) -> Result<Option<Vec<u8>>, StoreError> {
-        let found: Option<String> = self.look(MARK, &Nothing {}).await?;
+    async fn scrub_mark(&self, share: Share) -> Result<Option<Vec<u8>>, StoreError> {
+        let found: Option<String> = self.look(MARK, &OfShare::of(share)).await?;
         found.as_deref().map(bytes).transpose().map_err(unreachable)
     }
 
@@ -478,8 +497,8 @@ impl ChunkStore for RemoteStore {
         self.change(DISCARD_ORPHAN, &of(file)).await
     }
 
-    async fn raise_generations(&self, floor: Generation) -> Result<(), StoreError> {
-        self.change(RAISE, &Number { number: floor.number() }).await
+    async fn raise_generations(&self, share: Share, floor: Generation) -> Result<(), StoreError> {
+        self.change(RAISE, &Floor { of: OfShare::of(share), number: floor.number() }).await
     }
 
     async fn put_page(&self, file: FileId, segment: u64, page: &[u8]) -> Result<(), StoreError> {
@@ -493,14 +512,18 @@ impl ChunkStore for RemoteStore {
         Ok(self.bytes(PAGE, &arguments).await?.map(Vec::from))
     }
 
-    async fn state(&self) -> Result<Vec<u8>, StoreError> {
-        let found: String = self.look(STATE, &Nothing {}).await?;
-        bytes(&found).map_err(unreachable)
+    async fn states(&self) -> Result<BTreeMap<Share, Vec<u8>>, StoreError> {
+        let found: Vec<(String, String)> = self.look(STATES, &Nothing {}).await?;
+        let parse = |(share, state): (String, String)| {
+            let share = share.parse().map_err(|_| unreachable("an answer that makes no sense"))?;
+            Ok((share, bytes(&state).map_err(unreachable)?))
+        };
+        found.into_iter().map(parse).collect()
     }
 
-    async fn put_state(&self, state: &[u8]) -> Result<(), StoreError> {
+    async fn put_state(&self, share: Share, state: &[u8]) -> Result<(), StoreError> {
         limit("state", state.len(), MAX_STATE_LEN)?;
-        self.ask(Does::Change, PUT_STATE, &Nothing {}, Bytes::copy_from_slice(state)).await
+        self.ask(Does::Change, PUT_STATE, &OfShare::of(share), Bytes::copy_from_slice(state)).await
     }
 
     fn usage(&self) -> Usage {

@@ -1,13 +1,16 @@
 //! The port for peers: mutual TLS, HTTP/2, and the peer service of `peer.proto`.
 //!
-//! A connection is a datacenter's by its certificate, and a command another's only by its signature. Accepting,
-//! every connection and every stream are tasks of the datacenter: a kill drops them all.
+//! A connection is a datacenter's by its certificate, and a command another's only by its signature. Every call says which
+//! share it is about, in `sluice-share`; nothing there means all slots. A process answers for the shares that it has, and
+//! whoever finds another has to look on. Accepting and every connection are tasks of the port, every stream one of its share's
+//! aggregator: a kill drops them all.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::fmt;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,9 +23,11 @@ use sluice_engine::context::SignedContext;
 use sluice_engine::geometry::ChunkIndex;
 use sluice_engine::ids::{ClientFileId, DcId, FileId, Incarnation};
 use sluice_engine::limits::UNIT_CHUNKS;
+use sluice_engine::share::Share;
 use sluice_engine::span::Place;
 use sluice_node::budget::Concurrency;
 use sluice_node::listener;
+use sluice_node::material::ClusterMaterial;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::telemetry::{self, Served, Whence};
 use sluice_node::tls;
@@ -47,7 +52,10 @@ use crate::refusal::{of_store, to_status};
 use crate::traces::chunks_told;
 use crate::{AggregatorError, AggregatorService, bulk, links};
 
-/// Connections at once: each peer has two, and restarts overlap.
+/// Which share a call is about, as in `3/16`.
+pub(crate) const SHARE: &str = "sluice-share";
+
+/// Connections at once for each share: each peer has two, and restarts overlap.
 const MAX_CONNECTIONS: usize = 4 * sluice_engine::limits::MAX_DCS;
 
 /// How long a TLS handshake may take.
@@ -105,83 +113,142 @@ impl Speakers {
     }
 }
 
-/// Answers peers until the datacenter stops.
-pub(crate) fn serve(service: Arc<AggregatorService>, listener: Listener, config: Arc<ServerConfig>) {
-    let tasks = service.parts.tasks.clone();
-    tasks.clone().spawn(async move {
+/// The port at which a process answers peers, for as long as its tasks run.
+#[derive(Clone)]
+pub struct PeerPort(Arc<Shared>);
+
+struct Shared {
+    dc: DcId,
+    material: Arc<ClusterMaterial>,
+    /// Whoever has a share in this process, while it lives.
+    owners: RwLock<BTreeMap<Share, Weak<AggregatorService>>>,
+    tasks: Shutdown,
+}
+
+impl fmt::Debug for PeerPort {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PeerPort({})", self.0.dc)
+    }
+}
+
+impl PeerPort {
+    /// Answers peers of a datacenter on `listener`, which is served by `tasks`. Nobody has a share yet.
+    pub fn open(
+        listener: Listener,
+        material: &Arc<ClusterMaterial>,
+        dc: DcId,
+        tasks: &Shutdown,
+    ) -> Result<Self, AggregatorError> {
+        let config = tls::peer_server(material, dc)?;
+        let shared =
+            Shared { dc, material: material.clone(), owners: RwLock::default(), tasks: tasks.clone() };
+        let this = Self(Arc::new(shared));
+        tasks.spawn(this.clone().serve(listener, config));
+        Ok(this)
+    }
+
+    /// From now on an aggregator answers for its share, instead of whoever did.
+    pub(crate) fn add(&self, service: &Arc<AggregatorService>) {
+        let mut owners = self.0.owners.write().unwrap_or_else(PoisonError::into_inner);
+        owners.insert(service.parts.share, Arc::downgrade(service));
+    }
+
+    /// Whoever answers for the share that a call is about.
+    fn owner<T>(&self, request: &Request<T>) -> Result<Arc<AggregatorService>, Status> {
+        let share = match request.metadata().get(SHARE) {
+            None => Share::WHOLE,
+            Some(text) => {
+                let parsed = text.to_str().ok().and_then(|text| text.parse().ok());
+                parsed.ok_or_else(|| malformed("no share"))?
+            }
+        };
+        if share.of() != self.0.material.shares() {
+            let (mine, theirs) = (self.0.material.shares().count(), share.of().count());
+            let detail = format!("slots are divided into {mine} shares here, and into {theirs} by who asks");
+            warn!(
+                mine,
+                theirs,
+                "a peer divides slots otherwise: all datacenters of a cluster have to divide them alike"
+            );
+            return Err(to_status(&Refusal::new(Problem::Precondition, detail)));
+        }
+        let owners = self.0.owners.read().unwrap_or_else(PoisonError::into_inner);
+        let owner = owners.get(&share).and_then(Weak::upgrade);
+        let owner = owner.filter(|owner| !owner.parts.tasks.is_draining());
+        owner.ok_or_else(|| to_status(&Refusal::new(Problem::Stopping, format!("{share} is not here"))))
+    }
+
+    async fn serve(self, listener: Listener, config: Arc<ServerConfig>) {
+        let tasks = self.0.tasks.clone();
         let acceptor = TlsAcceptor::from(config);
-        let room = Concurrency::new("connections of peers", MAX_CONNECTIONS);
+        let shares = self.0.material.shares().count() as usize;
+        let room = Concurrency::new("connections of peers", MAX_CONNECTIONS * shares);
         loop {
             let stream = tokio::select! {
                 () = tasks.draining() => return,
                 stream = listener::accept(&listener.listener, "peer") => stream,
             };
             let Ok(permit) = room.try_take() else { continue };
-            let (service, acceptor, owner) = (service.clone(), acceptor.clone(), tasks.clone());
+            let (port, acceptor) = (self.clone(), acceptor.clone());
             tasks.spawn(async move {
-                connection(service, acceptor, stream, owner).await;
+                port.connection(acceptor, stream).await;
                 drop(permit);
             });
         }
-    });
-}
+    }
 
-async fn connection(
-    service: Arc<AggregatorService>,
-    acceptor: TlsAcceptor,
-    stream: TcpStream,
-    tasks: Shutdown,
-) {
-    let _ = stream.set_nodelay(true);
-    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => {
-            debug!(%error, "a peer's handshake failed");
-            return;
+    async fn connection(self, acceptor: TlsAcceptor, stream: TcpStream) {
+        let Shared { dc: me, material, tasks, .. } = &*self.0;
+        let _ = stream.set_nodelay(true);
+        let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => {
+                debug!(%error, "a peer's handshake failed");
+                return;
+            }
+            Err(_) => return,
+        };
+        let caller = match tls::peer_dc(material, stream.get_ref().1.peer_certificates()) {
+            Ok(dc) if dc != *me => Caller(dc),
+            Ok(_) | Err(_) => {
+                warn!("a peer's certificate names no other datacenter of this cluster");
+                return;
+            }
+        };
+        let dc: Arc<str> = material.dc_name(*me).unwrap_or_default().into();
+        let routes = tonic::service::Routes::new(PeerServer::new(self.clone())).prepare();
+        let routes =
+            routes.map_request(move |mut request: tonic::codegen::http::Request<hyper::body::Incoming>| {
+                request.extensions_mut().insert(caller);
+                request.map(tonic::body::Body::new)
+            });
+        let routes =
+            tower::service_fn(move |request: tonic::codegen::http::Request<hyper::body::Incoming>| {
+                let served = served(&request, &dc, caller);
+                served.scope(routes.clone().oneshot(request))
+            });
+        let connection = hyper::server::conn::http2::Builder::new(tasks.clone())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(256)
+            .max_pending_accept_reset_streams(64)
+            .max_local_error_reset_streams(256)
+            .max_header_list_size(16 << 10)
+            .initial_stream_window_size(1 << 20)
+            .initial_connection_window_size(8 << 20)
+            .keep_alive_interval(Duration::from_secs(10))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
+        let mut connection = std::pin::pin!(connection);
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = tasks.draining() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
+        if let Err(error) = ended {
+            debug!(%error, "a peer's connection broke");
         }
-        Err(_) => return,
-    };
-    let caller = match tls::peer_dc(&service.parts.material, stream.get_ref().1.peer_certificates()) {
-        Ok(dc) if dc != service.parts.dc => Caller(dc),
-        Ok(_) | Err(_) => {
-            warn!("a peer's certificate names no other datacenter of this cluster");
-            return;
-        }
-    };
-    let service_dc = service.dc_name(service.parts.dc);
-    let routes =
-        tonic::service::Routes::new(PeerServer::new(Door { service, tasks: tasks.clone() })).prepare();
-    let routes =
-        routes.map_request(move |mut request: tonic::codegen::http::Request<hyper::body::Incoming>| {
-            request.extensions_mut().insert(caller);
-            request.map(tonic::body::Body::new)
-        });
-    let dc: Arc<str> = service_dc.into();
-    let routes = tower::service_fn(move |request: tonic::codegen::http::Request<hyper::body::Incoming>| {
-        let served = served(&request, &dc, caller);
-        served.scope(routes.clone().oneshot(request))
-    });
-    let connection = hyper::server::conn::http2::Builder::new(tasks.clone())
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(256)
-        .max_pending_accept_reset_streams(64)
-        .max_local_error_reset_streams(256)
-        .max_header_list_size(16 << 10)
-        .initial_stream_window_size(1 << 20)
-        .initial_connection_window_size(8 << 20)
-        .keep_alive_interval(Duration::from_secs(10))
-        .keep_alive_timeout(Duration::from_secs(10))
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(routes));
-    let mut connection = std::pin::pin!(connection);
-    let ended = tokio::select! {
-        ended = connection.as_mut() => ended,
-        () = tasks.draining() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        debug!(%error, "a peer's connection broke");
     }
 }
 
@@ -201,16 +268,10 @@ fn served<B>(request: &tonic::codegen::http::Request<B>, dc: &str, from: Caller)
     telemetry::serve(span, request.headers().get(TRACEPARENT), Whence::Inside)
 }
 
-/// The peer service.
-struct Door {
-    service: Arc<AggregatorService>,
-    tasks: Shutdown,
-}
-
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[tonic::async_trait]
-impl peer_server::Peer for Door {
+impl peer_server::Peer for PeerPort {
     type LinkStream = Answers<LinkFrame>;
     type ChunksStream = Answers<ChunkPiece>;
 
@@ -219,6 +280,7 @@ impl peer_server::Peer for Door {
         request: Request<Streaming<LinkFrame>>,
     ) -> Result<Response<Self::LinkStream>, Status> {
         let from = caller(&request)?;
+        let service = self.owner(&request)?;
         let mut frames = request.into_inner();
         let first = tokio::time::timeout(GREETING, frames.message()).await;
         let first = first.map_err(|_| malformed("no hello came in time"))??;
@@ -233,9 +295,9 @@ impl peer_server::Peer for Door {
             incarnation: Incarnation::new(hello.incarnation),
             seen_of_me: Incarnation::new(hello.seen),
         };
-        let greeted = self.service.ledgers.greet(heard).await;
+        let greeted = service.ledgers.greet(heard).await;
         let Greeted { greeting, welcome } = greeted.map_err(|refusal| to_status(&refusal))?;
-        let answer = links::hello(self.service.parts.dc, greeting);
+        let answer = links::hello(service.parts.dc, greeting);
         // Holds the hello, and perhaps a refusal; stays open for as long as the link does.
         let (sender, receiver) = mpsc::channel(2);
         sender.send(Ok(answer)).await.map_err(|_| Status::cancelled("gone"))?;
@@ -246,9 +308,9 @@ impl peer_server::Peer for Door {
             sender.send(Err(refusal)).await.map_err(|_| Status::cancelled("gone"))?;
             return Ok(Response::new(Box::pin(ReceiverStream::new(receiver))));
         }
-        let mut replaced = self.service.speakers.replace(from);
-        let (service, tasks) = (self.service.clone(), self.tasks.clone());
-        self.tasks.spawn(async move {
+        let mut replaced = service.speakers.replace(from);
+        let tasks = service.parts.tasks.clone();
+        service.parts.tasks.clone().spawn(async move {
             let _open = sender;
             loop {
                 tokio::select! {
@@ -268,9 +330,10 @@ impl peer_server::Peer for Door {
 
     async fn record(&self, request: Request<RecordRequest>) -> Result<Response<RecordReply>, Status> {
         caller(&request)?;
+        let service = self.owner(&request)?;
         let file = file_id(&request.get_ref().file)?;
         let summary =
-            self.service.parts.store.summary(file).await.map_err(|error| to_status(&of_store(&error)))?;
+            service.parts.store.summary(file).await.map_err(|error| to_status(&of_store(&error)))?;
         let record =
             summary.and_then(|summary| summary.record).ok_or_else(|| to_status(&Refusal::not_found()))?;
         Ok(Response::new(RecordReply { record: record.to_bytes().into() }))
@@ -278,16 +341,18 @@ impl peer_server::Peer for Door {
 
     async fn values(&self, request: Request<ValuesRequest>) -> Result<Response<ValuesReply>, Status> {
         caller(&request)?;
+        let service = self.owner(&request)?;
         let ValuesRequest { file, start, level, under_start, under_level } = request.into_inner();
         let file = file_id(&file)?;
         let (place, under) = (place(start, level)?, place(under_start, under_level)?);
         let (values, beside) =
-            bulk::own_values(&self.service, file, place, under).await.map_err(|e| to_status(&e))?;
+            bulk::own_values(&service, file, place, under).await.map_err(|e| to_status(&e))?;
         Ok(Response::new(ValuesReply { values: bulk::concat(&values), beside: bulk::concat(&beside) }))
     }
 
     async fn chunks(&self, request: Request<ChunksRequest>) -> Result<Response<Self::ChunksStream>, Status> {
         let from = caller(&request)?;
+        let service = self.owner(&request)?;
         let ChunksRequest { file, start, count, relay } = request.into_inner();
         let file = file_id(&file)?;
         if count == 0 || u64::from(count) > UNIT_CHUNKS {
@@ -297,9 +362,8 @@ impl peer_server::Peer for Door {
             start.checked_add(u64::from(count)).ok_or_else(|| malformed("the range of chunks overflows"))?;
         ChunkIndex::new(end - 1).map_err(|error| malformed(error.to_string()))?;
         let (sender, receiver) = mpsc::channel(PIECES);
-        let service = self.service.clone();
         tracing::Span::current().record("file", tracing::field::display(file));
-        self.tasks.spawn(telemetry::carried(async move {
+        service.parts.tasks.clone().spawn(telemetry::carried(async move {
             for number in start..end {
                 let Ok(index) = ChunkIndex::new(number) else { return };
                 let bytes = match bulk::chunk(&service, file, index, relay, from).await {
@@ -324,9 +388,10 @@ impl peer_server::Peer for Door {
 
     async fn status(&self, request: Request<StatusRequest>) -> Result<Response<StatusReply>, Status> {
         caller(&request)?;
+        let service = self.owner(&request)?;
         let StatusRequest { context, id } = request.into_inner();
         let (context, id) = (signed(context)?, client_id(&id)?);
-        let status = self.service.own_status(&context, id).await.map_err(|refusal| to_status(&refusal))?;
+        let status = service.own_status(&context, id).await.map_err(|refusal| to_status(&refusal))?;
         let json = status.map(|status| serde_json::to_vec(&status)).transpose();
         let json = json.map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(StatusReply { status: json.map(Bytes::from) }))
@@ -334,10 +399,11 @@ impl peer_server::Peer for Door {
 
     async fn locate(&self, request: Request<LocateRequest>) -> Result<Response<LocateReply>, Status> {
         caller(&request)?;
+        let service = self.owner(&request)?;
         let LocateRequest { context, id, start, level } = request.into_inner();
         let (context, id, place) = (signed(context)?, client_id(&id)?, place(start, level)?);
         let (values, proof) =
-            self.service.own_unit(&context, id, place).await.map_err(|refusal| to_status(&refusal))?;
+            service.own_unit(&context, id, place).await.map_err(|refusal| to_status(&refusal))?;
         Ok(Response::new(LocateReply { values: bulk::concat(&values), proof: bulk::concat(&proof) }))
     }
 }

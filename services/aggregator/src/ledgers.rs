@@ -196,8 +196,12 @@ impl LedgerTask {
     pub(crate) async fn begin(self, effects: Vec<Effect>) -> Result<Self, AggregatorError> {
         for effect in effects {
             match effect {
-                Effect::PersistNode(memory) => self.service.parts.store.put_state(&memory.to_bytes()).await?,
-                Effect::RaiseGenerations(floor) => self.service.parts.store.raise_generations(floor).await?,
+                Effect::PersistNode(memory) => {
+                    self.service.parts.store.put_state(self.service.parts.share, &memory.to_bytes()).await?
+                }
+                Effect::RaiseGenerations(floor) => {
+                    self.service.parts.store.raise_generations(self.service.parts.share, floor).await?
+                }
                 Effect::Revoked(revocation) => {
                     self.service.parts.revocations.apply(revocation);
                 }
@@ -294,7 +298,7 @@ impl LedgerTask {
                     }
                 }
                 Effect::RaiseGenerations(floor) => {
-                    if let Err(failed) = store.raise_generations(floor).await {
+                    if let Err(failed) = store.raise_generations(self.service.parts.share, floor).await {
                         error!(%failed, "generations could not be raised");
                     }
                 }
@@ -377,7 +381,7 @@ impl LedgerTask {
     /// Tries again what the store refused of the datacenter.
     async fn keep_node_again(&mut self) -> Result<(), StoreError> {
         let Some(memory) = &self.unkept_node else { return Ok(()) };
-        self.service.parts.store.put_state(&memory.to_bytes()).await?;
+        self.service.parts.store.put_state(self.service.parts.share, &memory.to_bytes()).await?;
         self.unkept_node = None;
         self.unkept_revocation = false;
         Ok(())

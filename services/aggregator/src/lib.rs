@@ -5,7 +5,8 @@
 //! 1. Decisions are the engine's. `ledgers.rs` is one task that feeds it events and applies its effects in order;
 //!    what must be durable is, before anything later is said.
 //! 2. `links.rs` carries signed commands to each peer over mutual TLS, and `door.rs` answers peers. A command counts
-//!    only if its form, destination, sender, key and signature hold.
+//!    only if its form, destination, sender, key and signature hold. One aggregator is about one share of the slots, and
+//!    speaks with those of the same share elsewhere; `divided.rs` makes one of all of them for whoever asks.
 //! 3. `carry.rs` carries out effects that take time: fetching records, pulling, publishing. Everything that comes
 //!    from a peer is verified before it is stored or given on (`bulk.rs`, `locate.rs`).
 //! 4. `slots.rs` is what workers ask: every request is verified against its session context here again (G4).
@@ -18,6 +19,7 @@
 mod bulk;
 mod carry;
 mod catalogue;
+mod divided;
 mod door;
 mod drain;
 mod ledgers;
@@ -42,6 +44,7 @@ use std::time::Duration;
 use sluice_engine::aggregator::{Aggregator, Config, NodeMemory};
 use sluice_engine::ids::{DcId, Timestamp};
 use sluice_engine::placement::Standings;
+use sluice_engine::share::Share;
 use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::clock::SharedClock;
 use sluice_node::material::{ClusterMaterial, MaterialError};
@@ -51,17 +54,21 @@ use sluice_proto::calls::Leaving;
 use sluice_store::{ChunkStore, StoreError};
 use tokio::time::Instant;
 
-pub use door::Listener;
+pub use divided::{Divided, SharePart};
+pub use door::{Listener, PeerPort};
 pub use metrics::{AggregatorMetrics, Traffic};
 
 use crate::catalogue::Catalogue;
 use crate::ledgers::Ledgers;
+use crate::metrics::Seen;
 
 /// What an aggregator is made of.
 #[derive(Clone)]
 pub struct AggregatorParts {
     /// This datacenter.
     pub dc: DcId,
+    /// Whose files it is about.
+    pub share: Share,
     /// Certificates and keys.
     pub material: Arc<ClusterMaterial>,
     /// The datacenter's chunk store.
@@ -70,7 +77,7 @@ pub struct AggregatorParts {
     pub access: Arc<ContextVerifier>,
     /// What is revoked, for all services of the datacenter; the aggregator feeds it.
     pub revocations: Revocations,
-    /// What it counts: one for all aggregators that follow each other in a process.
+    /// What it counts: one for all aggregators of a process.
     pub metrics: Arc<AggregatorMetrics>,
     /// The clock of the datacenter.
     pub clock: SharedClock,
@@ -80,7 +87,7 @@ pub struct AggregatorParts {
     pub settings: AggregatorSettings,
 }
 
-/// Times and limits of an aggregator.
+/// Times and limits of the aggregators of a datacenter. Each share has its part of what is limited.
 #[derive(Clone, Copy, Debug)]
 pub struct AggregatorSettings {
     /// How long every datacenter must say UNKNOWN before chunks without metadata go.
@@ -103,6 +110,21 @@ pub struct AggregatorSettings {
     pub scrub_every: Duration,
     /// How often it is tried to mend what is known to be damaged, and kept how far the scrub has come.
     pub mend_every: Duration,
+}
+
+impl AggregatorSettings {
+    /// Those of one share.
+    fn of(self, share: Share) -> Self {
+        let count = share.of().count();
+        let rate = self.scrub_rate / u64::from(count);
+        Self {
+            provisional_files: self.provisional_files.div_ceil(count as usize),
+            provisional_chunks: self.provisional_chunks.div_ceil(u64::from(count)),
+            // 0 would be never.
+            scrub_rate: if self.scrub_rate == 0 { 0 } else { rate.max(1) },
+            ..self
+        }
+    }
 }
 
 impl Default for AggregatorSettings {
@@ -187,6 +209,8 @@ pub struct AggregatorService {
     /// Pulls under way at once, over all files: more would only be larger.
     pub(crate) pulls: tokio::sync::Semaphore,
     pub(crate) edge_url: Option<String>,
+    /// Files of which chunks were known to be damaged when that was last looked at.
+    pub(crate) damaged: std::sync::atomic::AtomicUsize,
     /// Whether anybody says how loaded the datacenter is, and so places chunks.
     pub(crate) is_placed: std::sync::atomic::AtomicBool,
     /// What time it is for the engine.
@@ -199,35 +223,33 @@ pub struct AggregatorService {
     pub(crate) this: std::sync::Weak<AggregatorService>,
 }
 
-/// Starts the aggregator: answers peers on `listener`, dials them, and loads the files of the store meanwhile. It serves
-/// at once: what a request needs is loaded before its turn.
+/// Starts the aggregator of a share: answers peers at `port`, dials them, and loads the files of the store meanwhile. It
+/// serves at once: what a request needs is loaded before its turn.
 pub async fn start(
     parts: AggregatorParts,
-    listener: Listener,
+    port: &PeerPort,
     edge_url: Option<String>,
     peers: Vec<PeerAddress>,
 ) -> Result<Arc<AggregatorService>, AggregatorError> {
-    let me = parts.dc;
+    let (me, share) = (parts.dc, parts.share);
+    let parts = AggregatorParts { settings: parts.settings.of(share), ..parts };
     for peer in &peers {
         if peer.dc == me || parts.material.dc_name(peer.dc).is_none() {
             return Err(AggregatorError::Peer(peer.dc));
         }
     }
-    let server = sluice_node::tls::peer_server(&parts.material, me)?;
     let metrics = parts.metrics.clone();
-    for (_, name) in parts.material.dcs().filter(|(dc, _)| *dc != me) {
-        metrics.set_peer(name, false);
-    }
     let links = links::Links::new(&parts, &peers, metrics.clone())?;
 
     let began = Instant::now();
     let offset = parts.clock.now();
     let now = move || Timestamp::new(offset.number() + began.elapsed().as_millis() as u64);
-    let memory = NodeMemory::from_bytes(&parts.store.state().await?)?;
+    let memory = remembered(&parts).await?;
     let millis = |duration: Duration| duration.as_millis() as u64;
     let config = Config {
         orphan_grace_ms: millis(parts.settings.orphan_grace),
         takeover_ms: parts.settings.takeover_after.map(millis),
+        share,
         absent_ms: millis(parts.settings.absent_after),
         compare_ms: millis(parts.settings.compare_every),
         ..Config::new(me, parts.material.dcs().map(|(dc, _)| dc))
@@ -247,6 +269,7 @@ pub async fn start(
         traces: traces::Traces::default(),
         pulls: tokio::sync::Semaphore::new(carry::PULLS),
         edge_url,
+        damaged: std::sync::atomic::AtomicUsize::new(0),
         is_placed: std::sync::atomic::AtomicBool::new(false),
         now: Arc::new(now),
         standings: tokio::sync::watch::Sender::new(Standings::default()),
@@ -255,23 +278,32 @@ pub async fn start(
         parts: parts.clone(),
     });
     let observed = Arc::downgrade(&service);
-    parts.metrics.before_reading(move || {
+    parts.metrics.before_reading(share, move || {
         let service = observed.upgrade();
         async move {
-            let Some(service) = service else { return };
-            let (metrics, material) = (service.metrics.clone(), service.parts.material.clone());
             // Nobody answers once it has stopped.
-            let _ = service.ledgers.ask(move |aggregator| metrics.show(aggregator, &material, now())).await;
+            let service = service?;
+            let damaged = service.damaged.load(std::sync::atomic::Ordering::Relaxed);
+            service.ledgers.ask(move |aggregator| Seen::of(aggregator, damaged, now())).await.ok()
         }
     });
     let task = ledgers::LedgerTask::new(aggregator, inputs, service.clone(), Box::new(now));
     let task = task.begin(effects).await?;
     parts.tasks.spawn(task.run());
     parts.tasks.spawn(load::load_all(service.clone()));
-    door::serve(service.clone(), listener, server);
+    port.add(&service);
     links::dial_all(&service);
     service.parts.tasks.spawn(scrub::run(service.clone()));
     Ok(service)
+}
+
+/// What a share begins with. Where slots were divided otherwise before, what was said of its files was said by others.
+async fn remembered(parts: &AggregatorParts) -> Result<NodeMemory, AggregatorError> {
+    let states = parts.store.states().await?;
+    let own = states.get(&parts.share).map(|state| NodeMemory::from_bytes(state)).transpose()?;
+    let others = states.iter().filter(|(share, _)| **share != parts.share && share.overlaps(parts.share));
+    let others = others.map(|(_, state)| NodeMemory::from_bytes(state)).collect::<Result<Vec<_>, _>>()?;
+    Ok(own.unwrap_or_default().succeeding(others))
 }
 
 impl AggregatorService {

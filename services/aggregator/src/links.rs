@@ -1,8 +1,10 @@
 //! Links to the other datacenters: one direction each. A task per peer dials, says hello, and carries signed commands
-//! until the link breaks; then it dials again, with growing pauses and jitter. Bulk calls have a channel of their
-//! own, so that data never delays a command.
+//! until the link breaks; then it dials again, with growing pauses and jitter. Of several processes of a peer one has the
+//! share that this is about: they are tried in turn, and the one that welcomed the last link is asked for everything else,
+//! over a channel of its own, so that data never delays a command.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,12 +15,13 @@ use sluice_engine::aggregator::{Greeting, NodeEvent};
 use sluice_engine::command::{COMMAND_LEN, Command};
 use sluice_engine::ids::{DcId, Incarnation};
 use sluice_engine::keys::SigningKey;
+use sluice_engine::share::Share;
 use sluice_node::metrics::OutgoingCall;
 use sluice_node::{tcp, telemetry, tls};
 use sluice_proto::code;
 use sluice_proto::peer::peer_client::PeerClient;
 use sluice_proto::peer::{CommandTrace, Hello, LinkFrame};
-use sluice_proto::problem::Refusal;
+use sluice_proto::problem::{Problem, Refusal};
 use sluice_proto::trace::{TRACEPARENT, TraceContext};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -33,6 +36,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 use tracing::{debug, info, warn};
 
+use crate::door::SHARE;
 use crate::ledgers::{Greeted, too_slow};
 use crate::metrics::AggregatorMetrics;
 use crate::refusal::of_status;
@@ -54,6 +58,9 @@ const PAUSES: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 /// How long connecting and the hello may take.
 const GREETING: Duration = Duration::from_secs(5);
 
+/// The longest pause before the next of a peer's processes is asked, after one that does not have the share.
+const ELSEWHERE: Duration = Duration::from_millis(300);
+
 /// How long one of a peer's processes may take for its part of that, before the next is asked.
 const CONNECT: Duration = Duration::from_secs(2);
 
@@ -73,8 +80,9 @@ pub(crate) struct Peer {
     pub(crate) edge_url: Option<String>,
     link: Endpoint,
     connector: Connector,
-    /// For everything but commands.
-    bulk: Channel,
+    /// For everything but commands: the channel, and whom it prefers.
+    bulk: Mutex<(Channel, Option<SocketAddr>)>,
+    along: Along,
     outlet: Mutex<Option<mpsc::Sender<Said>>>,
     /// Counts links, so that a late end of one is not taken for that of the next.
     count: AtomicU64,
@@ -101,6 +109,8 @@ impl Links {
                 tls: TlsConnector::from(config.clone()),
                 name: tls::peer_name(&parts.material, *dc)?,
                 next: Arc::default(),
+                first: None,
+                reached: Arc::default(),
             };
             // The connector speaks TLS itself, so the scheme says that there is nothing more to do.
             let endpoint = Endpoint::from_static("http://peer.sluice")
@@ -118,7 +128,8 @@ impl Links {
                 edge_url: edge_url.clone(),
                 link: endpoint,
                 connector,
-                bulk,
+                bulk: Mutex::new((bulk, None)),
+                along: Along(parts.share),
                 outlet: Mutex::new(None),
                 count: AtomicU64::new(0),
             };
@@ -168,7 +179,17 @@ impl Peer {
 
     /// A client for bulk calls.
     pub(crate) fn client(&self) -> PeerClient<InterceptedService<Channel, Along>> {
-        PeerClient::with_interceptor(self.bulk.clone(), Along)
+        let bulk = self.bulk.lock().unwrap_or_else(PoisonError::into_inner).0.clone();
+        PeerClient::with_interceptor(bulk, self.along)
+    }
+
+    /// The process at this address has the share: it is asked for everything else, too.
+    fn prefer(&self, address: Option<SocketAddr>) {
+        let mut bulk = self.bulk.lock().unwrap_or_else(PoisonError::into_inner);
+        if address.is_some() && bulk.1 != address {
+            let connector = Connector { first: address, reached: Arc::default(), ..self.connector.clone() };
+            *bulk = (self.link.connect_with_connector_lazy(connector), address);
+        }
     }
 }
 
@@ -201,15 +222,20 @@ pub(crate) fn answered<T>(
     answer.map_err(|_| too_slow(&peer.name))?.map_err(|status| of_status(&status, &peer.name))
 }
 
-/// Sends along which trace a call is part of.
+/// Sends along which share a call is about, and which trace it is part of.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Along;
+pub(crate) struct Along(Share);
 
 impl Interceptor for Along {
     fn call(&mut self, mut request: tonic::Request<()>) -> Result<tonic::Request<()>, tonic::Status> {
         let step = telemetry::outgoing().and_then(|step| step.to_str().ok()?.parse().ok());
         if let Some(step) = step {
             request.metadata_mut().insert(TRACEPARENT, step);
+        }
+        if let Some(share) = Some(self.0).filter(|share| *share != Share::WHOLE)
+            && let Ok(share) = share.to_string().parse()
+        {
+            request.metadata_mut().insert(SHARE, share);
         }
         Ok(request)
     }
@@ -229,6 +255,34 @@ struct Connector {
     name: tokio_rustls::rustls::pki_types::ServerName<'static>,
     /// Whom the next connection asks first.
     next: Arc<AtomicUsize>,
+    /// Who is asked before all others.
+    first: Option<SocketAddr>,
+    /// Who was reached last.
+    reached: Arc<Mutex<Option<SocketAddr>>>,
+}
+
+impl Connector {
+    async fn connect(self) -> std::io::Result<TlsStream<TcpStream>> {
+        let greet = |stream: TcpStream| {
+            let (tls, name) = (self.tls.clone(), self.name.clone());
+            async move {
+                stream.set_nodelay(true)?;
+                let at = stream.peer_addr()?;
+                Ok((tls.connect(name, stream).await?, at))
+            }
+        };
+        if let Some(first) = self.first {
+            let greeted = async { greet(TcpStream::connect(first).await?).await };
+            if let Ok(Ok((stream, _))) = tokio::time::timeout(CONNECT, greeted).await {
+                return Ok(stream);
+            }
+        }
+        // One that hangs is not waited for.
+        let turn = self.next.fetch_add(1, Ordering::Relaxed);
+        let (stream, at) = tcp::reach(&self.address, turn, CONNECT, greet).await?;
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = Some(at);
+        Ok(stream)
+    }
 }
 
 impl tower::Service<tonic::codegen::http::Uri> for Connector {
@@ -241,17 +295,8 @@ impl tower::Service<tonic::codegen::http::Uri> for Connector {
     }
 
     fn call(&mut self, _: tonic::codegen::http::Uri) -> Self::Future {
-        let Self { address, tls, name, next } = self.clone();
-        Box::pin(async move {
-            // Of a peer's aggregators one answers; those that stand by are not connected to, and one that hangs is not
-            // waited for.
-            let first = next.fetch_add(1, Ordering::Relaxed);
-            tcp::reach(&address, first, CONNECT, |stream| async {
-                stream.set_nodelay(true)?;
-                Ok(TokioIo::new(tls.connect(name.clone(), stream).await?))
-            })
-            .await
-        })
+        let connector = self.clone();
+        Box::pin(async move { connector.connect().await.map(TokioIo::new) })
     }
 }
 
@@ -265,19 +310,21 @@ pub(crate) fn dial_all(service: &Arc<AggregatorService>) {
 async fn dial(service: Arc<AggregatorService>, peer: Arc<Peer>) {
     let mut pause = PAUSES.0;
     loop {
-        let mut greeted = false;
+        let (mut greeted, mut longest) = (false, PAUSES.1);
         let began = Instant::now();
         tokio::select! {
             () = service.parts.tasks.draining() => return,
             ended = link(&service, &peer, &mut greeted) => {
-                if let Err(reason) = ended {
+                if let Err(NoLink { reason, is_elsewhere }) = ended {
                     debug!(peer = %peer.name, reason, "no link");
+                    if is_elsewhere {
+                        longest = ELSEWHERE;
+                    }
                 }
             }
         }
         if greeted {
             info!(peer = %peer.name, "link lost");
-            service.metrics.set_peer(&peer.name, false);
             service.ledgers.tell(NodeEvent::LinkDown { peer: peer.dc }).await;
         }
         // One that ends at once is dialled ever more slowly: perhaps two processes call in one name.
@@ -290,12 +337,32 @@ async fn dial(service: Arc<AggregatorService>, peer: Arc<Peer>) {
             () = service.parts.tasks.draining() => return,
             () = tokio::time::sleep(pause + pause * (jitter as u32) / 512) => {}
         }
-        pause = (pause * 2).min(PAUSES.1);
+        pause = (pause * 2).min(longest);
+    }
+}
+
+/// Why there is no link.
+struct NoLink {
+    reason: String,
+    /// Whether another process of the peer may have the share.
+    is_elsewhere: bool,
+}
+
+impl NoLink {
+    fn of(status: &Status) -> Self {
+        let refusal = of_status(status, "it");
+        Self { reason: status.message().to_owned(), is_elsewhere: refusal.problem == Problem::Stopping }
+    }
+}
+
+impl<T: Into<String>> From<T> for NoLink {
+    fn from(reason: T) -> Self {
+        Self { reason: reason.into(), is_elsewhere: false }
     }
 }
 
 /// One link, from hello to its end.
-async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut bool) -> Result<(), String> {
+async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut bool) -> Result<(), NoLink> {
     let (me, dc) = (service.parts.dc, peer.dc);
     let greeted_with = service.ledgers.greet(NodeEvent::Dial { peer: dc }).await;
     let Greeted { greeting, .. } = greeted_with.map_err(|error| error.to_string())?;
@@ -307,10 +374,13 @@ async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut 
             .connect_with_connector(peer.connector.clone())
             .await
             .map_err(|error| describe(&error))?;
-        let answer = PeerClient::new(channel).link(ReceiverStream::new(receiver)).await;
-        let mut inbound = answer.map_err(|status| status.message().to_owned())?.into_inner();
-        let first = inbound.message().await.map_err(|status| status.message().to_owned())?;
-        Ok::<_, String>((inbound, first.and_then(|frame| frame.hello).ok_or("no hello")?))
+        let reached = *peer.connector.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut client = PeerClient::with_interceptor(channel, peer.along);
+        let answer = client.link(ReceiverStream::new(receiver)).await;
+        let mut inbound = answer.map_err(|status| NoLink::of(&status))?.into_inner();
+        let first = inbound.message().await.map_err(|status| NoLink::of(&status))?;
+        peer.prefer(reached);
+        Ok::<_, NoLink>((inbound, first.and_then(|frame| frame.hello).ok_or("no hello")?))
     };
     // Of a link only its beginning is a call; it lasts for as long as it can.
     let mut counted = service.metrics.calls.begin(GRPC, LINK);
@@ -335,7 +405,6 @@ async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut 
         warn!(peer = %peer.name, mine = %greeting.incarnation, seen = theirs.seen, "a newer incarnation of this datacenter has spoken");
     } else {
         info!(peer = %peer.name, number, "link up");
-        service.metrics.set_peer(&peer.name, true);
     }
     let up = NodeEvent::LinkUp {
         peer: dc,
@@ -347,7 +416,7 @@ async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut 
         tokio::select! {
             // The other side is silent; whatever comes is its end.
             ended = inbound.message() => {
-                return ended.map(|_| ()).map_err(|status| status.message().to_owned());
+                return ended.map(|_| ()).map_err(|status| NoLink::of(&status));
             }
             command = queue.recv() => {
                 let Some(command) = command else { return Ok(()) };

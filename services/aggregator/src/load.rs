@@ -35,7 +35,8 @@ const LOAD_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
 /// Whoever asks for a file before its turn has it loaded then ([`wake`]).
 pub(crate) async fn load_all(service: Arc<AggregatorService>) {
     let began = std::time::Instant::now();
-    let mut after = None;
+    let share = service.parts.share;
+    let mut after = share.before();
     let (mut resting, mut read) = (0, 0);
     loop {
         let found = match service.parts.store.list(after, PAGE).await {
@@ -47,7 +48,8 @@ pub(crate) async fn load_all(service: Arc<AggregatorService>) {
                 continue;
             }
         };
-        after = found.last().map(|last| last.file).filter(|_| found.len() == PAGE);
+        after = found.last().map(|last| last.file).filter(|last| found.len() == PAGE && share.has(*last));
+        let found: Vec<Found> = found.into_iter().filter(|found| share.has(found.file)).collect();
         let me = service.parts.dc;
         let brief = |found: &Found| {
             Brief::from_bytes(&found.brief?).filter(|brief| brief.is_at_rest(me, found.whole))
@@ -77,7 +79,7 @@ pub(crate) async fn load_all(service: Arc<AggregatorService>) {
     // The engine has taken it once it answers.
     let _ = service.ledgers.ask(|aggregator| aggregator.is_loading()).await;
     service.loaded.send_replace(true);
-    info!(resting, read, seconds = began.elapsed().as_secs_f64(), "all files are known");
+    info!(%share, resting, read, seconds = began.elapsed().as_secs_f64(), "all files are known");
 }
 
 /// Tells the engine what the store has of a file that is asleep.

@@ -1,5 +1,6 @@
 //! What an aggregator counts.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::atomic::AtomicU64;
@@ -12,7 +13,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use sluice_engine::aggregator::Aggregator;
 use sluice_engine::command::Kind;
-use sluice_engine::ids::Timestamp;
+use sluice_engine::ids::{DcId, Timestamp};
+use sluice_engine::ledger::FileState;
+use sluice_engine::share::Share;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::metrics::{Metrics, OutgoingCalls};
 
@@ -53,12 +56,50 @@ struct StateLabels {
 
 type Seconds = Gauge<f64, AtomicU64>;
 
-/// Brings up to date what nobody counts as it changes.
-type Ask = Box<dyn Fn() -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+/// What nobody counts as it changes, of one share; `None` once its aggregator has ended.
+type Asked = Pin<Box<dyn Future<Output = Option<Seen>> + Send>>;
 
-/// The metrics of an aggregator, and of whichever follows it in its process.
+type Ask = Box<dyn Fn() -> Asked + Send + Sync>;
+
+/// What the engine tells of all files and peers of a share.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    files: Vec<(FileState, u64)>,
+    damaged: usize,
+    /// For how many seconds.
+    assembling: f64,
+    peers: BTreeMap<DcId, SeenPeer>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct SeenPeer {
+    is_up: bool,
+    /// For how many seconds it has acknowledged nothing.
+    lag: f64,
+    backlog: usize,
+}
+
+impl Seen {
+    pub(crate) fn of(aggregator: &Aggregator, damaged: usize, now: Timestamp) -> Self {
+        let seconds = |since: Option<Timestamp>| since.map_or(0.0, |at| now.since(at) as f64 / 1e3);
+        let peer = |dc: &DcId| {
+            let backlog = aggregator.backlog(*dc);
+            let (lag, is_up) = (seconds(backlog.since), aggregator.is_linked(*dc));
+            (*dc, SeenPeer { is_up, lag, backlog: backlog.count })
+        };
+        Self {
+            files: aggregator.counts().collect(),
+            damaged,
+            assembling: seconds(aggregator.assembling_since()),
+            peers: aggregator.config().peers.iter().map(peer).collect(),
+        }
+    }
+}
+
+/// The metrics of the aggregators of a process: of each share that it has, and of whichever follows in that.
 pub struct AggregatorMetrics {
     commands: Family<CommandLabels, Counter>,
+    shares: Gauge,
     peer_up: Family<PeerLabels, Gauge>,
     peer_lag: Family<PeerLabels, Seconds>,
     peer_backlog: Family<PeerLabels, Gauge>,
@@ -70,12 +111,12 @@ pub struct AggregatorMetrics {
     pub(crate) integrity_failures: Counter,
     scrub_bytes: Counter,
     pub(crate) scrub_passes: Counter,
-    pub(crate) damaged_files: Gauge,
+    damaged_files: Gauge,
     pub(crate) reincarnations: Counter,
     pub(crate) drain_phase: Gauge,
     pub(crate) calls: OutgoingCalls,
-    /// Asks the aggregator that runs now.
-    ask: Mutex<Option<Ask>>,
+    /// Asks the aggregator of each share that runs now.
+    asks: Mutex<BTreeMap<Share, Ask>>,
 }
 
 impl fmt::Debug for AggregatorMetrics {
@@ -86,9 +127,10 @@ impl fmt::Debug for AggregatorMetrics {
 
 impl AggregatorMetrics {
     /// Shown among `metrics`.
-    pub fn new(metrics: &Metrics) -> Arc<Self> {
+    pub fn new(metrics: &Metrics, me: DcId, material: &Arc<ClusterMaterial>) -> Arc<Self> {
         let this = Self {
             commands: Family::default(),
+            shares: Gauge::default(),
             peer_up: Family::default(),
             peer_lag: Family::default(),
             peer_backlog: Family::default(),
@@ -102,7 +144,7 @@ impl AggregatorMetrics {
             scrub_passes: Counter::default(),
             damaged_files: Gauge::default(),
             reincarnations: Counter::default(),
-            ask: Mutex::default(),
+            asks: Mutex::default(),
             drain_phase: Gauge::default(),
             calls: metrics.outgoing_calls.clone(),
         };
@@ -143,6 +185,11 @@ impl AggregatorMetrics {
                 "How far this datacenter hands its work over: 0 not, 1 data, 2 sessions, 3 channels",
                 this.drain_phase.clone(),
             );
+            registry.register(
+                "sluice_shares",
+                "Shares of the datacenter's slots that this process has",
+                this.shares.clone(),
+            );
             registry.register("sluice_peer_up", "Whether a peer can be reached", this.peer_up.clone());
             registry.register(
                 "sluice_peer_lag_seconds",
@@ -162,49 +209,64 @@ impl AggregatorMetrics {
             );
         });
         let this = Arc::new(this);
-        let shown = Arc::downgrade(&this);
+        this.show(me, material, &[]);
+        let (shown, material) = (Arc::downgrade(&this), material.clone());
         metrics.before_reading(move || {
-            let asked = shown.upgrade().and_then(|shown| {
-                let ask = shown.ask.lock().unwrap_or_else(PoisonError::into_inner);
-                ask.as_ref().map(|ask| ask())
-            });
+            let (shown, material) = (shown.clone(), material.clone());
             async move {
-                if let Some(asked) = asked {
-                    asked.await;
-                }
+                let Some(shown) = shown.upgrade() else { return };
+                let asked: Vec<Asked> = {
+                    let asks = shown.asks.lock().unwrap_or_else(PoisonError::into_inner);
+                    asks.values().map(|ask| ask()).collect()
+                };
+                let seen = futures_util::future::join_all(asked).await;
+                let seen: Vec<Seen> = seen.into_iter().flatten().collect();
+                shown.show(me, &material, &seen);
             }
         });
         this
     }
 
-    /// Has `ask` brought up to date, before the metrics are read, what nobody counts as it changes; instead of what was
-    /// asked before.
-    pub(crate) fn before_reading<F>(&self, ask: impl Fn() -> F + Send + Sync + 'static)
+    /// Has `ask` asked for what nobody counts as it changes, whenever metrics are read; instead of what was asked before of
+    /// this share.
+    pub(crate) fn before_reading<F>(&self, share: Share, ask: impl Fn() -> F + Send + Sync + 'static)
     where
-        F: Future<Output = ()> + Send + 'static,
+        F: Future<Output = Option<Seen>> + Send + 'static,
     {
         let ask: Ask = Box::new(move || Box::pin(ask()));
-        *self.ask.lock().unwrap_or_else(PoisonError::into_inner) = Some(ask);
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner).insert(share, ask);
     }
 
-    /// Shows what the engine tells of all files and peers.
-    pub(crate) fn show(&self, aggregator: &Aggregator, material: &ClusterMaterial, now: Timestamp) {
-        let seconds = |since: Option<Timestamp>| since.map_or(0.0, |at| now.since(at) as f64 / 1e3);
-        for (at, count) in aggregator.counts() {
-            let state = state(at).name();
-            self.files.get_or_create(&StateLabels { state }).set(i64::try_from(count).unwrap_or(i64::MAX));
+    /// Shows what was seen of each share, together: a peer is up if none misses it, and as late as it is for the worst.
+    fn show(&self, me: DcId, material: &ClusterMaterial, seen: &[Seen]) {
+        let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
+        let states = [
+            FileState::Receiving,
+            FileState::Complete,
+            FileState::Assembled,
+            FileState::Conflict,
+            FileState::Dropped,
+        ];
+        // Those of a share that has gone elsewhere are shown there.
+        let mut files: BTreeMap<&'static str, u64> = states.map(|at| (state(at).name(), 0)).into();
+        for (at, count) in seen.iter().flat_map(|seen| &seen.files) {
+            *files.entry(state(*at).name()).or_default() += count;
         }
-        self.assembly_lag.set(seconds(aggregator.assembling_since()));
-        for (dc, name) in material.dcs().filter(|(dc, _)| *dc != aggregator.config().me) {
+        for (state, count) in files {
+            self.files.get_or_create(&StateLabels { state }).set(number(count));
+        }
+        self.shares.set(number(seen.len() as u64));
+        self.damaged_files.set(number(seen.iter().map(|seen| seen.damaged as u64).sum()));
+        self.assembly_lag.set(seen.iter().map(|seen| seen.assembling).fold(0.0, f64::max));
+        for (dc, name) in material.dcs().filter(|(dc, _)| *dc != me) {
             let labels = PeerLabels { peer: name.to_owned() };
-            let backlog = aggregator.backlog(dc);
-            self.peer_lag.get_or_create(&labels).set(seconds(backlog.since));
-            self.peer_backlog.get_or_create(&labels).set(i64::try_from(backlog.count).unwrap_or(i64::MAX));
+            let peers = || seen.iter().filter_map(move |seen| seen.peers.get(&dc));
+            let is_up = peers().next().is_some() && peers().all(|peer| peer.is_up);
+            self.peer_up.get_or_create(&labels).set(i64::from(is_up));
+            self.peer_lag.get_or_create(&labels).set(peers().map(|peer| peer.lag).fold(0.0, f64::max));
+            let backlog = peers().map(|peer| peer.backlog as u64).sum();
+            self.peer_backlog.get_or_create(&labels).set(number(backlog));
         }
-    }
-
-    pub(crate) fn set_peer(&self, name: &str, up: bool) {
-        self.peer_up.get_or_create(&PeerLabels { peer: name.to_owned() }).set(i64::from(up));
     }
 
     pub(crate) fn scrubbed(&self, bytes: u64) {

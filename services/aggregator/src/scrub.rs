@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,9 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs until the datacenter stops.
 pub(crate) async fn run(service: Arc<AggregatorService>) {
-    let settings = service.parts.settings;
+    let (settings, share) = (service.parts.settings, service.parts.share);
     let pace = Pace { rate: settings.scrub_rate, every_ms: settings.scrub_every.as_millis() as u64 };
-    let kept = service.parts.store.scrub_mark().await.ok().flatten();
+    let kept = service.parts.store.scrub_mark(service.parts.share).await.ok().flatten();
     let mut scrub = Scrub::new(pace, kept.and_then(|bytes| Mark::from_bytes(&bytes)), now(&service));
     let mut kept_at = Instant::now();
     mend_all(&service).await;
@@ -47,8 +48,11 @@ pub(crate) async fn run(service: Arc<AggregatorService>) {
             scrub.step(now(&service))
         };
         match step {
-            Step::List { after } => match service.parts.store.list(after, PAGE).await {
-                Ok(found) => scrub.listed(found.into_iter().map(|found| found.file).collect()),
+            Step::List { after } => match service.parts.store.list(after.or(share.before()), PAGE).await {
+                Ok(found) => {
+                    let found = found.into_iter().map(|found| found.file);
+                    scrub.listed(found.filter(|file| share.has(*file)).collect());
+                }
                 Err(error) => rest(&service, PATIENCE, &error).await,
             },
             Step::Look(file) => scrub.holds(held(&service, file).await),
@@ -94,7 +98,9 @@ async fn rest(service: &AggregatorService, wait: Duration, error: &StoreError) {
 
 async fn keep(service: &AggregatorService, scrub: &Scrub) {
     // Without it the next process reads some of this again.
-    if let Err(error) = service.parts.store.put_scrub_mark(&scrub.mark().to_bytes()).await {
+    if let Err(error) =
+        service.parts.store.put_scrub_mark(service.parts.share, &scrub.mark().to_bytes()).await
+    {
         warn!(%error, "how far the scrub has come cannot be kept");
     }
 }
@@ -195,7 +201,7 @@ async fn mend_all(service: &Arc<AggregatorService>) {
         Ok(damaged) => damaged,
         Err(error) => return warn!(%error, "the store cannot say what is damaged"),
     };
-    for file in damaged {
+    for file in damaged.into_iter().filter(|file| service.parts.share.has(*file)) {
         let damage = store.damage(file).await.unwrap_or_default();
         for index in damage.into_iter().flatten().filter_map(|chunk| ChunkIndex::new(chunk).ok()) {
             if service.parts.tasks.is_draining() {
@@ -212,7 +218,8 @@ async fn mend_all(service: &Arc<AggregatorService>) {
         }
     }
     if let Ok(damaged) = store.damaged_files().await {
-        service.metrics.damaged_files.set(damaged.len() as i64);
+        let damaged = damaged.into_iter().filter(|file| service.parts.share.has(*file)).count();
+        service.damaged.store(damaged, Ordering::Relaxed);
     }
     if left > 0 {
         warn!(chunks = left, "damaged chunks wait for somebody who has them");

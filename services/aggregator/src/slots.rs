@@ -17,7 +17,7 @@ use sluice_engine::limits::{UNIT_CHUNKS, UNIT_LEVEL};
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::span::Place;
 use sluice_engine::span_tree::{merge_chunks, proof_places};
-use sluice_proto::calls::{Admission, ChunkSource, DrainOrder, ListQuery, Opened, Slots, Wait};
+use sluice_proto::calls::{Admission, ChunkSource, DrainOrder, ListQuery, Opened, Slots, Used, Wait};
 use sluice_proto::http::{
     About, DcInfo, DrainStatus, FileEntry, FilePage, FileStatus, ProofNode, State, TreeNode,
 };
@@ -49,6 +49,7 @@ impl Slots for AggregatorService {
         context: &SignedContext,
         record: MetadataRecord,
         home: Option<String>,
+        beside: Used,
     ) -> Result<(bool, FileStatus), Refusal> {
         let this = self.shared()?;
         let session = self.parts.access.require(context, Scope::Write)?;
@@ -82,7 +83,8 @@ impl Slots for AggregatorService {
             Some(_) | None => {
                 // One that others have told of is none that begins.
                 let begins = known.is_none_or(|(_, digest, _)| digest.is_none()).then_some(file);
-                self.within_quota(&session, record.geometry().map_or(0, Geometry::size), begins).await?
+                let bytes = record.geometry().map_or(0, Geometry::size);
+                self.within_quota(&session, bytes, begins, beside).await?
             }
         }
         let outcome = self.parts.store.put_record(&record).await.map_err(|error| of_store(&error))?;
@@ -104,13 +106,14 @@ impl Slots for AggregatorService {
         context: &SignedContext,
         record: MetadataRecord,
         bytes: Bytes,
+        beside: Used,
     ) -> Result<Option<(bool, FileStatus)>, Refusal> {
         let this = self.shared()?;
         let session = self.parts.access.require(context, Scope::Write)?;
         if session.tenant != record.tenant() {
             return Err(Refusal::new(Problem::Forbidden, "the metadata names another tenant"));
         }
-        this.whole(context, &session, record, bytes).await
+        this.whole(context, &session, record, bytes, beside).await
     }
 
     async fn settle(
@@ -153,14 +156,25 @@ impl Slots for AggregatorService {
         this.own_status(context, id).await?.ok_or_else(Refusal::not_found)
     }
 
-    async fn admit_more(&self, context: &SignedContext, id: ClientFileId, bytes: u64) -> Result<(), Refusal> {
+    async fn admit_more(
+        &self,
+        context: &SignedContext,
+        id: ClientFileId,
+        bytes: u64,
+        beside: Used,
+    ) -> Result<(), Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
-        self.within_quota(&session, bytes, Some(FileId::derive(session.tenant, id))).await
+        self.within_quota(&session, bytes, Some(FileId::derive(session.tenant, id)), beside).await
     }
 
-    async fn admit(&self, context: &SignedContext, file: FileId) -> Result<Admission, Refusal> {
+    async fn used(&self, context: &SignedContext, file: Option<FileId>) -> Result<Used, Refusal> {
+        let session = self.parts.access.verify(context)?;
+        self.used_by(session.tenant, file).await
+    }
+
+    async fn admit(&self, context: &SignedContext, file: FileId, beside: Used) -> Result<Admission, Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
-        self.within_quota(&session, 0, None).await?;
+        self.within_quota(&session, 0, None, beside).await?;
         let tenant = session.tenant;
         let asked = self.look(file, move |aggregator| match aggregator.file(file) {
             Some(known) if known.state() != FileState::Unheard => {
@@ -517,11 +531,21 @@ impl AggregatorService {
         after: Option<ClientFileId>,
         limit: usize,
     ) -> Result<Vec<(ClientFileId, FileId, Option<Listed>)>, Refusal> {
-        let listed = self.parts.store.listed(tenant, after, limit).await.map_err(|error| of_store(&error))?;
-        let mut all: BTreeMap<ClientFileId, (FileId, Option<Listed>)> = listed
-            .into_iter()
-            .map(|listed| (listed.client, (FileId::derive(tenant, listed.client), Some(listed))))
-            .collect();
+        let mut all: BTreeMap<ClientFileId, (FileId, Option<Listed>)> = BTreeMap::new();
+        let mut listed_to = after;
+        while all.len() < limit {
+            let listed = self.parts.store.listed(tenant, listed_to, limit).await;
+            let listed = listed.map_err(|error| of_store(&error))?;
+            let is_last = listed.len() < limit;
+            listed_to = listed.last().map(|last| last.client).or(listed_to);
+            // The store lists those of all shares.
+            let files = listed.into_iter().map(|listed| (FileId::derive(tenant, listed.client), listed));
+            let mine = files.filter(|(file, _)| self.parts.share.has(*file));
+            all.extend(mine.map(|(file, listed)| (listed.client, (file, Some(listed)))));
+            if is_last {
+                break;
+            }
+        }
         for (client, file) in self.catalogue.page(tenant, after, limit) {
             all.insert(client, (file, None));
         }

@@ -26,9 +26,14 @@ impl AggregatorService {
         self.leaving.subscribe()
     }
 
+    /// Says that somebody places chunks, so that the datacenter can be drained.
+    pub fn set_placed(&self) {
+        self.is_placed.store(true, Ordering::Relaxed);
+    }
+
     /// From now on tells how loaded the datacenter is, as `load` says, and keeps [`standings`](Self::standings) up.
     pub fn report(self: &Arc<Self>, load: impl Fn() -> Load + Send + 'static) {
-        self.is_placed.store(true, Ordering::Relaxed);
+        self.set_placed();
         let service = self.clone();
         self.parts.tasks.spawn(async move {
             loop {

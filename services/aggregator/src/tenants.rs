@@ -4,13 +4,12 @@ use async_trait::async_trait;
 use sluice_engine::context::{Scope, SignedContext};
 use sluice_engine::ids::{RevocationEpoch, SessionId, TenantId};
 use sluice_engine::revocations::Revocation;
-use sluice_proto::calls::Tenants;
+use sluice_proto::calls::{Tenants, Used};
 use sluice_proto::http::{Revoke, RevokedTokens, TenantStatus};
 use sluice_proto::problem::{Problem, Refusal};
 use uuid::Uuid;
 
 use crate::AggregatorService;
-use crate::usage::Used;
 
 #[async_trait]
 impl Tenants for AggregatorService {
@@ -42,7 +41,7 @@ impl Tenants for AggregatorService {
             (aggregator.revoked().epoch_of(tenant), aggregator.revoked().sessions_of(tenant))
         });
         let (before, sessions) = known.await?;
-        let Used { bytes: stored_bytes, files, .. } = self.used(tenant, None).await?;
+        let Used { bytes: stored_bytes, files, .. } = self.used_by(tenant, None).await?;
         Ok(TenantStatus {
             tenant: tenant.number(),
             dc: self.dc_name(self.parts.dc),

@@ -16,6 +16,7 @@ use sluice_engine::geometry::Geometry;
 use sluice_engine::ids::{ClientFileId, DcId, FileId, TenantId};
 use sluice_engine::ledger::FileState;
 use sluice_engine::limits::CHUNK_LEN;
+use sluice_proto::calls::Used;
 use sluice_proto::problem::{Problem, Refusal};
 use tokio::sync::OnceCell;
 
@@ -24,15 +25,6 @@ use crate::refusal::of_store;
 
 /// Files gone through at once.
 const PAGE: usize = 1_000;
-
-/// What a tenant has here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Used {
-    pub(crate) bytes: u64,
-    pub(crate) files: u64,
-    /// Whether the file that was asked about is one of them.
-    pub(crate) has: bool,
-}
 
 /// What is counted of each tenant.
 #[derive(Default)]
@@ -125,18 +117,19 @@ fn bytes_of(chunks: u64, shape: Option<Geometry>) -> u64 {
 
 impl AggregatorService {
     /// Refuses what would go past the quotas of a session's token: so many more bytes, or any at all; and the file that
-    /// `begins`, unless it has.
+    /// `begins`, unless it has. What the tenant has `beside`, in other shares, counts as well.
     pub(crate) async fn within_quota(
         &self,
         session: &SessionContext,
         bytes: u64,
         begins: Option<FileId>,
+        beside: Used,
     ) -> Result<(), Refusal> {
         let (bytes_bound, files_bound) = (session.quota, begins.map_or(0, |_| session.quota_files));
         if bytes_bound == 0 && files_bound == 0 {
             return Ok(());
         }
-        let used = self.used(session.tenant, begins).await?;
+        let used = self.used_by(session.tenant, begins).await?.and(beside);
         if files_bound > 0 && !used.has && used.files >= files_bound {
             let detail = format!("{} of {files_bound} files are in this datacenter", used.files);
             return Err(Refusal::new(Problem::Quota, detail).hint(
@@ -154,12 +147,11 @@ impl AggregatorService {
     }
 
     /// What a tenant has here, and whether this file is among it; counts if nobody did since the start.
-    pub(crate) async fn used(&self, tenant: TenantId, file: Option<FileId>) -> Result<Used, Refusal> {
+    pub(crate) async fn used_by(&self, tenant: TenantId, file: Option<FileId>) -> Result<Used, Refusal> {
         let once = self.usage.counted().entry(tenant).or_default().once.clone();
         once.get_or_try_init(|| self.count(tenant)).await?;
         let tenants = self.usage.counted();
-        let none = Used { bytes: 0, files: 0, has: false };
-        Ok(tenants.get(&tenant).map_or(none, |counted| Used {
+        Ok(tenants.get(&tenant).map_or(Used::default(), |counted| Used {
             bytes: counted.bytes,
             files: counted.files.len() as u64,
             has: file.is_some_and(|file| counted.files.contains_key(&file)),
@@ -178,8 +170,11 @@ impl AggregatorService {
             let mut tenants = self.usage.counted();
             let counted = tenants.entry(tenant).or_default();
             for found in listed {
+                let file = FileId::derive(tenant, found.client);
                 let bytes = if is_here(&found.brief, me) { found.size } else { 0 };
-                counted.found(FileId::derive(tenant, found.client), bytes);
+                if self.parts.share.has(file) {
+                    counted.found(file, bytes);
+                }
             }
             if !more {
                 break;

@@ -10,6 +10,7 @@ use sluice_engine::hash::Root;
 use sluice_engine::ids::Generation;
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::span::{Place, Span};
+use sluice_proto::calls::Used;
 use sluice_proto::http::{FileStatus, Holder, State};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::{StoreError, Whole, WholeOutcome};
@@ -33,6 +34,7 @@ impl AggregatorService {
         session: &SessionContext,
         record: MetadataRecord,
         bytes: Bytes,
+        beside: Used,
     ) -> Result<Option<(bool, FileStatus)>, Refusal> {
         let (file, id, digest) = (record.file_id(), record.client_id(), record.digest());
         let whole = hashed(bytes).await?;
@@ -56,7 +58,8 @@ impl AggregatorService {
             MeetsWhole::OtherBytes(held) => return Err(other_bytes(held, root)),
         };
         // Other files may have come since it was let in, and one that was passed on has not been asked about here.
-        self.within_quota(session, record.geometry().map_or(0, Geometry::size), Some(file)).await?;
+        let size = record.geometry().map_or(0, Geometry::size);
+        self.within_quota(session, size, Some(file), beside).await?;
         // Whoever asked may go away: what is durable then is still told to the engine.
         let (answer, answered) = oneshot::channel();
         let service = self.clone();

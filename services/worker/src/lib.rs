@@ -43,7 +43,7 @@ use sluice_node::rate::UploadRate;
 use sluice_node::shutdown::Shutdown;
 use sluice_proto::calls::{
     Admission, ByteStream, DrainOrder, Elsewhere, Leaving, ListQuery, NewFile, Opened, PutChunks, Slots,
-    Wait, Way, Workers,
+    Used, Wait, Way, Workers,
 };
 use sluice_proto::http::{About, ChunkReceipt, DrainStatus, FilePage, FileStatus, State, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
@@ -201,7 +201,7 @@ impl Worker {
         let session = self.parts.access.require(context, Scope::Write)?;
         let file = FileId::derive(session.tenant, put.id);
         let (start, len) = (put.start, put.len);
-        let run = match self.ask(self.parts.slots.admit(context, file)).await? {
+        let run = match self.ask(self.parts.slots.admit(context, file, Used::default())).await? {
             Admission::Known(shape) => shape.run(start, len),
             Admission::Open if !len.is_multiple_of(CHUNK_LEN) => return Err(refusal::size_open(len)),
             Admission::Open | Admission::Provisional => Run::from_len(start, len),
@@ -331,13 +331,13 @@ impl Workers for Worker {
                 created => return created,
             }
         }
-        self.ask(self.parts.slots.create(context, record, new.home)).await
+        self.ask(self.parts.slots.create(context, record, new.home, Used::default())).await
     }
 
     async fn admit_whole(&self, context: &SignedContext, id: ClientFileId, len: u64) -> Result<(), Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
         self.parts.rates.take(&session, len).await?;
-        self.ask(self.parts.slots.admit_more(context, id, len)).await
+        self.ask(self.parts.slots.admit_more(context, id, len, Used::default())).await
     }
 
     async fn create_whole(
@@ -365,13 +365,15 @@ impl Workers for Worker {
         }
         if new.home.as_ref().is_none_or(|home| *home == self.parts.dc) {
             self.rate.take(len).await?;
-            let whole = self.parts.slots.create_whole(context, record.clone(), bytes.clone());
+            let whole =
+                self.parts.slots.create_whole(context, record.clone(), bytes.clone(), Used::default());
             if let Some(done) = self.ask(whole).await? {
                 return Ok(done);
             }
         }
         // Something of it is here, or it is to be assembled elsewhere: it comes like any other file.
-        let (is_new, status) = self.ask(self.parts.slots.create(context, record, new.home)).await?;
+        let (is_new, status) =
+            self.ask(self.parts.slots.create(context, record, new.home, Used::default())).await?;
         if let (Ok(start), true) = (ChunkIndex::new(0), len > 0 && status.state < State::Assembled) {
             let body: ByteStream = Box::pin(futures_util::stream::once(async move { Ok(bytes) }));
             let put = PutChunks { id, start, len, expected: None, body, way: Way::Passed };

@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `cluster.json` | version, names, numbers, public keys |
+//! | `cluster.json` | version, names, numbers, public keys; `shares` if slots are divided |
 //! | `ca.pem` | certificate of the CA: what clients trust |
 //! | `ca-key.pem` | secret: key of the CA (PKCS#8) |
 //! | `edge.pem` · `edge-key.pem` | chain of the edges · secret: its key |
@@ -23,6 +23,7 @@ use ring::signature::{Ed25519KeyPair, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use sluice_engine::ids::{DcId, KeyId};
+use sluice_engine::share::Shares;
 
 use super::{
     ClusterMaterial, DcMaterial, Identity, MaterialError, PrivateKey, SigningMaterial, check_dcs, check_name,
@@ -43,8 +44,19 @@ const MAX_FILE_LEN: u64 = 1 << 20;
 struct Index {
     version: u32,
     cluster: String,
+    /// Into how many shares slots are divided.
+    #[serde(default = "undivided", skip_serializing_if = "is_undivided")]
+    shares: u32,
     token_public: String,
     dcs: Vec<IndexDc>,
+}
+
+fn undivided() -> u32 {
+    Shares::ONE.count()
+}
+
+fn is_undivided(shares: &u32) -> bool {
+    *shares == undivided()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -72,6 +84,7 @@ pub(super) fn save(material: &ClusterMaterial, directory: &Path) -> Result<(), M
     let index = Index {
         version: VERSION,
         cluster: material.name.clone(),
+        shares: material.shares.count(),
         token_public: hex::encode(material.token_public),
         dcs: material.dcs.iter().map(|(dc, part)| index_dc(*dc, part)).collect(),
     };
@@ -124,6 +137,7 @@ pub(super) fn load(directory: &Path, certificates: bool) -> Result<ClusterMateri
     }
     check_name("cluster name", &index.cluster)?;
     check_dcs(index.dcs.iter().map(|dc| (DcId::new(dc.number), dc.name.as_str())))?;
+    let shares = Shares::new(index.shares).map_err(|_| garbled("1, 2, 4, … or 256 as \"shares\""))?;
     let token_public = unhex(&index.token_public).ok_or_else(|| garbled("a public token key"))?;
 
     let mut dcs = BTreeMap::new();
@@ -155,6 +169,7 @@ pub(super) fn load(directory: &Path, certificates: bool) -> Result<ClusterMateri
         mint.ok_or(MaterialError::Garbled { path: token_path, expected: "the key of the index, in PKCS#8" })?;
     }
     Ok(ClusterMaterial {
+        shares,
         dcs,
         ca,
         ca_key: read_key(&directory.join("ca-key.pem"))?,
@@ -360,6 +375,22 @@ mod tests {
         assert_eq!(mine.dcs.len(), 2);
         assert!(!directory.path().join("ca-key.pem").exists());
         assert_eq!(mine.dcs[&B].signing(Purpose::Context).seed, None);
+    }
+
+    #[test]
+    fn how_slots_are_divided_is_kept() {
+        let place = tempfile::tempdir().unwrap();
+        material().save(place.path()).unwrap();
+        let index = place.path().join(INDEX);
+        let text = fs::read_to_string(&index).unwrap();
+        assert!(!text.contains("shares"), "as before there were any");
+        assert_eq!(load(place.path(), true).unwrap().shares(), Shares::ONE);
+        material().dividing(Shares::new(16).unwrap()).save(place.path()).unwrap();
+        let divided = load(place.path(), true).unwrap();
+        assert_eq!(divided.only_role(A, Role::Worker).unwrap().shares().count(), 16);
+        let text = fs::read_to_string(&index).unwrap().replace("16", "12");
+        fs::write(&index, text).unwrap();
+        assert!(matches!(load(place.path(), true), Err(MaterialError::Garbled { .. })));
     }
 
     #[test]

@@ -11,6 +11,7 @@ use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use rustls::pki_types::PrivateKeyDer;
 use sluice_engine::ids::{DcId, KeyId};
+use sluice_engine::share::Shares;
 
 use super::{
     ClusterMaterial, DcMaterial, Identity, MaterialError, PrivateKey, SigningMaterial, peer_tls_name,
@@ -53,6 +54,7 @@ pub(super) fn generate(name: &str, dcs: &[(DcId, &str)]) -> Result<ClusterMateri
         .map_err(|error| MaterialError::Issue { what: "the token key", reason: error.to_string() })?;
     Ok(ClusterMaterial {
         name: name.to_owned(),
+        shares: Shares::ONE,
         dcs: materials,
         ca,
         ca_key: Some(PrivateKey(ca_key.serialize_der())),

@@ -4,4 +4,5 @@
 
 mod connection;
 mod lease;
+mod members;
 mod shared;

@@ -10,6 +10,7 @@ use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
 use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::share::Share;
 use sluice_proto::problem::Refusal;
 use sluice_store::{FileSummary, Found, Listed, RecordOutcome, RunReceipt, StoreError, Usage, WholeOutcome};
 use uuid::Uuid;
@@ -27,14 +28,19 @@ pub(super) type Answered<A> = Result<A, Refused>;
 pub(super) enum Refused {
     /// The caller does not have the store.
     NotHeld,
+    /// It is divided into other shares.
+    NoShare,
     /// What it was asked makes no sense to it.
     Garbled(String),
     Store(WireStoreError),
 }
 
 impl From<NotHeld> for Refused {
-    fn from(_: NotHeld) -> Self {
-        Self::NotHeld
+    fn from(why: NotHeld) -> Self {
+        match why {
+            NotHeld::Another | NotHeld::Busy => Self::NotHeld,
+            NotHeld::NoShare => Self::NoShare,
+        }
     }
 }
 
@@ -133,12 +139,6 @@ pub(super) struct Facts {
 pub(super) struct Rooted {
     pub(super) file: String,
     pub(super) root: String,
-}
-
-/// A number.
-#[derive(Serialize, Deserialize)]
-pub(super) struct Number {
-    pub(super) number: u64,
 }
 
 /// Which files to list.
@@ -393,6 +393,40 @@ impl From<WireUsage> for Usage {
     fn from(WireUsage { free, read_only }: WireUsage) -> Self {
         Self { free, read_only }
     }
+}
+
+/// A tenure that is asked for.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Begin {
+    #[serde(flatten)]
+    pub(super) of: OfShare,
+    /// What Redis gave with the lease of the share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) fence: Option<u64>,
+}
+
+/// What is kept of a share.
+#[derive(Serialize, Deserialize)]
+pub(super) struct OfShare {
+    share: String,
+}
+
+impl OfShare {
+    pub(super) fn of(share: Share) -> Self {
+        Self { share: share.to_string() }
+    }
+
+    pub(super) fn share(&self) -> Result<Share, Refusal> {
+        self.share.parse().map_err(garbled)
+    }
+}
+
+/// A floor for the generations of a share.
+#[derive(Serialize, Deserialize)]
+pub(super) struct Floor {
+    #[serde(flatten)]
+    pub(super) of: OfShare,
+    pub(super) number: u64,
 }
 
 /// A tenure that begins.

@@ -22,14 +22,14 @@ use sluice_store::{ChunkStore, RunWriter, StoreError, Whole};
 use tokio::sync::{OwnedRwLockReadGuard, oneshot};
 
 use super::forms::{
-    Answered, Begun, Chunk, Chunks, Facts, File, List, ListOf, NewRun, Number, Numbered, Part, Record,
-    Refused, Rooted, Tail, WireFound, WireListed, WireOutcome, WireReceipt, WireSummary, WireUsage, bytes,
-    encode_values, file, index, pairs, record, root, text,
+    Answered, Begin, Begun, Chunk, Chunks, Facts, File, Floor, List, ListOf, NewRun, Numbered, OfShare, Part,
+    Record, Refused, Rooted, Tail, WireFound, WireListed, WireOutcome, WireReceipt, WireSummary, WireUsage,
+    bytes, encode_values, file, index, pairs, record, root, text,
 };
 use super::{
     BEGIN, DAMAGE, DAMAGED_FILES, DISCARD_ORPHAN, DROP_FILE, END, FREE, LIST, LISTED, LOSE, MARK, PAGE,
     PUBLISH, PUT_FACTS, PUT_KNOWN, PUT_MARK, PUT_PAGE, PUT_RECORD, PUT_SIZE, PUT_STATE, PUT_WHOLE, RAISE,
-    READ_CHUNK, RECHECK, RENEW, RUN, STATE, SUMMARY, VALUES, VERIFY,
+    READ_CHUNK, RECHECK, RENEW, RUN, STATES, SUMMARY, THERE, VALUES, VERIFY,
 };
 use crate::call::{Answer, Call, Flow, garbled};
 use crate::forms::Nothing;
@@ -60,6 +60,7 @@ type Served = AppState<Shop>;
 /// What serves `store` to the aggregator that has it. What is begun runs on `tasks`.
 pub fn serve_store(store: Arc<dyn ChunkStore>, tenures: Tenures, tasks: Shutdown) -> Router {
     Router::new()
+        .route(THERE, post(async |_: Call<Nothing>| Answer(Ok(Nothing {}))))
         .route(BEGIN, post(begin))
         .route(RENEW, post(renew))
         .route(END, post(end))
@@ -88,7 +89,7 @@ pub fn serve_store(store: Arc<dyn ChunkStore>, tenures: Tenures, tasks: Shutdown
         .route(RAISE, post(raise))
         .route(PUT_PAGE, post(put_page))
         .route(PAGE, post(page))
-        .route(STATE, post(state))
+        .route(STATES, post(states))
         .route(PUT_STATE, post(put_state))
         .layer(DefaultBodyLimit::disable())
         .with_state(Shop { store, tenures, tasks })
@@ -134,15 +135,18 @@ fn bytes_answer(answer: Answered<Option<Bytes>>) -> Response {
     Response::new(Body::from_stream(stream::iter(pieces)))
 }
 
-async fn begin(AppState(shop): Served, _: Call<Nothing>) -> Answer<Answered<Begun>> {
-    let begun = shop.tenures.begin().await;
-    if begun == Err(NotHeld::Busy) {
-        tracing::warn!("an aggregator waits: what was begun for the last one has not ended");
-    }
-    Answer(Ok(begun.map_err(Refused::from).map(|tenure| {
-        tracing::info!(?tenure, "an aggregator has the store");
-        Begun { tenure: tenure.to_string(), usage: shop.store.usage().into() }
-    })))
+async fn begin(AppState(shop): Served, call: Call<Begin>) -> Answer<Answered<Begun>> {
+    let begun = async {
+        let share = call.arguments.of.share()?;
+        let begun = shop.tenures.begin(share, call.arguments.fence).await;
+        if begun == Err(NotHeld::Busy) {
+            tracing::warn!(%share, "an aggregator waits: what was begun for the last one has not ended");
+        }
+        let tenure = begun?;
+        tracing::info!(?tenure, "an aggregator has it");
+        Ok(Begun { tenure: tenure.to_string(), usage: shop.store.usage().into() })
+    };
+    Answer(Ok(begun.await))
 }
 
 async fn renew(AppState(shop): Served, call: Call<Nothing>) -> Answer<Answered<WireUsage>> {
@@ -300,7 +304,7 @@ async fn take(
 
 /// Returns once a tenure has ended.
 async fn ended(tenures: &Tenures, tenure: Tenure) {
-    let mut current = tenures.watch();
+    let mut current = tenures.watch(tenure.share());
     // The sender lives as long as the tenures do.
     let _ = current.wait_for(|now| *now != Some(tenure)).await;
 }
@@ -351,16 +355,17 @@ async fn damaged_files(AppState(shop): Served, call: Call<Nothing>) -> Answer<An
     Answer(Ok(found.await))
 }
 
-async fn put_mark(AppState(shop): Served, call: Call<Nothing>) -> Answer<Answered<()>> {
-    let put = shop.change(call.tenure, |store| async move { Ok(store.put_scrub_mark(&call.bytes).await?) });
+async fn put_mark(AppState(shop): Served, call: Call<OfShare>) -> Answer<Answered<()>> {
+    let put = shop.change(call.tenure, |store| async move {
+        Ok(store.put_scrub_mark(call.arguments.share()?, &call.bytes).await?)
+    });
     Answer(Ok(put.await))
 }
 
-async fn mark(AppState(shop): Served, call: Call<Nothing>) -> Answer<Answered<Option<String>>> {
+async fn mark(AppState(shop): Served, call: Call<OfShare>) -> Answer<Answered<Option<String>>> {
     let found = async {
         let _held = shop.held(call.tenure).await?;
-        let store = &shop.store;
-        Ok(store.scrub_mark().await?.map(|mark| text(&mark)))
+        Ok(shop.store.scrub_mark(call.arguments.share()?).await?.map(|mark| text(&mark)))
     };
     Answer(Ok(found.await))
 }
@@ -421,9 +426,10 @@ async fn discard_orphan(AppState(shop): Served, call: Call<File>) -> Answer<Answ
     Answer(Ok(discarded.await))
 }
 
-async fn raise(AppState(shop): Served, call: Call<Number>) -> Answer<Answered<()>> {
+async fn raise(AppState(shop): Served, call: Call<Floor>) -> Answer<Answered<()>> {
     let raised = shop.change(call.tenure, |store| async move {
-        Ok(store.raise_generations(Generation::new(call.arguments.number)).await?)
+        let Floor { of, number } = call.arguments;
+        Ok(store.raise_generations(of.share()?, Generation::new(number)).await?)
     });
     Answer(Ok(raised.await))
 }
@@ -446,16 +452,18 @@ async fn page(AppState(shop): Served, call: Call<Numbered>) -> Response {
     bytes_answer(found.await)
 }
 
-async fn state(AppState(shop): Served, call: Call<Nothing>) -> Answer<Answered<String>> {
+async fn states(AppState(shop): Served, call: Call<Nothing>) -> Answer<Answered<Vec<(String, String)>>> {
     let found = async {
         let _held = shop.held(call.tenure).await?;
-        let store = &shop.store;
-        Ok(text(&store.state().await?))
+        let states = shop.store.states().await?;
+        Ok(states.iter().map(|(share, state)| (share.to_string(), text(state))).collect())
     };
     Answer(Ok(found.await))
 }
 
-async fn put_state(AppState(shop): Served, call: Call<Nothing>) -> Answer<Answered<()>> {
-    let put = shop.change(call.tenure, |store| async move { Ok(store.put_state(&call.bytes).await?) });
+async fn put_state(AppState(shop): Served, call: Call<OfShare>) -> Answer<Answered<()>> {
+    let put = shop.change(call.tenure, |store| async move {
+        Ok(store.put_state(call.arguments.share()?, &call.bytes).await?)
+    });
     Answer(Ok(put.await))
 }

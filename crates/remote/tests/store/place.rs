@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sluice_engine::ids::DcId;
+use sluice_engine::share::{Share, Shares};
 use sluice_node::budget::MemoryBudget;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::metrics::Metrics;
@@ -55,7 +56,7 @@ impl Place {
     /// Starts the worker, with what it knows of tenures.
     pub(crate) fn start(&self) -> (Arc<FsStore>, Tenures) {
         let store = Arc::new(FsStore::open(self.directory.path(), FsOptions::default()).unwrap());
-        let (tasks, tenures) = (Shutdown::new(), Tenures::new());
+        let (tasks, tenures) = (Shutdown::new(), Tenures::new(Shares::ONE));
         let door = Door::bind(self.at.local_addr().unwrap(), &self.material, ME, Role::Worker).unwrap();
         let routes = serve_store(store.clone(), tenures.clone(), tasks.clone());
         let answers = Answers { routes, memory: MemoryBudget::new(64 << 20), tasks: tasks.clone() };
@@ -81,7 +82,7 @@ impl Place {
 
     /// Has an aggregator take the store.
     pub(crate) async fn take(&self) -> Result<RemoteStore, NoTenure> {
-        RemoteStore::begin(self.caller(Role::Aggregator), &self.tasks).await
+        RemoteStore::begin(self.caller(Role::Aggregator), Share::WHOLE, None, &self.tasks).await
     }
 }
 

@@ -11,6 +11,7 @@ use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::ChainingValue;
 use sluice_engine::ids::{ClientFileId, FileId, TenantId};
 use sluice_engine::metadata::MetadataRecord;
+use sluice_engine::share::Share;
 use sluice_engine::span::Place as Node;
 use sluice_node::access::Revocations;
 use sluice_node::budget::MemoryBudget;
@@ -19,10 +20,12 @@ use sluice_node::metrics::Metrics;
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::token::TokenGrant;
-use sluice_proto::calls::{Admission, ChunkSource, DrainOrder, ListQuery, Opened, Sessions, Slots, Wait};
+use sluice_proto::calls::{
+    Admission, ChunkSource, DrainOrder, ListQuery, Opened, Sessions, Slots, Used, Wait,
+};
 use sluice_proto::http::{About, DrainStatus, FilePage, FileStatus, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
-use sluice_remote::{Answers, Caller, CallerConfig, Door, RemoteSlots, Tenure, serve_slots};
+use sluice_remote::{Answers, Caller, CallerConfig, Door, Owned, RemoteSlots, Tenure, serve_slots};
 use sluice_session::MemorySessions;
 use sluice_store::ChunkStore;
 use tokio::net::TcpSocket;
@@ -48,14 +51,16 @@ impl Slots for Fake {
         _: &SignedContext,
         record: MetadataRecord,
         home: Option<String>,
+        beside: Used,
     ) -> Result<(bool, FileStatus), Refusal> {
-        said(format!("{record:?} {home:?}"))
+        said(format!("{record:?} {home:?} {beside:?}"))
     }
     async fn create_whole(
         &self,
         _: &SignedContext,
         record: MetadataRecord,
         bytes: Bytes,
+        _: Used,
     ) -> Result<Option<(bool, FileStatus)>, Refusal> {
         if bytes.is_empty() { Ok(None) } else { said(format!("{record:?} {}", bytes.len())) }
     }
@@ -67,10 +72,19 @@ impl Slots for Fake {
     ) -> Result<FileStatus, Refusal> {
         said(format!("{id} {}", size.size()))
     }
-    async fn admit_more(&self, _: &SignedContext, id: ClientFileId, bytes: u64) -> Result<(), Refusal> {
-        said(format!("{id} {bytes}"))
+    async fn admit_more(
+        &self,
+        _: &SignedContext,
+        id: ClientFileId,
+        bytes: u64,
+        beside: Used,
+    ) -> Result<(), Refusal> {
+        said(format!("{id} {bytes} {beside:?}"))
     }
-    async fn admit(&self, _: &SignedContext, file: FileId) -> Result<Admission, Refusal> {
+    async fn used(&self, _: &SignedContext, file: Option<FileId>) -> Result<Used, Refusal> {
+        Ok(Used { has: file.is_some(), ..BESIDE })
+    }
+    async fn admit(&self, _: &SignedContext, file: FileId, _: Used) -> Result<Admission, Refusal> {
         let admission = *self.admission.lock().unwrap();
         admission.map_or_else(|| said(file.to_string()), Ok)
     }
@@ -141,11 +155,16 @@ fn reserve() -> TcpSocket {
     socket
 }
 
+/// What a tenant has in other shares.
+const BESIDE: Used = Used { bytes: 5, files: 6, has: false };
+
 /// An aggregator that answers at `at` under a tenure.
 fn answer(place: &Place, at: &TcpSocket, fake: &Arc<Fake>, tenure: Tenure) -> Shutdown {
     let tasks = Shutdown::new();
     let door = Door::bind(at.local_addr().unwrap(), &place.material, ME, Role::Aggregator).unwrap();
-    let (routes, memory) = (serve_slots(fake.clone(), tenure), MemoryBudget::new(64 << 20));
+    let (owned, memory) = (Owned::default(), MemoryBudget::new(64 << 20));
+    owned.add(tenure, serve_slots(fake.clone()), tasks.clone());
+    let routes = owned.routes();
     door.serve([(Role::Worker, Answers { routes, memory, tasks: tasks.clone() })], &tasks);
     tasks
 }
@@ -172,28 +191,30 @@ async fn what_a_worker_asks_comes_through_as_it_is() {
     let (_, tenures) = place.start();
     let held = place.take().await.unwrap();
     let _answers = answer(&place, &at, &fake, held.tenure());
-    let slots = RemoteSlots::new(caller(&place, Role::Worker, &[&at]), tenures.clone());
+    let slots = RemoteSlots::new(caller(&place, Role::Worker, &[&at]), tenures.clone(), Share::WHOLE);
     let context = &context(&place).await;
     let detail = |refusal: Refusal| {
         assert_eq!(refusal.problem, Problem::InvalidMetadata);
         refusal.detail
     };
     let new = record(1, Some(9));
-    let created = slots.create(context, new.clone(), Some("dc-b".into())).await.unwrap_err();
-    assert_eq!(detail(created), format!("{new:?} {:?}", Some("dc-b")));
-    assert!(slots.create_whole(context, new.clone(), Bytes::new()).await.unwrap().is_none());
-    let whole = slots.create_whole(context, new.clone(), content(1, 1 << 20)).await.unwrap_err();
+    let created = slots.create(context, new.clone(), Some("dc-b".into()), BESIDE).await.unwrap_err();
+    assert_eq!(detail(created), format!("{new:?} {:?} {BESIDE:?}", Some("dc-b")));
+    assert!(slots.create_whole(context, new.clone(), Bytes::new(), BESIDE).await.unwrap().is_none());
+    let whole = slots.create_whole(context, new.clone(), content(1, 1 << 20), BESIDE).await.unwrap_err();
     assert_eq!(detail(whole), format!("{new:?} 1048576"));
     let size = Geometry::new(9).unwrap();
     assert_eq!(detail(slots.settle(context, client(1), size).await.unwrap_err()), format!("{} 9", client(1)));
     assert_eq!(
-        detail(slots.admit_more(context, client(1), 9).await.unwrap_err()),
-        format!("{} 9", client(1))
+        detail(slots.admit_more(context, client(1), 9, BESIDE).await.unwrap_err()),
+        format!("{} 9 {BESIDE:?}", client(1))
     );
-    assert_eq!(detail(slots.admit(context, file(1)).await.unwrap_err()), file(1).to_string());
+    assert_eq!(slots.used(context, None).await.unwrap(), BESIDE);
+    assert!(slots.used(context, Some(file(1))).await.unwrap().has);
+    assert_eq!(detail(slots.admit(context, file(1), BESIDE).await.unwrap_err()), file(1).to_string());
     for admission in [Admission::Known(size), Admission::Open, Admission::Provisional] {
         *fake.admission.lock().unwrap() = Some(admission);
-        assert_eq!(slots.admit(context, file(1)).await.unwrap(), admission);
+        assert_eq!(slots.admit(context, file(1), BESIDE).await.unwrap(), admission);
     }
     let (run, of_run) = (Run::new(index(8), 2).unwrap(), values(8, &content(1, 2 << 20)));
     let registered = slots.register(context, file(1), run, &of_run).await.unwrap_err();
@@ -215,7 +236,7 @@ async fn what_a_worker_asks_comes_through_as_it_is() {
     let refused = slots.drain(context, DrainOrder::End).await.unwrap_err();
     assert_eq!(refused.detail, "End");
     // An edge asks workers, and no aggregator.
-    let stranger = RemoteSlots::new(caller(&place, Role::Edge, &[&at]), tenures);
+    let stranger = RemoteSlots::new(caller(&place, Role::Edge, &[&at]), tenures, Share::WHOLE);
     assert_eq!(stranger.about(context).await.unwrap_err().problem, Problem::Unavailable);
 }
 
@@ -223,7 +244,8 @@ async fn what_a_worker_asks_comes_through_as_it_is() {
 async fn a_call_waits_for_the_aggregator_that_has_the_store_and_believes_no_other() {
     let (place, one, other, fake) = (Place::new(), reserve(), reserve(), Arc::new(Fake::default()));
     let (_, tenures) = place.start();
-    let slots = Arc::new(RemoteSlots::new(caller(&place, Role::Worker, &[&one, &other]), tenures));
+    let caller = caller(&place, Role::Worker, &[&one, &other]);
+    let slots = Arc::new(RemoteSlots::new(caller, tenures, Share::WHOLE));
     let context = context(&place).await;
     // Nobody has the store yet.
     let asked = tokio::spawn({
@@ -238,13 +260,13 @@ async fn a_call_waits_for_the_aggregator_that_has_the_store_and_believes_no_othe
     let second = place.take().await.unwrap();
     let asked = tokio::spawn({
         let (slots, context) = (slots.clone(), context.clone());
-        async move { slots.admit(&context, file(1)).await }
+        async move { slots.admit(&context, file(1), Used::default()).await }
     });
     let known = Arc::new(Fake::default());
     *known.admission.lock().unwrap() = Some(Admission::Open);
     *fake.admission.lock().unwrap() = Some(Admission::Provisional);
     let _answers = answer(&place, &other, &known, second.tenure());
-    // What that one is asked it refuses; then it is gone, as one that finds out is.
-    answers.kill().await;
+    // What that one is asked it refuses, and is not asked again, though it is there.
     assert_eq!(asked.await.unwrap().unwrap(), Admission::Open);
+    answers.kill().await;
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sluice_engine::geometry::Run;
 use sluice_engine::limits::CHUNK_LEN;
+use sluice_engine::share::Share;
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_remote::{NoTenure, RemoteStore};
@@ -35,11 +36,14 @@ async fn only_an_aggregator_has_a_store_and_only_one_at_a_time() {
     let place = Place::new();
     place.start();
     for stranger in [Role::Edge, Role::Worker, Role::Session] {
-        let refused = RemoteStore::begin(place.caller(stranger), &place.tasks).await;
+        let refused = RemoteStore::begin(place.caller(stranger), Share::WHOLE, None, &place.tasks).await;
         assert!(matches!(refused, Err(NoTenure::Unreachable(_))), "{stranger}");
     }
     let first = place.take().await.unwrap();
     assert!(matches!(place.take().await, Err(NoTenure::Taken)));
+    let other = Share::new(1, 4).unwrap();
+    let divided = RemoteStore::begin(place.caller(Role::Aggregator), other, None, &place.tasks).await;
+    assert!(matches!(divided, Err(NoTenure::Divided)));
     first.put_record(&record(1, Some(5))).await.unwrap();
     // Given back, it can be had at once; and the first has it no more.
     first.close().await.unwrap();
@@ -54,7 +58,7 @@ async fn an_aggregator_that_is_gone_is_followed_at_once_and_heard_no_more() {
     let place = Place::new();
     let (own, _) = place.start();
     let tasks = Shutdown::new();
-    let first = RemoteStore::begin(place.caller(Role::Aggregator), &tasks).await.unwrap();
+    let first = RemoteStore::begin(place.caller(Role::Aggregator), Share::WHOLE, None, &tasks).await.unwrap();
     // Long enough for a renewal to be under way: it is what tells the worker.
     first.put_record(&record(1, Some(5))).await.unwrap();
     assert!(matches!(place.take().await, Err(NoTenure::Taken)));
@@ -80,7 +84,7 @@ async fn a_worker_that_begins_anew_knows_no_tenure_and_has_all_that_was_acknowle
     place.start();
     // It finds out, whether or not anybody asks it for something.
     timeout(SOON, first.over()).await.unwrap();
-    assert!(matches!(first.state().await, Err(StoreError::Unreachable { .. })));
+    assert!(matches!(first.states().await, Err(StoreError::Unreachable { .. })));
     let second = taken(&place).await;
     let summary = second.summary(file(1)).await.unwrap().unwrap();
     assert_eq!((&summary.facts[..], &summary.held[..]), (&b"facts"[..], &[0..1][..]));
@@ -93,7 +97,7 @@ async fn a_worker_that_does_not_come_back_is_given_up() {
     let first = place.take().await.unwrap();
     place.kill().await;
     // Asked meanwhile, it waits, and is not left waiting.
-    let (asked, over) = tokio::join!(timeout(SOON, first.state()), timeout(SOON, first.over()));
+    let (asked, over) = tokio::join!(timeout(SOON, first.states()), timeout(SOON, first.over()));
     assert!(matches!(asked.unwrap(), Err(StoreError::Unreachable { .. })));
     over.unwrap();
 }

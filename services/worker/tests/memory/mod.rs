@@ -17,7 +17,7 @@ use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::share::Share;
 use sluice_engine::span::Place;
 use sluice_node::access::ContextVerifier;
-use sluice_proto::calls::{Admission, ChunkSource, DrainOrder, ListQuery, Opened, Slots, Wait};
+use sluice_proto::calls::{Admission, ChunkSource, DrainOrder, ListQuery, Opened, Slots, Used, Wait};
 use sluice_proto::http::{About, DrainStatus, FileEntry, FilePage, FileStatus, Holder, State, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::{
@@ -345,7 +345,13 @@ impl MemorySlots {
 
 #[async_trait]
 impl Slots for MemorySlots {
-    async fn admit_more(&self, context: &SignedContext, _: ClientFileId, bytes: u64) -> Result<(), Refusal> {
+    async fn admit_more(
+        &self,
+        context: &SignedContext,
+        _: ClientFileId,
+        bytes: u64,
+        _: Used,
+    ) -> Result<(), Refusal> {
         let session = self.access.verify(context)?;
         if session.quota > 0 && bytes > session.quota {
             return Err(Refusal::new(Problem::Quota, "the quota is used up"));
@@ -361,6 +367,7 @@ impl Slots for MemorySlots {
         _: &SignedContext,
         _: MetadataRecord,
         _: Bytes,
+        _: Used,
     ) -> Result<Option<(bool, FileStatus)>, Refusal> {
         // Always as a record and chunks.
         Ok(None)
@@ -371,6 +378,7 @@ impl Slots for MemorySlots {
         _: &SignedContext,
         record: MetadataRecord,
         _: Option<String>,
+        _: Used,
     ) -> Result<(bool, FileStatus), Refusal> {
         let outcome = self.store.put_record(&record).await.map_err(|error| match error {
             StoreError::RecordConflict { .. } => Refusal::new(Problem::MetadataConflict, error.to_string()),
@@ -397,7 +405,11 @@ impl Slots for MemorySlots {
         self.now(file)
     }
 
-    async fn admit(&self, _: &SignedContext, file: FileId) -> Result<Admission, Refusal> {
+    async fn used(&self, _: &SignedContext, _: Option<FileId>) -> Result<Used, Refusal> {
+        Ok(Used::default())
+    }
+
+    async fn admit(&self, _: &SignedContext, file: FileId, _: Used) -> Result<Admission, Refusal> {
         match self.now(file) {
             Ok(FileStatus { size: Some(size), .. }) => Ok(Admission::Known(Geometry::new(size).unwrap())),
             Ok(_) => Ok(Admission::Open),
