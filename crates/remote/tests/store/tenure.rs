@@ -25,6 +25,7 @@ async fn taken(place: &Place) -> RemoteStore {
                 Err(NoTenure::Taken | NoTenure::Unreachable(_)) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
+                Err(NoTenure::Divided) => panic!("there is one share"),
             }
         }
     };
