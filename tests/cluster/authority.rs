@@ -8,6 +8,7 @@ use hyper_util::rt::TokioIo;
 use sluice::datacenter::DatacenterSettings;
 use sluice_engine::command::{COMMAND_LEN, Command, DropReason, Statement};
 use sluice_engine::ids::{DcId, Incarnation, Sequence, Timestamp};
+use sluice_engine::share::Shares;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::tls;
 use sluice_proto::http::State;
@@ -56,7 +57,7 @@ async fn link(
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_certificate_of_another_ca_and_a_false_name_are_refused() {
     // Only dc-a runs: the others' certificates are used by the test.
-    let mut bed = Bed::reserve(3, DatacenterSettings::default());
+    let mut bed = Bed::divided(3, DatacenterSettings::default(), Shares::ONE);
     bed.cluster.start(A).await.unwrap();
     let names = [(A, "dc-a"), (B, "dc-b"), (C, "dc-c")];
     let stranger = ClusterMaterial::generate("test", &names).unwrap();
@@ -83,8 +84,18 @@ async fn a_certificate_of_another_ca_and_a_false_name_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_datacenter_that_divides_slots_otherwise_is_told_so() {
+    let mut bed = Bed::divided(2, DatacenterSettings::default(), Shares::new(4).unwrap());
+    bed.cluster.start(A).await.unwrap();
+    let mut b = dial(&bed, bed.cluster.material(), B).await.unwrap();
+    let refused = link(&mut b, B).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("4 shares here, and into 1"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn commands_count_only_with_the_signature_of_who_speaks() {
-    let mut bed = Bed::reserve(3, DatacenterSettings::default());
+    let mut bed = Bed::divided(3, DatacenterSettings::default(), Shares::ONE);
     bed.cluster.start(A).await.unwrap();
     let material = bed.cluster.material();
     let bytes = noise(71, 2 * MIB);

@@ -17,6 +17,7 @@ use sluice_client::{
 use sluice_engine::geometry::ChunkIndex;
 use sluice_engine::hash::{ChunkHasher, Root};
 use sluice_engine::ids::{ClientFileId, DcId, FileId, TenantId};
+use sluice_engine::share::Shares;
 use sluice_node::clock::{Clock, SystemClock};
 use sluice_node::material::ClusterMaterial;
 use sluice_node::tls;
@@ -42,6 +43,12 @@ pub(crate) const STRANGER: TenantId = TenantId::new(8);
 
 /// How long anything may take. Two cores may be busy with all tests at once.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Into how many shares the slots of every cluster here are divided: `SLUICE_TEST_SHARES`, or one.
+fn shares() -> Shares {
+    let count = std::env::var("SLUICE_TEST_SHARES").map_or(1, |count| count.parse().unwrap());
+    Shares::new(count).unwrap()
+}
 
 /// A cluster in a directory of its own.
 pub(crate) struct Bed {
@@ -102,10 +109,15 @@ impl Bed {
 
     /// A cluster of which nothing runs yet.
     pub(crate) fn reserve(dcs: u16, settings: DatacenterSettings) -> Self {
+        Self::divided(dcs, settings, shares())
+    }
+
+    /// The same whose slots are divided into so many shares.
+    pub(crate) fn divided(dcs: u16, settings: DatacenterSettings, shares: Shares) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let names = ["dc-a", "dc-b", "dc-c", "dc-d"];
         let dcs: Vec<(DcId, &str)> = (1..=dcs).map(DcId::new).zip(names).collect();
-        let material = ClusterMaterial::generate("test", &dcs).unwrap();
+        let material = ClusterMaterial::generate("test", &dcs).unwrap().dividing(shares);
         let mut tls = tls::edge_client(material.ca(), &[b"http/1.1"]).unwrap();
         // Connections are many and short: what a ticket saves is not worth its lock.
         tls.resumption = tokio_rustls::rustls::client::Resumption::disabled();

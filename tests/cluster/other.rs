@@ -6,6 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::{Value, json};
 use sluice::datacenter::DatacenterSettings;
+use sluice_engine::share::Shares;
 
 use crate::bed::{A, B, Bed, TENANT};
 
@@ -27,7 +28,7 @@ async fn a_datacenter_in_python_completes_files_together_with_ours() {
     assert!(prepared.status.success(), "{}", String::from_utf8_lossy(&prepared.stderr));
     let interpreter = String::from_utf8(prepared.stdout).unwrap();
 
-    let mut bed = Bed::reserve(2, DatacenterSettings::default());
+    let mut bed = Bed::divided(2, DatacenterSettings::default(), Shares::ONE);
     let keys = tempfile::tempdir().unwrap();
     bed.cluster.material().only(B).unwrap().save(keys.path()).unwrap();
     let mut script = Script(

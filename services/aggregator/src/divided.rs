@@ -16,6 +16,7 @@ use sluice_engine::context::{SessionContext, SignedContext};
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::ChainingValue;
 use sluice_engine::ids::{ClientFileId, FileId, TenantId};
+use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::share::Share;
 use sluice_engine::span::Place;
@@ -29,7 +30,7 @@ use sluice_proto::http::{
 use sluice_proto::problem::{Problem, Refusal};
 use tokio::time::Instant;
 
-/// How old what a tenant uses in other shares may be when it counts toward a quota.
+/// How old what a tenant uses in other shares may be when it counts toward a quota. What came by this process since is added.
 const USED_AGE: Duration = Duration::from_secs(1);
 
 /// Tenants of whom that is remembered.
@@ -96,36 +97,75 @@ impl Divided {
         self.part(FileId::derive(session.tenant, id))
     }
 
-    /// What a tenant uses in other shares than that of a file, if its token has a quota.
-    async fn beside(&self, context: &SignedContext, file: FileId) -> Result<Used, Refusal> {
+    /// Has the owner of a file decide on something that counts toward quotas, with what the tenant uses in other shares.
+    async fn decide<T, F: Future<Output = Result<T, Refusal>>>(
+        &self,
+        context: &SignedContext,
+        file: FileId,
+        ask: impl Fn(Used) -> F,
+    ) -> Result<T, Refusal> {
         let session = self.access.verify(context)?;
         let SessionContext { quota, quota_files, tenant, .. } = *session;
-        if (quota, quota_files) == (0, 0) || self.shares.len() == 1 {
-            return Ok(Used::default());
+        if (quota, quota_files) == (0, 0) {
+            return ask(Used::default()).await;
         }
+        let (beside, is_new) = self.beside(context, tenant, file).await?;
+        match ask(beside).await {
+            // What is remembered is rather too much: nobody is refused for that.
+            Err(refusal) if refusal.problem == Problem::Quota && !is_new => {
+                self.forget(tenant);
+                ask(self.beside(context, tenant, file).await?.0).await
+            }
+            decided => decided,
+        }
+    }
+
+    /// What a tenant uses in other shares than that of a file, and whether that was asked just now.
+    async fn beside(
+        &self,
+        context: &SignedContext,
+        tenant: TenantId,
+        file: FileId,
+    ) -> Result<(Used, bool), Refusal> {
         let known = {
             let all = self.used.lock().unwrap_or_else(PoisonError::into_inner);
             all.get(&tenant).filter(|told| told.is_new()).map(|told| told.used.clone())
         };
+        let is_new = known.is_none();
         let used = match known {
             Some(used) => used,
             None => {
                 let asked = self.shares.iter().map(async |(share, part)| {
                     Ok::<_, Refusal>((*share, part.slots.used(context, None).await?))
                 });
+                let at = Instant::now();
                 let used: BTreeMap<Share, Used> = try_join_all(asked).await?.into_iter().collect();
                 let mut all = self.used.lock().unwrap_or_else(PoisonError::into_inner);
                 if all.len() >= MAX_TENANTS {
                     all.retain(|_, told| told.is_new());
                 }
                 if all.len() < MAX_TENANTS {
-                    all.insert(tenant, Told { at: Instant::now(), used: used.clone() });
+                    all.insert(tenant, Told { at, used: used.clone() });
                 }
                 used
             }
         };
         let beside = used.iter().filter(|(share, _)| !share.has(file)).map(|(_, used)| *used);
-        Ok(beside.fold(Used::default(), Used::and))
+        Ok((beside.fold(Used::default(), Used::and), is_new))
+    }
+
+    /// Takes note of what a tenant uses more, in the share of a file.
+    fn note(&self, context: &SignedContext, file: FileId, more: Used) {
+        let Ok(session) = self.access.verify(context) else { return };
+        let mut all = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(told) = all.get_mut(&session.tenant) else { return };
+        if let Some((_, used)) = told.used.iter_mut().find(|(share, _)| share.has(file)) {
+            *used = used.and(more);
+        }
+    }
+
+    fn forget(&self, tenant: TenantId) {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
     }
 
     async fn each<'a, T, F: Future<Output = Result<T, Refusal>>>(
@@ -163,8 +203,13 @@ impl Slots for Divided {
         _: Used,
     ) -> Result<(bool, FileStatus), Refusal> {
         let file = record.file_id();
-        let beside = self.beside(context, file).await?;
-        self.part(file)?.slots.create(context, record, home, beside).await
+        let part = self.part(file)?;
+        let ask = |beside| part.slots.create(context, record.clone(), home.clone(), beside);
+        let (is_new, status) = self.decide(context, file, ask).await?;
+        if is_new {
+            self.note(context, file, Used { files: 1, ..Used::default() });
+        }
+        Ok((is_new, status))
     }
 
     async fn create_whole(
@@ -174,9 +219,14 @@ impl Slots for Divided {
         bytes: Bytes,
         _: Used,
     ) -> Result<Option<(bool, FileStatus)>, Refusal> {
-        let file = record.file_id();
-        let beside = self.beside(context, file).await?;
-        self.part(file)?.slots.create_whole(context, record, bytes, beside).await
+        let (file, len) = (record.file_id(), bytes.len() as u64);
+        let part = self.part(file)?;
+        let ask = |beside| part.slots.create_whole(context, record.clone(), bytes.clone(), beside);
+        let created = self.decide(context, file, ask).await?;
+        if matches!(created, Some((true, _))) {
+            self.note(context, file, Used { bytes: len, files: 1, has: false });
+        }
+        Ok(created)
     }
 
     async fn settle(
@@ -196,13 +246,13 @@ impl Slots for Divided {
         _: Used,
     ) -> Result<(), Refusal> {
         let file = FileId::derive(self.access.verify(context)?.tenant, id);
-        let beside = self.beside(context, file).await?;
-        self.part(file)?.slots.admit_more(context, id, bytes, beside).await
+        let part = self.part(file)?;
+        self.decide(context, file, |beside| part.slots.admit_more(context, id, bytes, beside)).await
     }
 
     async fn admit(&self, context: &SignedContext, file: FileId, _: Used) -> Result<Admission, Refusal> {
-        let beside = self.beside(context, file).await?;
-        self.part(file)?.slots.admit(context, file, beside).await
+        let part = self.part(file)?;
+        self.decide(context, file, |beside| part.slots.admit(context, file, beside)).await
     }
 
     async fn used(&self, context: &SignedContext, file: Option<FileId>) -> Result<Used, Refusal> {
@@ -217,7 +267,11 @@ impl Slots for Divided {
         run: Run,
         values: &[ChainingValue],
     ) -> Result<bool, Refusal> {
-        self.part(file)?.slots.register(context, file, run, values).await
+        let registered = self.part(file)?.slots.register(context, file, run, values).await?;
+        // At most: a chunk may be short, or have been here.
+        let bytes = (run.range().end - run.range().start).saturating_mul(CHUNK_LEN);
+        self.note(context, file, Used { bytes, ..Used::default() });
+        Ok(registered)
     }
 
     async fn status(
@@ -273,7 +327,9 @@ impl Slots for Divided {
     }
 
     async fn remove(&self, context: &SignedContext, id: ClientFileId) -> Result<(), Refusal> {
-        self.of(context, id)?.slots.remove(context, id).await
+        let removed = self.of(context, id)?.slots.remove(context, id).await;
+        self.forget(self.access.verify(context)?.tenant);
+        removed
     }
 
     async fn about(&self, context: &SignedContext) -> Result<About, Refusal> {
@@ -343,10 +399,8 @@ mod tests {
 
     #[test]
     fn following_the_pages_finds_every_file_once() {
-        let shares: [Vec<u128>; 3] =
-            [(1..40).step_by(3).collect(), (2..40).step_by(6).collect(), (6..40).step_by(7).collect()];
-        let mut expected: Vec<u128> = shares.iter().flatten().copied().collect();
-        expected.sort_unstable();
+        let shares = [0, 1, 2].map(|share| (1..40).filter(|id| id % 7 % 3 == share).collect::<Vec<u128>>());
+        let expected: Vec<u128> = (1..40).collect();
         for limit in 1..9 {
             let (mut found, mut after) = (Vec::new(), 0);
             loop {
