@@ -258,10 +258,17 @@ impl AggregatorMetrics {
         self.shares.set(number(seen.len() as u64));
         self.damaged_files.set(number(seen.iter().map(|seen| seen.damaged as u64).sum()));
         self.assembly_lag.set(seen.iter().map(|seen| seen.assembling).fold(0.0, f64::max));
+        if seen.is_empty() {
+            // Whoever stands by speaks with nobody, and that is as it should be.
+            self.peer_up.clear();
+            self.peer_lag.clear();
+            self.peer_backlog.clear();
+            return;
+        }
         for (dc, name) in material.dcs().filter(|(dc, _)| *dc != me) {
             let labels = PeerLabels { peer: name.to_owned() };
             let peers = || seen.iter().filter_map(move |seen| seen.peers.get(&dc));
-            let is_up = peers().next().is_some() && peers().all(|peer| peer.is_up);
+            let is_up = peers().all(|peer| peer.is_up);
             self.peer_up.get_or_create(&labels).set(i64::from(is_up));
             self.peer_lag.get_or_create(&labels).set(peers().map(|peer| peer.lag).fold(0.0, f64::max));
             let backlog = peers().map(|peer| peer.backlog as u64).sum();
