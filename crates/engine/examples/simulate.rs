@@ -1,6 +1,6 @@
 //! Runs any number of simulated worlds and ends with one line of figures.
 //!
-//! `cargo run --release -p sluice-engine --example simulate -- --seeds 1000 [--from 0] [--trace]`
+//! `cargo run --release -p sluice-engine --example simulate -- --seeds 1000 [--from 0] [--share 3/16] [--trace]`
 //!
 //! With `--trace` and one seed, prints the trace for a person to read. A violated rule prints the seed and ends with
 //! exit code 1.
@@ -9,20 +9,20 @@
 mod simulation;
 
 use std::process::ExitCode;
-use std::str::FromStr;
 
 use simulation::{Figures, Scenario, run};
 use sluice_engine::rules::Rules;
+use sluice_engine::share::Share;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let (mut seeds, mut from, mut trace) = (200u64, 0u64, false);
+    let (mut seeds, mut from, mut trace, mut share) = (200u64, 0u64, false, Share::WHOLE);
     let mut args = args.iter();
     while let Some(arg) = args.next() {
-        let mut number = || args.next().and_then(|text| u64::from_str(text).ok());
         let understood = match arg.as_str() {
-            "--seeds" => number().map(|n| seeds = n),
-            "--from" => number().map(|n| from = n),
+            "--seeds" => args.next().and_then(|text| text.parse().ok()).map(|n| seeds = n),
+            "--from" => args.next().and_then(|text| text.parse().ok()).map(|n| from = n),
+            "--share" => args.next().and_then(|text| text.parse().ok()).map(|one| share = one),
             "--trace" => {
                 trace = true;
                 Some(())
@@ -30,14 +30,14 @@ fn main() -> ExitCode {
             _ => None,
         };
         if understood.is_none() {
-            eprintln!("usage: simulate [--seeds N] [--from SEED] [--trace]");
+            eprintln!("usage: simulate [--seeds N] [--from SEED] [--share 3/16] [--trace]");
             return ExitCode::from(2);
         }
     }
     let mut total = Figures::default();
     let mut broken = 0;
     for seed in from..from.saturating_add(seeds) {
-        let outcome = run(Scenario { seed, rules: Rules::all(), trace });
+        let outcome = run(Scenario { seed, rules: Rules::all(), trace, share });
         if trace {
             print!("{}", outcome.trace);
         }

@@ -6,6 +6,7 @@ use sluice_engine::aggregator::RecordSummary;
 use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{ClientFileId, DcId, FileId, TenantId};
+use sluice_engine::share::Share;
 
 use super::disk::{Content, root_of};
 use super::random::Random;
@@ -68,10 +69,15 @@ pub struct Client {
 }
 
 impl Client {
-    pub fn new(number: u64, random: &mut Random, dcs: &[DcId]) -> Self {
+    pub fn new(number: u64, random: &mut Random, dcs: &[DcId], share: Share) -> Self {
         let tenant = TenantId::new(1 + number % 2);
-        let uuid = uuid_of(random.next(), number);
-        let id = FileId::derive(tenant, ClientFileId::new(uuid));
+        let id = loop {
+            let uuid = uuid_of(random.next(), number);
+            let id = FileId::derive(tenant, ClientFileId::new(uuid));
+            if share.has(id) {
+                break id;
+            }
+        };
         let whole = random.chance(25);
         let chunks = match random.below(10) {
             sent if whole => u64::from(sent > 0),

@@ -10,6 +10,7 @@ use sluice_engine::ids::{DcId, FileId, Timestamp};
 use sluice_engine::ledger::FileState;
 use sluice_engine::revocations::Revocation;
 use sluice_engine::rules::Rules;
+use sluice_engine::share::Share;
 
 use super::check::{self, Violation};
 use super::client::Client;
@@ -27,6 +28,8 @@ pub struct Scenario {
     pub rules: Rules,
     /// Whether the trace is kept as text.
     pub trace: bool,
+    /// The share that all files are in, and all aggregators are about.
+    pub share: Share,
 }
 
 /// How it went.
@@ -90,6 +93,7 @@ pub struct World {
     pub cuts: BTreeSet<(DcId, DcId)>,
     pub calm: bool,
     pub rules: Rules,
+    pub share: Share,
     /// Segments are scaled down in some worlds, so that files have several.
     pub segment_level: Option<u8>,
     pub figures: Figures,
@@ -137,6 +141,7 @@ pub fn run(scenario: Scenario) -> Outcome {
         cuts: BTreeSet::new(),
         calm: false,
         rules: scenario.rules,
+        share: scenario.share,
         segment_level: None,
         figures: Figures::default(),
         trace: blake3::Hasher::new(),
@@ -150,8 +155,12 @@ pub fn run(scenario: Scenario) -> Outcome {
     world.segment_level = world.random.chance(60).then(|| 2 + world.random.below(3) as u8);
     let files = 2 + world.random.below(4);
     for number in 0..files {
-        let client =
-            Client::new(scenario.seed.wrapping_mul(64).wrapping_add(number), &mut world.random, &ids);
+        let client = Client::new(
+            scenario.seed.wrapping_mul(64).wrapping_add(number),
+            &mut world.random,
+            &ids,
+            scenario.share,
+        );
         world.note(|| {
             format!(
                 "client {number}: file {} of {} chunks, {:?}",
@@ -259,6 +268,7 @@ impl World {
                 Some(level) => self.rules.with_segments_of(level),
                 None => self.rules,
             },
+            share: self.share,
             compare_ms: 5_000,
             ask_ms: 500,
             orphan_grace_ms: 90_000,

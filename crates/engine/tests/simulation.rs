@@ -5,6 +5,7 @@ mod simulation;
 
 use simulation::{Scenario, run};
 use sluice_engine::rules::{Rule, Rules};
+use sluice_engine::share::Share;
 
 const SEEDS: u64 = 200;
 
@@ -15,15 +16,21 @@ fn first_seed() -> u64 {
     from.ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
+/// Every fourth world is about one share of sixteen.
+fn share_of(seed: u64) -> Share {
+    if seed % 4 == 3 { Share::new(seed as u32 / 4 % 16, 16).unwrap() } else { Share::WHOLE }
+}
+
 #[test]
 fn the_rules_hold_and_a_seed_is_a_trace() {
     for seed in first_seed()..first_seed() + SEEDS {
-        let scenario = Scenario { seed, rules: Rules::all(), trace: false };
+        let scenario = Scenario { seed, rules: Rules::all(), trace: false, share: share_of(seed) };
         let first = run(scenario);
         if let Some(violation) = first.violation {
             panic!(
                 "seed {seed}: {violation}\nreplay: cargo run --release -p sluice-engine --example simulate -- \
-                 --seeds 1 --from {seed} --trace"
+                 --seeds 1 --from {seed} --share {} --trace",
+                share_of(seed)
             );
         }
         assert_eq!(first.digest, run(scenario).digest, "seed {seed} gave two traces");
@@ -33,7 +40,7 @@ fn the_rules_hold_and_a_seed_is_a_trace() {
 /// Runs worlds in which one rule is broken, until one of them shows it.
 fn is_noticed(rule: Rule) {
     let broken = (0..2_000).find_map(|seed| {
-        run(Scenario { seed, rules: Rules::without(rule), trace: false })
+        run(Scenario { seed, rules: Rules::without(rule), trace: false, share: Share::WHOLE })
             .violation
             .map(|violation| (seed, violation))
     });
