@@ -107,6 +107,18 @@ impl Divided {
         read().unwrap_or(0)
     }
 
+    /// Plain requests to dc-a.
+    pub(crate) fn http(&self) -> Http {
+        let ca = std::fs::read(self.site.home.path("ca.pem")).unwrap();
+        let http = reqwest::Client::builder()
+            .tls_certs_only([reqwest::Certificate::from_pem(&ca).unwrap()])
+            .no_proxy()
+            .build()
+            .unwrap();
+        let token = std::fs::read_to_string(self.site.home.path("token")).unwrap().trim().to_owned();
+        Http { http, base: format!("{}/v1", self.site.urls[0]), token }
+    }
+
     pub(crate) fn client(&self, dcs: &[usize]) -> Client {
         let urls = dcs.iter().map(|dc| self.site.urls[*dc].clone()).collect();
         let ca = std::fs::read(self.site.home.path("ca.pem")).unwrap();
@@ -116,6 +128,19 @@ impl Divided {
 
     pub(crate) fn run(&self, dc: usize, args: &[&str]) -> Ended {
         self.site.run(dc, args)
+    }
+}
+
+/// Plain requests, with a token.
+pub(crate) struct Http {
+    http: reqwest::Client,
+    base: String,
+    token: String,
+}
+
+impl Http {
+    pub(crate) fn ask(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token)
     }
 }
 

@@ -4,11 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use futures_util::{StreamExt, stream};
+use reqwest::Method;
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sluice_client::{Event, Source};
 use sluice_engine::hash::Root;
+use sluice_engine::ids::{ClientFileId, FileId, Slot, TenantId};
 use sluice_redis::testing::{Server, available};
+use uuid::Uuid;
 
 use crate::divided::{Divided, SUCCESSION, put, upload_here};
 use crate::fake::noise;
@@ -146,6 +150,71 @@ async fn without_redis_nothing_is_lost_but_the_division() {
         done(divided.run(0, &["status", file]));
     }
     for process in aggregators.into_iter().flatten().chain(others).chain([b]) {
+        process.stop();
+    }
+}
+
+/// How many unfinished files there are in one slot.
+const UNFINISHED: usize = 10_000;
+
+/// The promise at its limit: an owner of a slot with very many unfinished files is killed, and the next one answers for them.
+///
+///     cargo nextest run --release -p sluice --test cli --run-ignored only --no-capture very_many_unfinished
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "takes minutes, and a release build"]
+async fn a_slot_of_very_many_unfinished_files_is_answered_for_soon() {
+    let redis = Server::start();
+    let divided = Divided::sharing(2, SHARES as u32, Some(&redis));
+    let others = ["worker", "session", "edge"].map(|name| divided.begin(name));
+    let mut aggregators = [0, 1].map(|number| Some(divided.begin(&format!("aggregator-{number}"))));
+    eventually("a part for each", || all_are_had(&divided, &[0, 1]).then_some(()));
+
+    let slot = Slot::new(0x5a7).unwrap();
+    let in_slot = (0..)
+        .map(|number| Uuid::from_u128(1 << 96 | number))
+        .filter(|id| FileId::derive(TenantId::new(7), ClientFileId::new(*id)).slot() == slot);
+    let ids: Vec<Uuid> = in_slot.take(UNFINISHED).collect();
+    let http = divided.http();
+    let created = Instant::now();
+    stream::iter(&ids)
+        .for_each_concurrent(64, async |id| {
+            let body = json!({ "id": id, "size": MIB + 10, "name": "unfinished" });
+            let answer = http.ask(Method::POST, "/files").json(&body).send().await.unwrap();
+            assert_eq!(answer.status(), 201);
+            let chunk = http.ask(Method::PUT, &format!("/files/{id}/chunks/1")).body(noise(1, 10));
+            assert_eq!(chunk.send().await.unwrap().status(), 200);
+        })
+        .await;
+    println!(
+        "{UNFINISHED} files in slot {:03x} after {:.1} s",
+        slot.number(),
+        created.elapsed().as_secs_f64()
+    );
+    // One of the two has it.
+    for victim in [0, 1] {
+        drop(aggregators[victim].take());
+        let since = Instant::now();
+        let slowest = stream::iter(ids.iter().step_by(UNFINISHED / 100))
+            .map(async |id| {
+                let answer = http.ask(Method::GET, &format!("/files/{id}")).send().await.unwrap();
+                assert_eq!(answer.status(), 200, "{id}");
+                let status: Value = answer.json().await.unwrap();
+                assert_eq!((&status["state"], &status["missing_chunks"]), (&json!("receiving"), &json!(1)));
+                since.elapsed()
+            })
+            .buffer_unordered(100)
+            .fold(Duration::ZERO, async |slowest, took| slowest.max(took))
+            .await;
+        println!("without {victim}: 100 of its files were answered for after {} ms", slowest.as_millis());
+        assert!(slowest < SUCCESSION, "{slowest:?}");
+        // All of them are known again, and can be listed.
+        let listed = Instant::now();
+        eventually("a list", || (divided.run(0, &["ls", "--json"]).code == Some(0)).then_some(()));
+        println!("without {victim}: all were listed {} ms later", listed.elapsed().as_millis());
+        aggregators[victim] = Some(divided.begin(&format!("aggregator-{victim}")));
+        eventually("a part for each again", || all_are_had(&divided, &[0, 1]).then_some(()));
+    }
+    for process in aggregators.into_iter().flatten().chain(others) {
         process.stop();
     }
 }
