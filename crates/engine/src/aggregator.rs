@@ -182,6 +182,8 @@ pub struct Aggregator {
     orphans: BTreeMap<(TenantId, FileId), u64>,
     /// When which file wants to be looked at.
     due: BTreeSet<(Timestamp, FileId)>,
+    /// A file of which more is about to be heard, before anything is derived from it.
+    held_back: Option<FileId>,
     own: standing::Own,
     effects: Vec<Effect>,
 }
@@ -211,6 +213,7 @@ impl Aggregator {
             revoked: memory.revoked,
             orphans: BTreeMap::new(),
             due: BTreeSet::new(),
+            held_back: None,
             own: standing::Own::remembered(memory.drain),
             effects: Vec::new(),
             config,
@@ -510,6 +513,9 @@ impl Aggregator {
 
     /// Derives from what is known of a file what must be done next.
     fn advance(&mut self, id: FileId, now: Timestamp) {
+        if self.held_back == Some(id) {
+            return;
+        }
         self.advance_orphan(id, now);
         self.advance_fetch(id, now);
         self.advance_recount(id, now);

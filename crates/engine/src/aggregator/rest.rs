@@ -379,6 +379,8 @@ impl Aggregator {
                 file.restate_if_settled(&self.config, floor, peer, seen, now);
             }
         }
+        // All of it came before now: a root is not said of the first half of what contradicts the other.
+        self.held_back = Some(id);
         for parked in waking.parked {
             if self.is_asleep(id) {
                 // What came before it was all there was to do, and the file is at rest again.
@@ -387,11 +389,12 @@ impl Aggregator {
             }
             match parked {
                 Parked::Heard(verified) => self.received(&verified, now),
-                Parked::Event(event) => {
-                    self.file_event(id, *event, now);
-                    self.advance(id, now);
-                }
+                Parked::Event(event) => self.file_event(id, *event, now),
             }
+        }
+        self.held_back = None;
+        if !self.is_asleep(id) {
+            self.advance(id, now);
         }
         if self.rest.waking.is_empty() {
             for peer in std::mem::take(&mut self.rest.unfinished) {
