@@ -580,6 +580,52 @@ mod tests {
         assert!(rest.sums.is_empty());
     }
 
+    /// A home that begins again is told two things of one chunk while it reads what it has of the file.
+    #[test]
+    fn no_root_is_said_of_half_of_what_waited() {
+        use crate::aggregator::{Config, FileMemory, NodeMemory, RecordSummary, StoredFile};
+        use crate::command::{Command, Statement};
+        use crate::geometry::Geometry;
+        use crate::hash::{ChainingValue, RecordDigest};
+        use crate::ids::{Generation, Incarnation, Sequence, TenantId};
+        use crate::ledger::{Fact, Ledger};
+        use crate::span::{Place, Span};
+
+        let [me, b, c] = [1, 2, 3].map(DcId::new);
+        let (now, file) = (Timestamp::new(1_000_000), id(7));
+        let config = Config::new(me, [me, b, c]);
+        let (tenant, size) = (TenantId::new(7), Geometry::new(2 << 20).unwrap());
+        let (claim, digest) =
+            (Claim { epoch: HomeEpoch::new(0), home: me }, RecordDigest::from_bytes([9; 32]));
+        let mut ledger = Ledger::new(config.rules);
+        ledger.take(Fact::Meta { claim, size: Some(size), tenant, digest }).unwrap();
+        let memory = FileMemory::of(&ledger, Some(claim.epoch), None);
+        let (mut home, _) = Aggregator::start(config, NodeMemory::default(), now);
+        let span =
+            |start, value| Span::new(Place::new(start, 0).unwrap(), ChainingValue::from_bytes([value; 32]));
+        for (from, value) in [(b, 1), (c, 2)] {
+            let generation = Generation::floor_of(Incarnation::new(1));
+            let statement = Statement::Have { generation, span: span(1, value) };
+            let sequence = Sequence::of(Incarnation::new(1), 1);
+            let command =
+                Command { from, to: me, sequence, slot: file.slot(), sent_at: now, file, statement };
+            home.handle(NodeEvent::Received(command.trusted()), now);
+        }
+        let record = RecordSummary { digest, tenant, size: Some(size), expected_root: None, expiry_ms: None };
+        let stored = StoredFile {
+            tenant,
+            record: Some(record),
+            size: Some(size),
+            memory,
+            generation: Generation::new(1),
+            spans: vec![span(0, 0)],
+            chunks: 1,
+            published: None,
+        };
+        home.handle(NodeEvent::File(file, Event::Loaded(stored)), now);
+        assert_eq!((home.state(file), home.file(file).unwrap().ledger().root()), (FileState::Conflict, None));
+    }
+
     #[test]
     fn a_file_at_rest_takes_few_bytes() {
         assert!(size_of::<FileId>() + size_of::<Resting>() <= 40, "{}", size_of::<Resting>());
