@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sluice_engine::ids::{DcId, SessionId, TenantId};
+use sluice_engine::share::Shares;
 use sluice_node::access::Revocations;
 use sluice_node::clock::random_bytes;
 use sluice_node::material::ClusterMaterial;
@@ -65,9 +66,10 @@ impl Shared {
         RevocationCache::new(self.redis.clone(), &self.cluster, self.dc)
     }
 
-    /// Which processes of a role are there, this one among them once it says so.
-    pub(crate) fn members(&self, role: Role, life: Duration) -> Members {
-        Members::new(self.redis.clone(), &self.cluster, self.dc, role.name(), self.name.clone(), life)
+    /// Which aggregators are there that divide slots into so many shares, this one among them once it says so.
+    pub(crate) fn aggregators(&self, shares: Shares, life: Duration) -> Members {
+        let of = format!("{}-{}", Role::Aggregator, shares.count());
+        Members::new(self.redis.clone(), &self.cluster, self.dc, &of, self.name.clone(), life)
     }
 
     /// Leases of what the processes of a role divide among themselves.

@@ -23,17 +23,26 @@ use sluice_node::clock::random_bytes;
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls;
+use sluice_redis::lease::Fence;
 use sluice_remote::{Answers, Caller, Door, NoTenure, Owned, RemoteStore, serve_slots, serve_tenants};
 use sluice_store::ChunkStore;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use super::division::{self, Division, Falls, LIFE};
+use super::division::{self, Above, Division, Falls, LIFE};
 use super::{Process, ProcessConfig, STORE_PATIENCE, Tasks};
 use crate::datacenter::StartError;
 use crate::shared::Shared;
 
 /// How long it waits until it asks for the store again: a part of the 5 s in which a new owner is to answer.
 const AGAIN: Duration = Duration::from_millis(250);
+
+/// How much longer that is for each share, and at most.
+const AGAIN_EACH: Duration = Duration::from_millis(60);
+const LONGEST_AGAIN: Duration = Duration::from_secs(1);
+
+/// How long a process that could not begin with a share leaves all of them to others.
+const UNABLE: Duration = Duration::from_secs(30);
 
 /// What each part of a life gets to finish when it ends in order. Meanwhile nobody has the share, and calls that are cut off
 /// are made again.
@@ -90,15 +99,17 @@ impl Process {
             Answers { routes: owned.routes(), memory: live.memory.clone(), tasks: tasks.inside.clone() };
         door.serve([(Role::Worker, answers)], &tasks.inside);
         let (falls, fallen) = watch::channel(Falls::default());
+        let (unable, above) = (watch::Sender::new(None), Arc::<Above>::default());
         let stands = Stands::new(material.shares(), health.clone());
         match &shared {
             Some(shared) => {
                 let division = Division {
-                    members: shared.members(Role::Aggregator, LIFE),
+                    members: shared.aggregators(material.shares(), LIFE),
                     leases: shared.leases(LIFE),
                     shares: material.shares(),
-                    is_able: watch_worker(worker.clone(), &tasks.inside),
+                    is_able: watch_worker(worker.clone(), unable.subscribe(), &tasks.inside),
                     has: stands.has(),
+                    above: above.clone(),
                 };
                 tasks.requests.spawn(division.run(falls, tasks.requests.clone()));
             }
@@ -119,6 +130,8 @@ impl Process {
             owned,
             worker,
             stands,
+            unable,
+            above,
         });
         for share in material.shares().all() {
             tasks.requests.spawn(lives.clone().run(share, fallen.clone(), tasks.requests.clone()));
@@ -127,13 +140,23 @@ impl Process {
     }
 }
 
-/// Asks the worker now and then whether it is there.
-fn watch_worker(worker: Caller, tasks: &Shutdown) -> watch::Receiver<bool> {
+/// Asks the worker now and then whether it is there. A process that was `unable` to begin with a share, though the worker
+/// would have let it, leaves them to others for a while.
+fn watch_worker(
+    worker: Caller,
+    unable: watch::Receiver<Option<Instant>>,
+    tasks: &Shutdown,
+) -> watch::Receiver<bool> {
     let (sender, receiver) = watch::channel(false);
     tasks.spawn(async move {
+        let mut heard: Option<Instant> = None;
         while !sender.is_closed() {
-            let there = tokio::time::timeout(LIFE / 3, RemoteStore::is_there(&worker)).await;
-            sender.send_replace(there.unwrap_or(false));
+            // One that is busy is there: shares do not go from hand to hand for that.
+            if tokio::time::timeout(LIFE, RemoteStore::is_there(&worker)).await == Ok(true) {
+                heard = Some(Instant::now());
+            }
+            let is_well = unable.borrow().is_none_or(|since| since.elapsed() >= UNABLE);
+            sender.send_replace(is_well && heard.is_some_and(|heard| heard.elapsed() < LIFE));
             tokio::time::sleep(LIFE / 6).await;
         }
     });
@@ -199,6 +222,9 @@ struct Lives {
     /// What is revoked, which the first share knows from its store, and others from Redis. It only grows.
     revocations: Revocations,
     stands: Stands,
+    /// When it was last unable to begin with a share that it could have had.
+    unable: watch::Sender<Option<Instant>>,
+    above: Arc<Above>,
 }
 
 /// What runs in one life, by the order in which it ends. Dropped, all of it ends where it stands.
@@ -254,6 +280,10 @@ impl Lives {
             let life = Life::default();
             let began = tokio::select! {
                 began = self.begin(share, fence, &life) => began,
+                () = gone(&mut falls, share) => {
+                    life.kill().await;
+                    continue;
+                }
                 () = tasks.draining() => break,
             };
             match began {
@@ -275,15 +305,29 @@ impl Lives {
                 }
                 Err(error) => {
                     life.kill().await;
-                    let is_taken = matches!(error, NoLife::Tenure(NoTenure::Taken));
-                    self.stands.set(share, if is_taken { Stand::By } else { Stand::Waits });
+                    match error {
+                        NoLife::Tenure(NoTenure::Taken) => self.stands.set(share, Stand::By),
+                        NoLife::Tenure(NoTenure::Unreachable(_)) => self.stands.set(share, Stand::Waits),
+                        NoLife::Tenure(NoTenure::Fence(highest)) => {
+                            let mut above = self.above.lock().unwrap_or_else(PoisonError::into_inner);
+                            above.insert(share, Fence::new(highest).unwrap_or_default());
+                            drop(above);
+                            self.stands.set(share, Stand::Waits);
+                        }
+                        NoLife::Tenure(NoTenure::Divided) | NoLife::Start(_) => {
+                            self.unable.send_replace(Some(Instant::now()));
+                            self.stands.set(share, Stand::Waits);
+                        }
+                    }
                     if why != error.to_string() {
                         why = error.to_string();
                         tracing::warn!(%share, why, "waiting for the store");
                     }
                     let jitter = u32::from(random_bytes::<1>()[0]);
+                    // All processes ask for all shares where nobody divides them.
+                    let again = AGAIN.max(AGAIN_EACH * share.of().count()).min(LONGEST_AGAIN);
                     tokio::select! {
-                        () = tokio::time::sleep(AGAIN + AGAIN * jitter / 512) => {}
+                        () = tokio::time::sleep(again + again * jitter / 512) => {}
                         () = tasks.draining() => {}
                     }
                 }

@@ -6,6 +6,7 @@
 //! down, or forgets leases, takes no share from anybody. Who finds no Redis takes whatever the worker lets it have.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sluice_engine::share::{Share, Shares};
@@ -47,7 +48,12 @@ pub(crate) struct Division {
     pub(crate) is_able: watch::Receiver<bool>,
     /// Shares that this process has with the worker.
     pub(crate) has: watch::Receiver<BTreeSet<Share>>,
+    /// Fences that the worker found too low.
+    pub(crate) above: Arc<Above>,
 }
+
+/// The highest fence that the worker knows of a share, where one that Redis gave was lower: its clock was set back, say.
+pub(crate) type Above = Mutex<BTreeMap<Share, Fence>>;
 
 impl Division {
     /// Divides until `tasks` drain; then says that this process is gone, once it has nothing any more.
@@ -71,13 +77,20 @@ impl Division {
                 Ok(()) = self.has.changed() => {}
             }
         }
+        // Others may take each share as soon as it is given back.
+        let mut told = self.members.leave().await.map(|_| ());
         falls.send_replace(Falls::default());
-        // The sender lives as long as the process.
-        let _ = self.has.wait_for(BTreeSet::is_empty).await;
-        let leases: Vec<Lease> = held.into_values().collect();
-        if let (Err(error), _) | (_, Err(error)) =
-            (self.members.leave().await.map(|_| ()), self.leases.release(&leases).await)
-        {
+        loop {
+            let has = self.has.borrow_and_update().clone();
+            let given: Vec<Lease> =
+                held.extract_if(.., |share, _| !has.contains(share)).map(|(_, lease)| lease).collect();
+            told = told.and(self.leases.release(&given).await);
+            // The sender lives as long as the process.
+            if has.is_empty() || self.has.changed().await.is_err() {
+                break;
+            }
+        }
+        if let Err(error) = told {
             tracing::debug!(%error, "Redis does not know yet that this process is gone");
         }
     }
@@ -90,18 +103,26 @@ impl Division {
         let is_able = *self.is_able.borrow_and_update();
         let there = if is_able { self.members.announce().await? } else { self.members.leave().await? };
         let me = self.members.me();
-        let owner = |share: &Share| share.rendezvous(there.iter().map(String::as_str));
-        let mine: BTreeSet<Share> = self.shares.all().filter(|share| owner(share) == Some(me)).collect();
-        // A lease is given up once its share is, so that it never has two owners by anybody's account.
         let has = self.has.borrow_and_update().clone();
+        let falls_here = |share: &Share| match share.rendezvous(there.iter().map(String::as_str)) {
+            Some(owner) => owner == me,
+            // Nobody else could take it.
+            None => has.contains(share),
+        };
+        let mine: BTreeSet<Share> = self.shares.all().filter(falls_here).collect();
+        // A lease is given up once its share is, so that it never has two owners by anybody's account.
         let over = |share: &Share| !mine.contains(share) && !has.contains(share);
         let given: Vec<Lease> = held.extract_if(.., |share, _| over(share)).map(|(_, lease)| lease).collect();
         if !given.is_empty() {
             self.leases.release(&given).await?;
         }
         let wanted: Vec<Share> = mine.union(&has).copied().collect();
-        let named = |share: &Share| Wanted { name: name(*share), above: Fence::default() };
-        let asked = self.leases.take(&wanted.iter().map(named).collect::<Vec<_>>()).await?;
+        let named: Vec<Wanted> = {
+            let above = self.above.lock().unwrap_or_else(PoisonError::into_inner);
+            let above = |share: &Share| above.get(share).copied().unwrap_or_default();
+            wanted.iter().map(|share| Wanted { name: name(*share), above: above(share) }).collect()
+        };
+        let asked = self.leases.take(&named).await?;
         let mut fall = Falls::default();
         for (share, asked) in wanted.into_iter().zip(asked) {
             match asked {

@@ -109,6 +109,7 @@ impl Divided {
 
     /// Plain requests to dc-a.
     pub(crate) fn http(&self) -> Http {
+        sluice_node::tls::install_provider();
         let ca = std::fs::read(self.site.home.path("ca.pem")).unwrap();
         let http = reqwest::Client::builder()
             .tls_certs_only([reqwest::Certificate::from_pem(&ca).unwrap()])

@@ -1,6 +1,6 @@
 //! Members: which processes of a role are there, as they say themselves every now and then.
 //!
-//! In Redis `sluice:<cluster>:<dc>:members:<role>` is a sorted set of names, by when each is forgotten, in milliseconds on
+//! In Redis `sluice:<cluster>:<dc>:members:<of>` is a sorted set of names, by when each is forgotten, in milliseconds on
 //! Redis's clock. A member that was forgotten, because it stood still or Redis lost it, is one again when it says so again.
 
 use std::collections::BTreeSet;
@@ -22,6 +22,8 @@ static ANNOUNCE: LazyLock<Script> = LazyLock::new(|| {
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now)
+-- Nobody says so far ahead, unless the clock was set back since.
+redis.call('ZREMRANGEBYSCORE', KEYS[1], now + tonumber(ARGV[4]) + 1, '+inf')
 if ARGV[2] ~= '0' then
   redis.call('ZADD', KEYS[1], now + tonumber(ARGV[2]), ARGV[1])
   redis.call('PEXPIRE', KEYS[1], tonumber(ARGV[2]) * 10)
@@ -43,10 +45,10 @@ pub struct Members {
 }
 
 impl Members {
-    /// Those of a role in a datacenter of a cluster. `me` names this life of this process; it is forgotten `life` after it
+    /// Those of something that processes divide, in a datacenter of a cluster. `me` names this life of this process; it is forgotten `life` after it
     /// said last that it is there.
-    pub fn new(redis: Redis, cluster: &str, dc: DcId, role: &str, me: String, life: Duration) -> Self {
-        let key = format!("sluice:{cluster}:{}:members:{role}", dc.number());
+    pub fn new(redis: Redis, cluster: &str, dc: DcId, of: &str, me: String, life: Duration) -> Self {
+        let key = format!("sluice:{cluster}:{}:members:{of}", dc.number());
         Self { redis, key, me, life }
     }
 
@@ -66,7 +68,8 @@ impl Members {
     }
 
     async fn say(&self, life: Duration) -> Result<BTreeSet<String>, RedisError> {
-        let arguments = [self.me.clone(), life.as_millis().to_string(), MAX_MEMBERS.to_string()];
+        let longest = self.life.as_millis().to_string();
+        let arguments = [self.me.clone(), life.as_millis().to_string(), MAX_MEMBERS.to_string(), longest];
         let all: Vec<String> =
             self.redis.script(&ANNOUNCE, std::slice::from_ref(&self.key), &arguments).await?;
         Ok(all.into_iter().collect())

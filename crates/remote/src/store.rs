@@ -91,6 +91,9 @@ pub enum NoTenure {
     /// Another aggregator has it.
     #[error("another aggregator has it")]
     Taken,
+    /// Another began under this fence, which is higher.
+    #[error("the fence is below {0}, under which another aggregator had it")]
+    Fence(u64),
     /// There is no such share: the worker was told of another number of them.
     #[error("the worker divides slots otherwise than this process does: give both the same keys")]
     Divided,
@@ -149,6 +152,7 @@ impl RemoteStore {
             Ok(Ok(begun)) => begun,
             Ok(Err(Refused::NotHeld)) => return Err(NoTenure::Taken),
             Ok(Err(Refused::NoShare)) => return Err(NoTenure::Divided),
+            Ok(Err(Refused::Fence(highest))) => return Err(NoTenure::Fence(highest)),
             Ok(Err(refused)) => return Err(garbled(format!("{refused:?}"))),
             Err(failed) => return Err(garbled(Refusal::from(failed).detail)),
         };
@@ -170,7 +174,8 @@ impl RemoteStore {
     /// Whether the worker that `caller` calls answers.
     pub async fn is_there(caller: &Caller) -> bool {
         let there = caller.ask::<Nothing>(Head::own(THERE), &Nothing {}, Bytes::new(), Duration::ZERO);
-        there.await.is_ok()
+        // Whoever refuses answers.
+        matches!(there.await, Ok(_) | Err(Failed::Refused(_)))
     }
 
     /// The tenure.
@@ -327,7 +332,7 @@ impl RemoteStore {
     fn refused(&self, refused: serde_json::Result<Refused>) -> StoreError {
         match refused {
             Ok(Refused::Store(error)) => error.parse().unwrap_or_else(unreachable),
-            Ok(Refused::NotHeld | Refused::NoShare) => {
+            Ok(Refused::NotHeld | Refused::NoShare | Refused::Fence(_)) => {
                 self.give_up("another has it");
                 self.ended()
             }

@@ -91,6 +91,8 @@ pub(crate) enum NotHeld {
     Busy,
     #[error("slots are divided otherwise here")]
     NoShare,
+    #[error("the fence is below {0}")]
+    Fence(u64),
 }
 
 /// The tenures of one store. A clone means the same.
@@ -155,7 +157,7 @@ impl Tenures {
         let _alone = turns.beginning.lock().await;
         turns.change(|State { holder, fence: highest }| match holder {
             Some(held) if held.watching > 0 || held.renewed.elapsed() < LEASE => Err(NotHeld::Another),
-            _ if fence.is_some_and(|fence| fence < *highest) => Err(NotHeld::Another),
+            _ if fence.is_some_and(|fence| fence < *highest) => Err(NotHeld::Fence(*highest)),
             Some(_) | None => {
                 *holder = None;
                 Ok(())
@@ -302,7 +304,7 @@ mod tests {
         for tenure in [first, other] {
             tenures.end(tenure);
         }
-        assert_eq!(tenures.begin(share(0), Some(6)).await, Err(NotHeld::Another));
+        assert_eq!(tenures.begin(share(0), Some(6)).await, Err(NotHeld::Fence(7)));
         assert!(tenures.begin(share(1), Some(6)).await.is_ok());
         // Who was told nothing, since Redis is down, is no worse than whoever was told last.
         assert!(tenures.begin(share(0), None).await.is_ok());

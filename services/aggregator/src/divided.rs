@@ -28,10 +28,18 @@ use sluice_proto::http::{
     About, DrainStatus, FileEntry, FilePage, FileStatus, Revoke, RevokedTokens, TenantStatus, TreeNode,
 };
 use sluice_proto::problem::{Problem, Refusal};
+use tokio::sync::Mutex as AsyncMutex;
 use tokio::time::Instant;
 
 /// How old what a tenant uses in other shares may be when it counts toward a quota. What came by this process since is added.
 const USED_AGE: Duration = Duration::from_secs(1);
+
+/// So many more than its part each share is asked for when files are listed, and so often at most for one page.
+const SPREAD: usize = 8;
+const ROUNDS: usize = 4;
+
+/// What was asked so lately is not asked again because somebody is past his quota.
+const USED_MOMENT: Duration = Duration::from_millis(200);
 
 /// Tenants of whom that is remembered.
 const MAX_TENANTS: usize = 1_000;
@@ -51,6 +59,8 @@ pub struct Divided {
     access: Arc<ContextVerifier>,
     /// What tenants with quotas use in each share.
     used: Mutex<HashMap<TenantId, Told>>,
+    /// Held by whoever asks for that.
+    asking: AsyncMutex<()>,
 }
 
 /// What each share said that a tenant uses there, and when.
@@ -78,7 +88,7 @@ impl Divided {
         if let Some(whole) = shares.remove(&Share::WHOLE) {
             return whole;
         }
-        let this = Arc::new(Self { shares, access, used: Mutex::default() });
+        let this = Arc::new(Self { shares, access, used: Mutex::default(), asking: AsyncMutex::default() });
         SharePart { slots: this.clone(), tenants: this }
     }
 
@@ -113,7 +123,7 @@ impl Divided {
         match ask(beside).await {
             // What is remembered is rather too much: nobody is refused for that.
             Err(refusal) if refusal.problem == Problem::Quota && !is_new => {
-                self.forget(tenant);
+                self.forget_older(tenant, USED_MOMENT);
                 ask(self.beside(context, tenant, file).await?.0).await
             }
             decided => decided,
@@ -127,12 +137,18 @@ impl Divided {
         tenant: TenantId,
         file: FileId,
     ) -> Result<(Used, bool), Refusal> {
-        let known = {
+        let known = || {
             let all = self.used.lock().unwrap_or_else(PoisonError::into_inner);
             all.get(&tenant).filter(|told| told.is_new()).map(|told| told.used.clone())
         };
-        let is_new = known.is_none();
-        let used = match known {
+        let (mut found, mut turn) = (known(), None);
+        if found.is_none() {
+            // Many come at once, and one of them asks.
+            turn = Some(self.asking.lock().await);
+            found = known();
+        }
+        let is_new = found.is_none();
+        let used = match found {
             Some(used) => used,
             None => {
                 let asked = self.shares.iter().map(async |(share, part)| {
@@ -150,6 +166,7 @@ impl Divided {
                 used
             }
         };
+        drop(turn);
         let beside = used.iter().filter(|(share, _)| !share.has(file)).map(|(_, used)| *used);
         Ok((beside.fold(Used::default(), Used::and), is_new))
     }
@@ -164,8 +181,11 @@ impl Divided {
         }
     }
 
-    fn forget(&self, tenant: TenantId) {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).remove(&tenant);
+    fn forget_older(&self, tenant: TenantId, age: Duration) {
+        let mut all = self.used.lock().unwrap_or_else(PoisonError::into_inner);
+        if all.get(&tenant).is_some_and(|told| told.at.elapsed() >= age) {
+            all.remove(&tenant);
+        }
     }
 
     async fn each<'a, T, F: Future<Output = Result<T, Refusal>>>(
@@ -284,8 +304,22 @@ impl Slots for Divided {
     }
 
     async fn list(&self, context: &SignedContext, query: ListQuery) -> Result<FilePage, Refusal> {
-        let pages = self.each(|part| part.slots.list(context, query)).await?;
-        Ok(join(pages, query.limit))
+        // Files are spread evenly, so each has about its part of a page.
+        let part_of = |limit: usize| limit.div_ceil(self.shares.len()) + SPREAD;
+        let mut page = FilePage { files: Vec::new(), next: None };
+        let mut after = query.after;
+        for _ in 0..ROUNDS {
+            let left = query.limit - page.files.len();
+            let part = ListQuery { after, limit: part_of(left).min(left), ..query };
+            let joined = join(self.each(|of| of.slots.list(context, part)).await?, left);
+            page.files.extend(joined.files);
+            page.next = joined.next;
+            after = page.next.map(ClientFileId::new);
+            if after.is_none() || page.files.len() >= query.limit {
+                break;
+            }
+        }
+        Ok(page)
     }
 
     async fn open(&self, context: &SignedContext, id: ClientFileId) -> Result<Opened, Refusal> {
@@ -328,7 +362,7 @@ impl Slots for Divided {
 
     async fn remove(&self, context: &SignedContext, id: ClientFileId) -> Result<(), Refusal> {
         let removed = self.of(context, id)?.slots.remove(context, id).await;
-        self.forget(self.access.verify(context)?.tenant);
+        self.forget_older(self.access.verify(context)?.tenant, Duration::ZERO);
         removed
     }
 

@@ -39,7 +39,7 @@ use sluice_proto::peer::{
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_proto::trace::{TRACEPARENT, TraceContext};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_stream::wrappers::ReceiverStream;
@@ -48,9 +48,10 @@ use tower::ServiceExt;
 use tracing::{debug, warn};
 
 use crate::ledgers::Greeted;
+use crate::locate::Units;
 use crate::refusal::{of_store, to_status};
 use crate::traces::chunks_told;
-use crate::{AggregatorError, AggregatorService, bulk, links};
+use crate::{AggregatorError, AggregatorService, bulk, carry, links};
 
 /// Which share a call is about, as in `3/16`.
 pub(crate) const SHARE: &str = "sluice-share";
@@ -120,6 +121,9 @@ pub struct PeerPort(Arc<Shared>);
 struct Shared {
     dc: DcId,
     material: Arc<ClusterMaterial>,
+    /// What all shares of the process spend together.
+    units: Arc<Units>,
+    pulls: Arc<Semaphore>,
     /// Whoever has a share in this process, while it lives.
     owners: RwLock<BTreeMap<Share, Weak<AggregatorService>>>,
     tasks: Shutdown,
@@ -140,11 +144,27 @@ impl PeerPort {
         tasks: &Shutdown,
     ) -> Result<Self, AggregatorError> {
         let config = tls::peer_server(material, dc)?;
-        let shared =
-            Shared { dc, material: material.clone(), owners: RwLock::default(), tasks: tasks.clone() };
+        let shared = Shared {
+            dc,
+            material: material.clone(),
+            units: Arc::default(),
+            pulls: Arc::new(Semaphore::new(carry::PULLS)),
+            owners: RwLock::default(),
+            tasks: tasks.clone(),
+        };
         let this = Self(Arc::new(shared));
         tasks.spawn(this.clone().serve(listener, config));
         Ok(this)
+    }
+
+    /// Units that were proven lately.
+    pub(crate) fn units(&self) -> Arc<Units> {
+        self.0.units.clone()
+    }
+
+    /// Pulls under way at once, over all files: more would only be larger.
+    pub(crate) fn pulls(&self) -> Arc<Semaphore> {
+        self.0.pulls.clone()
     }
 
     /// From now on an aggregator answers for its share, instead of whoever did.

@@ -44,6 +44,7 @@ use std::time::Duration;
 use sluice_engine::aggregator::{Aggregator, Config, NodeMemory};
 use sluice_engine::ids::{DcId, Timestamp};
 use sluice_engine::placement::Standings;
+use sluice_engine::revocations::Revoked;
 use sluice_engine::share::Share;
 use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::clock::SharedClock;
@@ -118,8 +119,8 @@ impl AggregatorSettings {
         let count = share.of().count();
         let rate = self.scrub_rate / u64::from(count);
         Self {
+            // Chunks are not divided: those of one file are in one share.
             provisional_files: self.provisional_files.div_ceil(count as usize),
-            provisional_chunks: self.provisional_chunks.div_ceil(u64::from(count)),
             // 0 would be never.
             scrub_rate: if self.scrub_rate == 0 { 0 } else { rate.max(1) },
             ..self
@@ -203,11 +204,10 @@ pub struct AggregatorService {
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) usage: usage::Usage,
     pub(crate) metrics: Arc<AggregatorMetrics>,
-    pub(crate) units: locate::Units,
+    pub(crate) units: Arc<locate::Units>,
     /// Under which traces chunks came.
     pub(crate) traces: traces::Traces,
-    /// Pulls under way at once, over all files: more would only be larger.
-    pub(crate) pulls: tokio::sync::Semaphore,
+    pub(crate) pulls: Arc<tokio::sync::Semaphore>,
     pub(crate) edge_url: Option<String>,
     /// Files of which chunks were known to be damaged when that was last looked at.
     pub(crate) damaged: std::sync::atomic::AtomicUsize,
@@ -265,9 +265,9 @@ pub async fn start(
         catalogue,
         usage: usage::Usage::default(),
         metrics,
-        units: locate::Units::default(),
+        units: port.units(),
         traces: traces::Traces::default(),
-        pulls: tokio::sync::Semaphore::new(carry::PULLS),
+        pulls: port.pulls(),
         edge_url,
         damaged: std::sync::atomic::AtomicUsize::new(0),
         is_placed: std::sync::atomic::AtomicBool::new(false),
@@ -299,11 +299,23 @@ pub async fn start(
 
 /// What a share begins with. Where slots were divided otherwise before, what was said of its files was said by others.
 async fn remembered(parts: &AggregatorParts) -> Result<NodeMemory, AggregatorError> {
-    let states = parts.store.states().await?;
-    let own = states.get(&parts.share).map(|state| NodeMemory::from_bytes(state)).transpose()?;
-    let others = states.iter().filter(|(share, _)| **share != parts.share && share.overlaps(parts.share));
-    let others = others.map(|(_, state)| NodeMemory::from_bytes(state)).collect::<Result<Vec<_>, _>>()?;
-    Ok(own.unwrap_or_default().succeeding(others))
+    let (mut own, mut others) = (NodeMemory::default(), Vec::new());
+    for (share, state) in parts.store.states().await? {
+        let mut memory = NodeMemory::from_bytes(&state)?;
+        // The first share remembers what is revoked, for all of them.
+        memory.revoked.iter().for_each(|revocation| {
+            parts.revocations.apply(revocation);
+        });
+        if !parts.share.is_first() {
+            memory.revoked = Revoked::default();
+        }
+        if share == parts.share {
+            own = memory;
+        } else if share.overlaps(parts.share) {
+            others.push(memory);
+        }
+    }
+    Ok(own.succeeding(others))
 }
 
 impl AggregatorService {

@@ -61,6 +61,9 @@ const GREETING: Duration = Duration::from_secs(5);
 /// The longest pause before the next of a peer's processes is asked, after one that does not have the share.
 const ELSEWHERE: Duration = Duration::from_millis(300);
 
+/// How many are asked in such a hurry. After that perhaps nobody has it.
+const MISSES: u32 = 16;
+
 /// How long one of a peer's processes may take for its part of that, before the next is asked.
 const CONNECT: Duration = Duration::from_secs(2);
 
@@ -80,8 +83,8 @@ pub(crate) struct Peer {
     pub(crate) edge_url: Option<String>,
     link: Endpoint,
     connector: Connector,
-    /// For everything but commands: the channel, and whom it prefers.
-    bulk: Mutex<(Channel, Option<SocketAddr>)>,
+    /// For everything but commands: the channel, and since when.
+    bulk: Mutex<(Channel, Instant)>,
     along: Along,
     outlet: Mutex<Option<mpsc::Sender<Said>>>,
     /// Counts links, so that a late end of one is not taken for that of the next.
@@ -128,7 +131,7 @@ impl Links {
                 edge_url: edge_url.clone(),
                 link: endpoint,
                 connector,
-                bulk: Mutex::new((bulk, None)),
+                bulk: Mutex::new((bulk, Instant::now())),
                 along: Along(parts.share),
                 outlet: Mutex::new(None),
                 count: AtomicU64::new(0),
@@ -183,13 +186,24 @@ impl Peer {
         PeerClient::with_interceptor(bulk, self.along)
     }
 
-    /// The process at this address has the share: it is asked for everything else, too.
-    fn prefer(&self, address: Option<SocketAddr>) {
+    /// The process at this address has the share: it is asked for everything else, too. Calls under way stay where they are.
+    fn prefer(&self, first: Option<SocketAddr>) {
+        let connector = Connector { first, ..self.connector() };
+        let bulk = self.link.connect_with_connector_lazy(connector);
+        *self.bulk.lock().unwrap_or_else(PoisonError::into_inner) = (bulk, Instant::now());
+    }
+
+    /// Whoever was asked does not have the share: the next call goes to another. Behind one address of many processes that is
+    /// whichever is given.
+    fn look_on(&self) {
         let mut bulk = self.bulk.lock().unwrap_or_else(PoisonError::into_inner);
-        if address.is_some() && bulk.1 != address {
-            let connector = Connector { first: address, reached: Arc::default(), ..self.connector.clone() };
-            *bulk = (self.link.connect_with_connector_lazy(connector), address);
+        if bulk.1.elapsed() >= ELSEWHERE {
+            *bulk = (self.link.connect_with_connector_lazy(self.connector()), Instant::now());
         }
+    }
+
+    fn connector(&self) -> Connector {
+        Connector { reached: Arc::default(), ..self.connector.clone() }
     }
 }
 
@@ -219,7 +233,12 @@ pub(crate) fn answered<T>(
         Err(_) => Code::DeadlineExceeded,
     };
     counted.ended(code::name(code));
-    answer.map_err(|_| too_slow(&peer.name))?.map_err(|status| of_status(&status, &peer.name))
+    let answer = answer.map_err(|_| too_slow(&peer.name))?;
+    answer.map_err(|status| of_status(&status, &peer.name)).inspect_err(|refusal| {
+        if refusal.problem == Problem::Stopping {
+            peer.look_on();
+        }
+    })
 }
 
 /// Sends along which share a call is about, and which trace it is part of.
@@ -308,7 +327,7 @@ pub(crate) fn dial_all(service: &Arc<AggregatorService>) {
 }
 
 async fn dial(service: Arc<AggregatorService>, peer: Arc<Peer>) {
-    let mut pause = PAUSES.0;
+    let (mut pause, mut misses) = (PAUSES.0, 0);
     loop {
         let (mut greeted, mut longest) = (false, PAUSES.1);
         let began = Instant::now();
@@ -317,13 +336,15 @@ async fn dial(service: Arc<AggregatorService>, peer: Arc<Peer>) {
             ended = link(&service, &peer, &mut greeted) => {
                 if let Err(NoLink { reason, is_elsewhere }) = ended {
                     debug!(peer = %peer.name, reason, "no link");
-                    if is_elsewhere {
+                    if is_elsewhere && misses < MISSES {
+                        misses += 1;
                         longest = ELSEWHERE;
                     }
                 }
             }
         }
         if greeted {
+            misses = 0;
             info!(peer = %peer.name, "link lost");
             service.ledgers.tell(NodeEvent::LinkDown { peer: peer.dc }).await;
         }
@@ -369,12 +390,10 @@ async fn link(service: &Arc<AggregatorService>, peer: &Arc<Peer>, greeted: &mut 
     let (frames, receiver) = mpsc::channel(FRAMES);
     frames.send(hello(me, greeting)).await.map_err(|_| "closed")?;
     let answered = async {
-        let channel = peer
-            .link
-            .connect_with_connector(peer.connector.clone())
-            .await
-            .map_err(|error| describe(&error))?;
-        let reached = *peer.connector.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        let connector = peer.connector();
+        let channel =
+            peer.link.connect_with_connector(connector.clone()).await.map_err(|error| describe(&error))?;
+        let reached = *connector.reached.lock().unwrap_or_else(PoisonError::into_inner);
         let mut client = PeerClient::with_interceptor(channel, peer.along);
         let answer = client.link(ReceiverStream::new(receiver)).await;
         let mut inbound = answer.map_err(|status| NoLink::of(&status))?.into_inner();

@@ -30,7 +30,7 @@ use crate::ledgers::changed;
 use crate::refusal::{dropped, of_store};
 use crate::{AggregatorService, bulk, carry, load, scrub, status};
 
-/// Files looked at for one page of a list; a filter that matches few ends the page early, with a cursor.
+/// Files of all shares looked at for one page of a list; a filter that matches few ends the page early, with a cursor.
 const MAX_LOOKED_AT: usize = 10_000;
 
 /// How often a request looks at a file that goes to rest meanwhile.
@@ -275,7 +275,7 @@ impl Slots for AggregatorService {
                 page.files.push(self.entry(client, file, listed, state, self.dc_name(home), root).await?);
             }
             after = Some(last);
-            if looked_at >= MAX_LOOKED_AT {
+            if looked_at >= MAX_LOOKED_AT / self.parts.share.of().count() as usize {
                 page.next = Some(last.uuid());
                 return Ok(page);
             }

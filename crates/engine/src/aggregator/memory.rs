@@ -305,11 +305,15 @@ pub struct NodeMemory {
 
 impl NodeMemory {
     /// What a share begins with: what was remembered of it, and what counts of `others`, shares that had files in common with
-    /// it when the slots were divided otherwise. Nothing that they may have said is said again as if it were new.
+    /// it when the slots were divided otherwise. Nothing that they may have said is said again as if it were new. It drains
+    /// if the last of them did: each begins above all before it.
     #[must_use]
     pub fn succeeding(self, others: impl IntoIterator<Item = Self>) -> Self {
         let mut all = self;
         for other in others {
+            if other.incarnation > all.incarnation {
+                all.drain = other.drain;
+            }
             all.incarnation = all.incarnation.max(other.incarnation);
             for (dc, incarnation) in other.seen {
                 let seen = all.seen.entry(dc).or_default();
@@ -531,7 +535,9 @@ mod tests {
         };
         let drain = Some(Drain { phase: Phase::Data, target: DcId::new(2), evacuate: false });
         let other = memory(7, 3, drain);
-        assert_eq!(NodeMemory::default().succeeding([other.clone(), memory(2, 5, None)]), memory(7, 5, None));
+        let first = NodeMemory::default().succeeding([other.clone(), memory(2, 5, None)]);
+        assert_eq!(first, memory(7, 5, drain));
+        assert_eq!(memory(1, 1, drain).succeeding([memory(3, 3, None)]), memory(3, 3, None));
         assert_eq!(memory(8, 1, drain).succeeding([other]), memory(8, 3, drain));
     }
 

@@ -19,6 +19,8 @@ async fn members_are_those_who_said_so_lately() {
         Members::new(redis.clone(), "test", DcId::new(dc), "aggregator", name.into(), life)
     };
     let (one, two, brief) = (member("one", 1, 60_000), member("two", 1, 60_000), member("brief", 1, 50));
+    // As if its clock had been an hour ahead.
+    server.cli(&["ZADD", "sluice:test:1:members:aggregator", "99999999999999", "gone"]);
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
     assert_eq!(one.announce().await.unwrap(), names(&["one"]));
     assert_eq!(brief.announce().await.unwrap(), names(&["brief", "one"]));

@@ -30,6 +30,8 @@ pub(super) enum Refused {
     NotHeld,
     /// It is divided into other shares.
     NoShare,
+    /// A tenure began under this fence, which is higher.
+    Fence(u64),
     /// What it was asked makes no sense to it.
     Garbled(String),
     Store(WireStoreError),
@@ -40,6 +42,7 @@ impl From<NotHeld> for Refused {
         match why {
             NotHeld::Another | NotHeld::Busy => Self::NotHeld,
             NotHeld::NoShare => Self::NoShare,
+            NotHeld::Fence(highest) => Self::Fence(highest),
         }
     }
 }

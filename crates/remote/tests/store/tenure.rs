@@ -25,7 +25,7 @@ async fn taken(place: &Place) -> RemoteStore {
                 Err(NoTenure::Taken | NoTenure::Unreachable(_)) => {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
-                Err(NoTenure::Divided) => panic!("there is one share"),
+                Err(NoTenure::Divided | NoTenure::Fence(_)) => panic!("there is one share, and no fence"),
             }
         }
     };
