@@ -9,6 +9,7 @@
 //! the end, at an error, and at SIGINT or SIGTERM, which only drop that future.
 
 mod accounting;
+mod bucket;
 mod client;
 mod content;
 mod grpc;
@@ -54,6 +55,16 @@ enum Verb {
     Peers(peers::Args),
     /// A datacenter in one process and in four, in turn: what it costs to have roles apart.
     Roles(roles::Args),
+    /// A datacenter whose store is an S3 bucket, and what it costs beside the S3 server.
+    ///
+    /// Starts the S3 server Garage, one `sluice dc` that keeps its files there, and a client, all on this machine. They
+    /// share its processors, so times on the wall say nothing about any of them: compare processor time. Nothing is
+    /// scrubbed meanwhile, and every file has other bytes, since Garage stores the same ones only once.
+    ///
+    /// The `garage` that is first on the path is measured, or else the one in cargo's directory. That of `./test` is hardly
+    /// optimised, costs more than Garage has to, and so makes the ratio too good. One that is optimised:
+    /// `cargo install garage --version 2.5.0 --locked --root DIR`, and `DIR/bin` on the path.
+    Bucket(bucket::Args),
     /// What the ledger of a very large file costs.
     Ledger(ledger::Args),
     /// What idle TLS connections cost.
@@ -108,6 +119,7 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Verb::Run(args) => run::run(args, cli.json).await,
         Verb::Peers(args) => peers::run(args, cli.json).await,
         Verb::Roles(args) => roles::run(args, cli.json).await,
+        Verb::Bucket(args) => bucket::run(args, cli.json).await,
         Verb::Ledger(args) => {
             let json = cli.json;
             // It computes and never waits; a signal must get through meanwhile.

@@ -172,12 +172,12 @@ pub(crate) fn binary(named: Option<&Path>) -> anyhow::Result<PathBuf> {
 }
 
 /// The address in a URL whose host is one.
-fn address(url: &str) -> anyhow::Result<SocketAddr> {
+pub(crate) fn address(url: &str) -> anyhow::Result<SocketAddr> {
     let (_, address) = url.split_once("://").context("a URL without a scheme")?;
     address.trim_end_matches('/').parse().with_context(|| format!("{url} names no address"))
 }
 
-async fn metrics(address: SocketAddr) -> anyhow::Result<String> {
+pub(crate) async fn metrics(address: SocketAddr) -> anyhow::Result<String> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);

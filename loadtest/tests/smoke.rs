@@ -132,3 +132,25 @@ fn roles_are_measured_in_one_process_and_in_four() {
     }
     assert!(is_empty(dir.path()), "something was left behind");
 }
+
+#[test]
+fn a_datacenter_in_a_bucket_is_measured_beside_its_server() {
+    // It says that it is not installed, or fails in CI.
+    if sluice_fault_s3::Garage::start().is_none() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let report = json(&loadtest(dir.path(), &["bucket", "--size", "64MiB", "--runs", "1"]));
+    for row in report["work"].as_array().unwrap() {
+        let of = |name: &str| row[name].as_f64().unwrap();
+        assert!(of("sluice") > 0.0 && of("server") > 0.0 && of("ratio") > 0.0, "{report}");
+    }
+    let [upload, download] = [&report["requests"][0], &report["requests"][1]];
+    let of = |name: &str| upload[name].as_f64().unwrap();
+    // What is asked now and then without any file may fall into one of the two.
+    assert!((of("per_8_mib") - 2.0).abs() < 0.5 && of("per_file") < 20.0, "{report}");
+    // One for each chunk, and for values as many as there are connections, or fewer.
+    let got = download["kinds"]["GetObject"].as_f64().unwrap();
+    assert!((64.0..=80.0).contains(&got), "{report}");
+    assert!(is_empty(dir.path()), "something was left behind");
+}

@@ -40,17 +40,22 @@ impl Garage {
     /// Starts a server with a bucket and a key that may do everything with it. `None`, with a word on stderr, where the
     /// program `garage` is not installed; in CI (`CI` is set) that is a failure.
     pub fn start() -> Option<Self> {
+        Self::start_in(&std::env::temp_dir())
+    }
+
+    /// The same, with its data in a temporary directory below `parent`.
+    pub fn start_in(parent: &Path) -> Option<Self> {
         let Some(program) = find() else {
             assert!(std::env::var_os("CI").is_none(), "garage is not installed; ./test installs it");
             eprintln!("did not run: garage is not installed (cargo install garage --version 2.5.0 --locked)");
             return None;
         };
         // Somebody else may take a port between the choice and the server: then it ends, and another is tried.
-        (0..5).find_map(|_| Self::try_start(&program)).or_else(|| panic!("garage does not start"))
+        (0..5).find_map(|_| Self::try_start(&program, parent)).or_else(|| panic!("garage does not start"))
     }
 
-    fn try_start(program: &Path) -> Option<Self> {
-        let directory = tempfile::tempdir().unwrap();
+    fn try_start(program: &Path, parent: &Path) -> Option<Self> {
+        let directory = tempfile::tempdir_in(parent).unwrap();
         let ports: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
         let [s3, rpc, admin] = [0, 1, 2].map(|i| ports[i].local_addr().unwrap());
         drop(ports);
@@ -144,6 +149,12 @@ impl Garage {
         arguments.extend(rights.iter().map(String::as_str));
         self.run(&arguments);
         key
+    }
+
+    /// Its name and version.
+    pub fn version(&self) -> String {
+        let said = self.run(&["--version"]);
+        said.split(" [").next().unwrap_or("").trim().to_owned()
     }
 
     /// The processor time that it has used: user and system.
