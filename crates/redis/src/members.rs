@@ -45,8 +45,8 @@ pub struct Members {
 }
 
 impl Members {
-    /// Those of something that processes divide, in a datacenter of a cluster. `me` names this life of this process; it is forgotten `life` after it
-    /// said last that it is there.
+    /// Those of something that processes divide, in a datacenter of a cluster. `me` names this life of this process; it is
+    /// forgotten `life`, the same for all of them, after it said last that it is there.
     pub fn new(redis: Redis, cluster: &str, dc: DcId, of: &str, me: String, life: Duration) -> Self {
         let key = format!("sluice:{cluster}:{}:members:{of}", dc.number());
         Self { redis, key, me, life }
