@@ -445,6 +445,7 @@ impl Datacenter {
                 metrics: counts.clone(),
                 clock: clock.clone(),
                 tasks: self.tasks.aggregator.clone(),
+                scrub_rate: self.live.scrub_rate(),
                 settings: settings.aggregator,
             };
             let service =
@@ -476,6 +477,8 @@ impl Datacenter {
             },
             settings.worker.clone(),
         );
+        self.live = self.live.clone().taking(worker.upload_rate(), settings.worker.upload_rate);
+        self.live.set_scrub_rate(settings.aggregator.scrub_rate);
         let worker = Arc::new(worker);
         let loaded = worker.clone();
         aggregator.report(move || loaded.load());

@@ -42,8 +42,8 @@ A file looks like this; what is left out of it has a default, paths are relative
   workers = \"dc-b.example:8445\"     # what its own file calls inside; without it chunks are not passed
                                     # on, only clients sent there that follow
 
-Of a process that runs, log, memory and the certificates of the keys are taken over when the files
-change, at once at SIGHUP; one that makes no sense is logged, and nothing of it counts. All else
+Of a process that runs, log, memory, upload_rate, scrub_rate and the certificates of the keys are
+taken over when the files change, at once at SIGHUP; one that makes no sense is logged, and nothing of it counts. All else
 counts from the next start.
 
 Examples:

@@ -1,5 +1,5 @@
-//! What a process of a file reads again while it runs: the file, for what is logged and how much memory there is, and
-//! its keys, for certificates. When they change, and at SIGHUP.
+//! What a process of a file reads again while it runs: the file, for what is logged, how much memory there is and how fast it
+//! takes uploads and reads again what is stored, and its keys, for certificates. When they change, and at SIGHUP.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -34,6 +34,10 @@ pub(crate) trait ConfigFile: Sized + Send + Sync + 'static {
     fn log(&self) -> &str;
     /// Bytes of memory for bodies in flight; `None` for a role that has no such setting.
     fn memory(&self) -> Option<u64>;
+    /// Bytes of uploads a second that are taken.
+    fn upload_rate(&self) -> Option<u64>;
+    /// Bytes a second at which what is stored is read again; `None` for a role that has no such setting.
+    fn scrub_rate(&self) -> Option<u64>;
     /// Whether all else is the same in both.
     fn is_like(&self, other: &Self) -> bool;
 }
@@ -62,6 +66,7 @@ pub(crate) fn watch<F: ConfigFile>(
         log,
         level: file.log().to_owned(),
         memory: file.memory(),
+        rates: (file.upload_rate(), file.scrub_rate()),
         started: file,
         live,
         failed: None,
@@ -93,6 +98,8 @@ struct Watch<F> {
     log: LogLevel,
     level: String,
     memory: Option<u64>,
+    /// Of uploads, and of the scrub.
+    rates: (Option<u64>, Option<u64>),
     live: Live,
     /// Why it was not taken over the last time: said once.
     failed: Option<String>,
@@ -146,9 +153,19 @@ impl<F: ConfigFile> Watch<F> {
             self.memory = Some(memory);
             done.push("memory".to_owned());
         }
+        let rates = (file.upload_rate(), file.scrub_rate());
+        if rates.0 != self.rates.0 {
+            self.live.set_upload_rate(rates.0);
+            done.push("upload_rate".to_owned());
+        }
+        if let Some(rate) = rates.1.filter(|rate| Some(*rate) != self.rates.1) {
+            self.live.set_scrub_rate(rate);
+            done.push("scrub_rate".to_owned());
+        }
+        self.rates = rates;
         if !file.is_like(&self.started) {
             let path = self.path.display();
-            tracing::warn!(%path, "changes of anything but log, memory and certificates count from the next start");
+            tracing::warn!(%path, "changes of anything but log, memory, rates and certificates count from the next start");
         }
         Ok(done)
     }

@@ -33,7 +33,7 @@ file looks like this; what is left out of it has a default, paths are relative t
   redis_password = \"redis-password\"    # the file of its password
   log = \"warn\"
 
-Of a process that runs, log, memory and certificates are taken over when the files change, at once
+Of a process that runs, log, memory, scrub_rate and certificates are taken over when the files change, at once
 at SIGHUP; one that makes no sense is logged, and nothing of it counts. All else counts from the
 next start.
 

@@ -158,8 +158,18 @@ impl ConfigFile for DcFile {
         Some(self.memory.map_or(DatacenterSettings::default().memory, |Bytes(memory)| memory))
     }
 
+    fn upload_rate(&self) -> Option<u64> {
+        self.upload_rate.map(|Bytes(rate)| rate)
+    }
+
+    fn scrub_rate(&self) -> Option<u64> {
+        let default = DatacenterSettings::default().aggregator.scrub_rate;
+        Some(self.scrub_rate.map_or(default, |Bytes(rate)| rate))
+    }
+
     fn is_like(&self, other: &Self) -> bool {
-        Self { log: other.log.clone(), memory: other.memory, ..self.clone() } == *other
+        let Self { log, memory, upload_rate, scrub_rate, .. } = other.clone();
+        Self { log, memory, upload_rate, scrub_rate, ..self.clone() } == *other
     }
 }
 

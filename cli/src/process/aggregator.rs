@@ -20,6 +20,7 @@ use sluice_engine::share::{Share, Shares};
 use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::admin::Health;
 use sluice_node::clock::random_bytes;
+use sluice_node::rate::ScrubRate;
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls;
@@ -119,6 +120,7 @@ impl Process {
                 tasks.requests.spawn(undivided);
             }
         }
+        live.set_scrub_rate(aggregator.settings.scrub_rate);
         health.set_started();
         let lives = Arc::new(Lives {
             port: PeerPort::open(listener, material, *dc, &tasks.inside)?,
@@ -130,6 +132,7 @@ impl Process {
             owned,
             worker,
             stands,
+            scrub_rate: live.scrub_rate(),
             unable,
             above,
         });
@@ -222,6 +225,7 @@ struct Lives {
     /// What is revoked, which the first share knows from its store, and others from Redis. It only grows.
     revocations: Revocations,
     stands: Stands,
+    scrub_rate: ScrubRate,
     /// When it was last unable to begin with a share that it could have had.
     unable: watch::Sender<Option<Instant>>,
     above: Arc<Above>,
@@ -363,6 +367,7 @@ impl Lives {
                 metrics: self.metrics.clone(),
                 clock: clock.clone(),
                 tasks: life.aggregator.clone(),
+                scrub_rate: self.scrub_rate.clone(),
                 settings: self.aggregator.settings,
             },
             &self.port,

@@ -231,13 +231,27 @@ impl ConfigFile for RoleFile {
         }
     }
 
+    fn upload_rate(&self) -> Option<u64> {
+        None
+    }
+
+    fn scrub_rate(&self) -> Option<u64> {
+        let default = AggregatorSettings::default().scrub_rate;
+        match self {
+            Self::Aggregator(file) => Some(file.scrub_rate.map_or(default, |Bytes(rate)| rate)),
+            Self::Edge(_) | Self::Session(_) | Self::Worker(_) => None,
+        }
+    }
+
     fn is_like(&self, other: &Self) -> bool {
         let mut same = self.clone();
         of_all!(&mut same, log).clone_from(of_all!(other, log));
         match (&mut same, other) {
             (Self::Edge(same), Self::Edge(other)) => same.memory = other.memory,
             (Self::Worker(same), Self::Worker(other)) => same.memory = other.memory,
-            (Self::Aggregator(same), Self::Aggregator(other)) => same.memory = other.memory,
+            (Self::Aggregator(same), Self::Aggregator(other)) => {
+                (same.memory, same.scrub_rate) = (other.memory, other.scrub_rate);
+            }
             (Self::Edge(_) | Self::Session(_) | Self::Worker(_) | Self::Aggregator(_), _) => {}
         }
         same == *other

@@ -26,10 +26,13 @@ async fn shown(ca: &CertificateDer<'static>, edge: SocketAddr) -> CertificateDer
     stream.get_ref().1.peer_certificates().unwrap()[0].clone()
 }
 
+/// The value of a metric; behind `|` a label that it has.
 async fn metric(said: &Value, name: &str) -> Option<i64> {
     let url = format!("{}/metrics", said["admin"].as_str().unwrap());
     let text = reqwest::get(url).await.unwrap().text().await.unwrap();
-    let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")))?;
+    let (name, label) = name.split_once('|').unwrap_or((name, ""));
+    let is_it = |line: &&str| line.starts_with(&format!("{name}{{")) && line.contains(label);
+    let line = text.lines().find(is_it)?;
     line.rsplit(' ').next()?.parse().ok()
 }
 
@@ -53,6 +56,8 @@ fn change(path: &Path, from: &str, to: &str) {
 
 const OK: &str = "sluice_config_last_reload_successful";
 const MEMORY: &str = "sluice_memory_budget_bytes";
+const UPLOADS: &str = "sluice_limit_bytes_per_second|limit=\"upload_rate\"";
+const SCRUB: &str = "sluice_limit_bytes_per_second|limit=\"scrub_rate\"";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_and_limits_are_taken_over_without_a_restart() {
@@ -102,6 +107,22 @@ async fn certificates_and_limits_are_taken_over_without_a_restart() {
     becomes(&edge_said, MEMORY, 64 << 20);
     change(&home.path("dc-a.toml"), "takeover_after", "memory = \"32MiB\"\ntakeover_after");
     becomes(&dc_said, MEMORY, 32 << 20);
+    // Rates, too: what is capped at next to nothing is refused, and is not once the cap is gone.
+    let rates =
+        |uploads: &str, scrub: &str| format!("upload_rate = \"{uploads}\"\nscrub_rate = \"{scrub}\"\nmemory");
+    change(&home.path("dc-a.toml"), "memory", &rates("1KiB", "2MiB"));
+    hang_up(&dc);
+    becomes(&dc_said, UPLOADS, 1 << 10);
+    becomes(&dc_said, SCRUB, 2 << 20);
+    home.write("capped", &noise(41, 3 << 20));
+    let capped = ["put", "capped", "--url", &url, "--retry-for", "2s"];
+    let ended: crate::Ended = home.command(&capped).output().unwrap().into();
+    assert_ne!(ended.code, Some(0), "{}", ended.stdout);
+    change(&home.path("dc-a.toml"), &rates("1KiB", "2MiB"), "memory");
+    hang_up(&dc);
+    becomes(&dc_said, UPLOADS, 0);
+    becomes(&dc_said, SCRUB, 8 << 20);
+    put("not capped", 42);
 
     // One that was cut short: a certificate without its key. The next makes it good.
     let key = "keys/authority/edge-key.pem";

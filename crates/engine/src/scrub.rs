@@ -122,6 +122,11 @@ impl Scrub {
         Self { pace, mark, files: VecDeque::new(), chunks: None, due: now, ended: false }
     }
 
+    /// Reads so many bytes a second from now on.
+    pub fn set_rate(&mut self, rate: u64) {
+        self.pace.rate = rate;
+    }
+
     /// How far it is.
     pub fn mark(&self) -> Mark {
         self.mark

@@ -4,6 +4,7 @@
 //! moves on by as long as they last at the capped rate, so that the long run is exact whatever the sizes. Nothing has to
 //! be stopped: waiting ends with the request, which gives its turn back.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -20,14 +21,14 @@ const SLACK: Duration = Duration::from_millis(100);
 /// So much work that waits is a full load: more of it had better go elsewhere.
 const BACKLOG: Duration = Duration::from_secs(1);
 
-/// Bytes of uploads a second, capped or not. Clones share the cap.
-#[derive(Clone, Debug, Default)]
-pub struct UploadRate(Option<Arc<Capped>>);
+/// Bytes of uploads a second, capped or not, as it may change. Clones share the cap.
+#[derive(Clone, Debug)]
+pub struct UploadRate(Arc<Capped>);
 
 #[derive(Debug)]
 struct Capped {
-    /// Bytes a second, not 0.
-    rate: u64,
+    /// Bytes a second; 0: as many as come.
+    rate: AtomicU64,
     began: Instant,
     /// When all that was let in will have flowed, since `began`.
     free_at: Mutex<Duration>,
@@ -39,8 +40,8 @@ impl Capped {
         self.free_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lasts(&self, len: u64) -> Duration {
-        Duration::from_micros((u128::from(len) * 1_000_000 / u128::from(self.rate)) as u64)
+    fn rate(&self) -> Option<u64> {
+        Some(self.rate.load(Ordering::Relaxed)).filter(|rate| *rate > 0)
     }
 
     fn backlog(&self) -> Duration {
@@ -67,24 +68,27 @@ impl Drop for Waiting<'_> {
 impl UploadRate {
     /// At most so many bytes a second; `None` or 0: as many as come.
     pub fn new(bytes_per_second: Option<u64>) -> Self {
-        let capped = bytes_per_second.filter(|rate| *rate > 0).map(|rate| {
-            Arc::new(Capped { rate, began: Instant::now(), free_at: Mutex::new(Duration::ZERO) })
-        });
-        Self(capped)
+        let rate = AtomicU64::new(bytes_per_second.unwrap_or(0));
+        Self(Arc::new(Capped { rate, began: Instant::now(), free_at: Mutex::new(Duration::ZERO) }))
+    }
+
+    /// The same from now on. What waits already comes when it was to come.
+    pub fn set(&self, bytes_per_second: Option<u64>) {
+        self.0.rate.store(bytes_per_second.unwrap_or(0), Ordering::Relaxed);
     }
 
     /// Waits until `len` bytes may flow, or refuses with [`Problem::Overloaded`] if that would take too long.
     pub async fn take(&self, len: u64) -> Result<(), Refusal> {
-        let Some(capped) = &self.0 else { return Ok(()) };
-        let lasts = capped.lasts(len);
+        let capped = &*self.0;
+        let Some(rate) = capped.rate() else { return Ok(()) };
+        let lasts = Duration::from_micros((u128::from(len) * 1_000_000 / u128::from(rate)) as u64);
         let (wait, mut waiting) = {
             let now = capped.began.elapsed();
             let mut free_at = capped.lock();
             let turn = (*free_at).max(now.saturating_sub(SLACK));
             let wait = turn.saturating_sub(now);
             if wait > PATIENCE {
-                let detail =
-                    format!("{} bytes a second are the limit, and {wait:.1?} of them wait", capped.rate);
+                let detail = format!("{rate} bytes a second are the limit, and {wait:.1?} of them wait");
                 return Err(Refusal::new(Problem::Overloaded, detail)
                     .hint("come back after Retry-After, or use another datacenter")
                     .retry_after(wait - PATIENCE / 2));
@@ -101,12 +105,34 @@ impl UploadRate {
 
     /// How much of it is in use: [`FULL`] when work for a second waits.
     pub fn load(&self) -> Load {
-        let Some(capped) = &self.0 else { return Load { room: u64::MAX, pressure: 0 } };
+        let capped = &*self.0;
+        let Some(rate) = capped.rate() else { return Load { room: u64::MAX, pressure: 0 } };
         let backlog = capped.backlog();
         let thousandths = backlog.as_millis() * u128::from(FULL) / BACKLOG.as_millis();
         let free = BACKLOG.saturating_sub(backlog).as_millis() as u64;
-        let room = u128::from(capped.rate) * u128::from(free) / BACKLOG.as_millis();
+        let room = u128::from(rate) * u128::from(free) / BACKLOG.as_millis();
         Load { room: room as u64, pressure: u16::try_from(thousandths).unwrap_or(u16::MAX) }
+    }
+}
+
+/// Bytes a second at which what is stored is read again, as it may change. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct ScrubRate(Arc<AtomicU64>);
+
+impl ScrubRate {
+    /// So many; 0: none.
+    pub fn new(bytes_per_second: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(bytes_per_second)))
+    }
+
+    /// How many now.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// So many from now on.
+    pub fn set(&self, bytes_per_second: u64) {
+        self.0.store(bytes_per_second, Ordering::Relaxed);
     }
 }
 
@@ -137,6 +163,12 @@ mod tests {
         assert!(room > 0 && pressure < FULL, "{room} {pressure}");
         let free = UploadRate::new(Some(0));
         assert_eq!((free.take(u64::MAX).await.is_ok(), free.load().room), (true, u64::MAX));
+        // It may change while it is used.
+        let clone = free.clone();
+        free.set(Some(MIB));
+        assert_eq!(clone.load().room, MIB);
+        clone.set(None);
+        assert_eq!(free.load().room, u64::MAX);
     }
 
     #[tokio::test(start_paused = true)]

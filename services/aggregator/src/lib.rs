@@ -49,6 +49,7 @@ use sluice_engine::share::Share;
 use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::clock::SharedClock;
 use sluice_node::material::{ClusterMaterial, MaterialError};
+use sluice_node::rate::ScrubRate;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls::TlsError;
 use sluice_proto::calls::Leaving;
@@ -84,6 +85,8 @@ pub struct AggregatorParts {
     pub clock: SharedClock,
     /// Owns the aggregator's tasks.
     pub tasks: Shutdown,
+    /// Bytes a second at which all shares together read again what is stored.
+    pub scrub_rate: ScrubRate,
     /// Times and limits.
     pub settings: AggregatorSettings,
 }
@@ -105,7 +108,7 @@ pub struct AggregatorSettings {
     pub provisional_files: usize,
     /// Chunks of files without metadata that one tenant may have here.
     pub provisional_chunks: u64,
-    /// Bytes a second at which what is stored is read again; 0: never.
+    /// Bytes a second at which what is stored is read again, to begin with; 0: never.
     pub scrub_rate: u64,
     /// How long after the beginning of one pass over all that is stored the next may begin.
     pub scrub_every: Duration,
@@ -117,12 +120,9 @@ impl AggregatorSettings {
     /// Those of one share.
     fn of(self, share: Share) -> Self {
         let count = share.of().count();
-        let rate = self.scrub_rate / u64::from(count);
         Self {
             // Chunks are not divided: those of one file are in one share.
             provisional_files: self.provisional_files.div_ceil(count as usize),
-            // 0 would be never.
-            scrub_rate: if self.scrub_rate == 0 { 0 } else { rate.max(1) },
             ..self
         }
     }

@@ -29,7 +29,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Runs until the datacenter stops.
 pub(crate) async fn run(service: Arc<AggregatorService>) {
     let (settings, share) = (service.parts.settings, service.parts.share);
-    let pace = Pace { rate: settings.scrub_rate, every_ms: settings.scrub_every.as_millis() as u64 };
+    let pace = Pace { rate: rate(&service), every_ms: settings.scrub_every.as_millis() as u64 };
     let kept = service.parts.store.scrub_mark(service.parts.share).await.ok().flatten();
     let mut scrub = Scrub::new(pace, kept.and_then(|bytes| Mark::from_bytes(&bytes)), now(&service));
     let mut kept_at = Instant::now();
@@ -41,8 +41,10 @@ pub(crate) async fn run(service: Arc<AggregatorService>) {
             mend_all(&service).await;
         }
         let was_over = scrub.has_ended();
+        let rate = rate(&service);
+        scrub.set_rate(rate);
         // Nothing is read while it is off, but what is known to be damaged is mended.
-        let step = if pace.rate == 0 {
+        let step = if rate == 0 {
             Step::Rest(now(&service).plus(settings.mend_every.as_millis() as u64))
         } else {
             scrub.step(now(&service))
@@ -77,6 +79,12 @@ pub(crate) async fn run(service: Arc<AggregatorService>) {
             keep(&service, &scrub).await;
         }
     }
+}
+
+/// Bytes a second now, of this share; 0: none.
+fn rate(service: &AggregatorService) -> u64 {
+    let all = service.parts.scrub_rate.get();
+    if all == 0 { 0 } else { (all / u64::from(service.parts.share.of().count())).max(1) }
 }
 
 fn now(service: &AggregatorService) -> Timestamp {

@@ -135,6 +135,11 @@ impl Worker {
         Self { turns: turn::Turns::new(settings.turns), bodies, rate, parts, settings }
     }
 
+    /// The cap on what is taken, which may be changed.
+    pub fn upload_rate(&self) -> UploadRate {
+        self.rate.clone()
+    }
+
     /// How loaded it is: by the tightest of memory, bodies at once, and the capped rate.
     pub fn load(&self) -> Load {
         let Load { room, pressure } = self.rate.load();
