@@ -311,7 +311,10 @@ impl Lives {
                     life.kill().await;
                     match error {
                         NoLife::Tenure(NoTenure::Taken) => self.stands.set(share, Stand::By),
-                        NoLife::Tenure(NoTenure::Unreachable(_)) => self.stands.set(share, Stand::Waits),
+                        // The worker went meanwhile, perhaps: that is nothing of this process.
+                        NoLife::Tenure(NoTenure::Unreachable(_)) | NoLife::Start(StartError::Store(_)) => {
+                            self.stands.set(share, Stand::Waits);
+                        }
                         NoLife::Tenure(NoTenure::Fence(highest)) => {
                             let mut above = self.above.lock().unwrap_or_else(PoisonError::into_inner);
                             above.insert(share, Fence::new(highest).unwrap_or_default());

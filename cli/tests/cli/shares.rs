@@ -42,7 +42,8 @@ async fn aggregators_divide_the_slots_and_each_follows_another() {
     }
     let redis = Server::start();
     let divided = Arc::new(Divided::sharing(3, SHARES as u32, Some(&redis)));
-    let others = ["worker", "session", "edge"].map(|name| divided.begin(name));
+    let mut worker = Some(divided.begin("worker"));
+    let others = ["session", "edge"].map(|name| divided.begin(name));
     let mut aggregators: Vec<Option<Running>> =
         (0..3).map(|number| Some(divided.begin(&format!("aggregator-{number}")))).collect();
     let b = divided.site.start("dc-b");
@@ -100,6 +101,15 @@ async fn aggregators_divide_the_slots_and_each_follows_another() {
         eventually("a part for each again", || all_are_had(&divided, &[0, 1, 2]).then_some(()));
     }
 
+    // The worker is killed, and what all of them knew with it.
+    drop(worker.take());
+    worker = Some(divided.begin("worker"));
+    put(&near, &noise(219, 8 * MIB)).await;
+    eventually("a part for each after that", || all_are_had(&divided, &[0, 1, 2]).then_some(()));
+    for file in &files {
+        done(divided.run(0, &["status", file]));
+    }
+
     // One that hangs is not waited for, and when it goes on it finds out.
     let hung = Pid::from_child(&aggregators[1].as_ref().unwrap().0);
     kill_process(hung, Signal::STOP).unwrap();
@@ -112,7 +122,7 @@ async fn aggregators_divide_the_slots_and_each_follows_another() {
     eventually("a part for it, too", || all_are_had(&divided, &[0, 1, 2]).then_some(()));
     put(&both, &noise(221, 8 * MIB)).await;
 
-    for process in aggregators.into_iter().flatten().chain(others).chain([b]) {
+    for process in aggregators.into_iter().flatten().chain(others).chain(worker).chain([b]) {
         process.stop();
     }
     done(divided.site.home.command(&["fsck", "--data", "data/dc-a"]).output().unwrap().into());
