@@ -31,7 +31,7 @@ impl Dev {
         Self { child, said: serde_json::from_str(&line).unwrap() }
     }
 
-    fn urls(&self) -> Vec<String> {
+    pub(crate) fn urls(&self) -> Vec<String> {
         let dcs = self.said["dcs"].as_array().unwrap();
         dcs.iter().map(|dc| dc["url"].as_str().unwrap().to_owned()).collect()
     }

@@ -49,6 +49,14 @@ fn a_datacenter_is_drained_evacuated_and_taken_back() {
     let status = run(&home, &["status", id, "--json"]);
     assert_eq!(status.json()["home"], "dc-b");
 
+    // Whoever comes anew, and knows of no other, is sent on as well.
+    home.write("late.img", &noise(3, (2 << 20) + 9));
+    for file in ["late.img", "disk.img"] {
+        let late = run(&home, &["put", file, "--url", &dev.urls()[0], "--wait", "assembled"]);
+        assert_eq!(late.code, Some(0), "{}", late.stderr);
+        assert!(late.stderr.contains("home dc-b"), "{}", late.stderr);
+    }
+
     let undrain = operate(&home, &["admin", "undrain", "dc-a"]);
     assert_eq!((undrain.code, undrain.stdout.as_str()), (Some(0), "dc-a      does not drain\n"));
     let get = run(&home, &["get", id, "-o", "copy"]);

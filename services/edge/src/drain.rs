@@ -17,6 +17,9 @@ use crate::routes::{Caller, way};
 /// Where operators come in.
 pub(crate) const PATH: &str = "/v1/drain";
 
+/// Where clients ask where they are.
+pub(crate) const ABOUT: &str = "/v1";
+
 /// `GET /v1/drain`
 pub(crate) async fn show(State(app): State<Arc<App>>, Caller(context): Caller) -> Answer {
     json(StatusCode::OK, &app.parts.workers.drain(&context, DrainOrder::Show).await?)
@@ -39,11 +42,12 @@ pub(crate) async fn end(State(app): State<Arc<App>>, Caller(context): Caller) ->
     json(StatusCode::OK, &app.parts.workers.drain(&context, DrainOrder::End).await?)
 }
 
-/// Sends a client away that goes where it is sent, once the channels of the datacenter end.
+/// Sends a client away that goes where it is sent, once the channels of the datacenter end. Who asks where it is must be told
+/// by this one: without that it knows of no other, and goes to no host that it does not know.
 pub(crate) fn send_away(app: &App, request: &Request) -> Option<Refused> {
     let leaving = app.parts.leaving.borrow();
     let url = leaving.to.as_deref().filter(|_| leaving.phase == Some(Phase::Channels))?;
-    if way(request) != Way::Follows || request.uri().path() == PATH {
+    if way(request) != Way::Follows || [PATH, ABOUT].contains(&request.uri().path()) {
         return None;
     }
     let path = request.uri().path();

@@ -26,7 +26,7 @@ use crate::{App, chunks, content, drain, files, tenants};
 
 /// Every pattern, which is also what metrics call it.
 const ROUTES: [&str; 9] = [
-    "/v1",
+    drain::ABOUT,
     "/v1/files",
     "/v1/files/{id}",
     "/v1/files/{id}/chunks/{index}",
