@@ -8,6 +8,7 @@
 
 mod catch_up;
 mod network;
+mod parts;
 mod site;
 mod weather;
 

@@ -80,12 +80,19 @@ impl Network {
 
     /// Does something whose sockets are at a place, on a thread of its own.
     pub(crate) fn inside<T: Send>(&self, place: usize, work: impl Future<Output = T> + Send) -> T {
+        self.at_once(place, move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(work)
+        })
+    }
+
+    /// Does something at a place, as a thread whose sockets, and whose processes, are there.
+    pub(crate) fn at_once<T: Send>(&self, place: usize, work: impl FnOnce() -> T + Send) -> T {
         let space = File::open(format!("/run/netns/{}", self.at(place))).unwrap();
         std::thread::scope(|scope| {
             let done = scope.spawn(move || {
                 move_into_link_name_space(space.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(work)
+                work()
             });
             done.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
@@ -112,6 +119,25 @@ impl Network {
                 self.filter(to, &[&["-A", "INPUT", "-s", &from][..], &random].concat());
             }
         }
+    }
+
+    /// Lets at most so many MiB a second from each datacenter reach each other from now on; what is more is lost. Whether this
+    /// kernel can do that.
+    pub(crate) fn throttle(&self, mib: u32) -> bool {
+        let (rate, burst) = (format!("{mib}mb/s"), format!("{}mb", 2 * mib));
+        for to in 1..self.places {
+            for from in (1..self.places).filter(|from| *from != to) {
+                let (name, from) = (format!("from{from}"), address_of(from));
+                let slow = ["-m", "hashlimit", "--hashlimit-above", &rate, "--hashlimit-burst", &burst];
+                let each = ["--hashlimit-mode", "srcip", "--hashlimit-name", &name, "-j", "DROP"];
+                let mut command = self.command(to, "iptables");
+                command.args(["-w", "-A", "INPUT", "-s", &from]).args(slow).args(each);
+                if !command.output().unwrap().status.success() {
+                    return false;
+                }
+            }
+        }
+        true
     }
 
     /// How many packets were lost on purpose so far.

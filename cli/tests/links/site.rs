@@ -42,8 +42,12 @@ pub(crate) struct Traffic {
 impl Site {
     /// Keys, a token and a file for each datacenter, to which `settings` are added; none runs yet.
     pub(crate) fn new(datacenters: usize, settings: &str) -> Self {
+        Self::on(Network::new(datacenters), datacenters, |dc| format!("data = \"data-{dc}\"\n{settings}"))
+    }
+
+    /// The same on a network that is there already, where each datacenter has what `settings` say, its store among it.
+    pub(crate) fn on(network: Network, datacenters: usize, settings: impl Fn(usize) -> String) -> Self {
         tls::install_provider();
-        let network = Network::new(datacenters);
         let directory = tempfile::tempdir().unwrap();
         let names: Vec<String> = (1..=datacenters).map(|dc| format!("dc-{dc}")).collect();
         let run = |args: &[&str]| {
@@ -58,8 +62,9 @@ impl Site {
         for dc in 1..=datacenters {
             let at = address(dc);
             let mut text = format!(
-                "dc = \"dc-{dc}\"\nkeys = \"keys/dc-{dc}\"\ndata = \"data-{dc}\"\n{settings}\n\
-                 listen = {{ edge = \"{at}:8443\", peer = \"{at}:8444\", admin = \"{at}:9090\" }}\n"
+                "dc = \"dc-{dc}\"\nkeys = \"keys/dc-{dc}\"\n{}\n\
+                 listen = {{ edge = \"{at}:8443\", peer = \"{at}:8444\", admin = \"{at}:9090\" }}\n",
+                settings(dc)
             );
             for peer in (1..=datacenters).filter(|peer| *peer != dc) {
                 text.push_str(&format!("[peers.dc-{peer}]\naddress = \"{}:8444\"\n", address(peer)));
@@ -67,6 +72,11 @@ impl Site {
             std::fs::write(directory.path().join(format!("dc-{dc}.toml")), text).unwrap();
         }
         Self { network, directory, datacenters, running: Mutex::default() }
+    }
+
+    /// Puts a file beside those of the datacenters.
+    pub(crate) fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.directory.path().join(name), text).unwrap();
     }
 
     /// Starts a datacenter, and waits until it serves.

@@ -15,14 +15,14 @@ use crate::site::{MIB, Site, eventually, nobody, noise};
 const HASTY: &str = "takeover_after = \"3s\"\nabsent_after = \"2s\"";
 
 /// Those that are gone will be back.
-const PATIENT: &str = "takeover_after = \"10min\"\nabsent_after = \"10min\"";
+pub(crate) const PATIENT: &str = "takeover_after = \"10min\"\nabsent_after = \"10min\"";
 
 fn acknowledged() -> UploadOptions {
     UploadOptions { wait: WaitFor::Acknowledged, ..UploadOptions::default() }
 }
 
 /// Files in several shapes, sent by way of these datacenters, each under its id.
-fn send_all(site: &Site, seed: u64, dcs: &[usize]) -> Vec<(Uuid, Vec<u8>)> {
+pub(crate) fn send_all(site: &Site, seed: u64, dcs: &[usize]) -> Vec<(Uuid, Vec<u8>)> {
     let mut sent = Vec::new();
     let mut send = |len: usize, options: UploadOptions| {
         let bytes = noise(seed * 100 + sent.len() as u64, len);
