@@ -100,6 +100,7 @@ impl Seen {
 pub struct AggregatorMetrics {
     commands: Family<CommandLabels, Counter>,
     shares: Gauge,
+    shares_configured: Gauge,
     peer_up: Family<PeerLabels, Gauge>,
     peer_lag: Family<PeerLabels, Seconds>,
     peer_backlog: Family<PeerLabels, Gauge>,
@@ -131,6 +132,7 @@ impl AggregatorMetrics {
         let this = Self {
             commands: Family::default(),
             shares: Gauge::default(),
+            shares_configured: Gauge::default(),
             peer_up: Family::default(),
             peer_lag: Family::default(),
             peer_backlog: Family::default(),
@@ -189,6 +191,11 @@ impl AggregatorMetrics {
                 "sluice_shares",
                 "Shares of the datacenter's slots that this process has",
                 this.shares.clone(),
+            );
+            registry.register(
+                "sluice_shares_configured",
+                "Shares that every datacenter of the cluster divides its slots into",
+                this.shares_configured.clone(),
             );
             registry.register("sluice_peer_up", "Whether a peer can be reached", this.peer_up.clone());
             registry.register(
@@ -256,6 +263,7 @@ impl AggregatorMetrics {
             self.files.get_or_create(&StateLabels { state }).set(number(count));
         }
         self.shares.set(number(seen.len() as u64));
+        self.shares_configured.set(i64::from(material.shares().count()));
         self.damaged_files.set(number(seen.iter().map(|seen| seen.damaged as u64).sum()));
         self.assembly_lag.set(seen.iter().map(|seen| seen.assembling).fold(0.0, f64::max));
         if seen.is_empty() {
