@@ -80,15 +80,15 @@ Examples:
 pub(crate) const AGGREGATOR_EXAMPLES: &str = "\
 An aggregator knows which chunks of which file are where, talks to other datacenters, and
 assembles files. It has no disk: what it knows it reads from the worker's store, and what must
-not be forgotten is kept there. Run two or more: one has the store, the others stand by with
-their ports closed, and one of them answers within 5 s of when that one is gone. Its file looks
-like this:
+not be forgotten is kept there. Run two or more: with Redis, and keys made with --shares, they
+divide the files among themselves; without, one has all and the others stand by. When one is gone
+others answer for its files within 5 s. Its file looks like this:
   role = \"aggregator\"
   dc = \"dc-a\"
   keys = \"keys/roles/dc-a/aggregator\"  # made by `sluice admin key make`
   listen = \"0.0.0.0:8447\"              # where workers ask
   peer = \"0.0.0.0:8444\"                # where other datacenters come in
-  admin = \"127.0.0.1:9094\"             # /readyz: it has the store, or stands by
+  admin = \"127.0.0.1:9094\"             # /readyz: it has its part, or stands by
   workers = \"workers.dc-a:8445\"
   url = \"https://dc-a.example:8443\"    # where clients find the datacenter's edges
   scrub_rate = \"8MiB\"                  # bytes a second that are read again; 0: never

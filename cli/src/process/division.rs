@@ -1,7 +1,7 @@
 //! Who of several aggregators should have which share, by what Redis says of who is there.
 //!
 //! Each says that it is there as long as the worker answers it, and has a lease of every share that falls to it
-//! ([`Share::rendezvous`]). A share goes to another process only once that one is there. What a lease is for is guarded by
+//! ([`Share::falls_to`]). A share goes to another process only once that one is there. What a lease is for is guarded by
 //! the worker too, which lets one process at a time have a share ([`Tenures`](sluice_remote::Tenures)): so a Redis that is
 //! down, or forgets leases, takes no share from anybody. Who finds no Redis takes whatever the worker lets it have.
 
@@ -104,11 +104,8 @@ impl Division {
         let there = if is_able { self.members.announce().await? } else { self.members.leave().await? };
         let me = self.members.me();
         let has = self.has.borrow_and_update().clone();
-        let falls_here = |share: &Share| match share.rendezvous(there.iter().map(String::as_str)) {
-            Some(owner) => owner == me,
-            // Nobody else could take it.
-            None => has.contains(share),
-        };
+        let falls_here =
+            |share: &Share| share.falls_to(me, has.contains(share), there.iter().map(String::as_str));
         let mine: BTreeSet<Share> = self.shares.all().filter(falls_here).collect();
         // A lease is given up once its share is, so that it never has two owners by anybody's account.
         let over = |share: &Share| !mine.contains(share) && !has.contains(share);

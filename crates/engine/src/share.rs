@@ -141,6 +141,12 @@ impl Share {
         weighed.max().map(|(_, name)| name)
     }
 
+    /// Whether it falls to process `me`, which `has` it or not, of those that are there. While nobody is, whoever has it keeps
+    /// it: nobody else could take it.
+    pub fn falls_to<'a>(self, me: &str, has: bool, there: impl IntoIterator<Item = &'a str>) -> bool {
+        self.rendezvous(there).map_or(has, |owner| owner == me)
+    }
+
     /// Whether what belongs to no file is kept here: LOAD and REVOKE.
     pub const fn is_first(self) -> bool {
         self.index == 0
@@ -223,6 +229,8 @@ mod tests {
             }
         }
         assert_eq!(Share::WHOLE.rendezvous([]), None);
+        assert!(Share::WHOLE.falls_to("a", true, []) && !Share::WHOLE.falls_to("a", false, []));
+        assert!(Share::WHOLE.falls_to("a", false, ["a"]) && !Share::WHOLE.falls_to("a", true, ["b"]));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! failed over may have forgotten the lease. So each taking gets a [`Fence`], a number that is higher than that of every
 //! taking before. Whoever does what the lease is for sends it along; whoever is asked remembers the highest and refuses
 //! lower ones. Redis may forget the last number it gave out, too, so a fence is above all of these: the last one that Redis
-//! remembers, the microseconds on its clock, and the highest that the taker has seen where it is durable
+//! remembers, the microseconds on its clock, and the highest that the taker has been told of by whoever is asked
 //! ([`Wanted::above`]).
 //!
 //! In Redis (`cluster` and `dc` are [`Leases`]'s own):

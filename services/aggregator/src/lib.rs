@@ -91,7 +91,8 @@ pub struct AggregatorParts {
     pub settings: AggregatorSettings,
 }
 
-/// Times and limits of the aggregators of a datacenter. Each share has its part of what is limited.
+/// Times and limits of the aggregators of a datacenter. Each share has its part of the files
+/// without metadata and of the scrub's rate; all else is for each.
 #[derive(Clone, Copy, Debug)]
 pub struct AggregatorSettings {
     /// How long every datacenter must say UNKNOWN before chunks without metadata go.

@@ -159,7 +159,7 @@ impl AggregatorMetrics {
             );
             registry.register(
                 "sluice_scrub_passes",
-                "Times that the scrub read everything that is stored",
+                "Times that the scrub read everything that is stored of a share",
                 this.scrub_passes.clone(),
             );
             registry.register(
