@@ -304,7 +304,14 @@ impl Web {
 
     /// Where a file stands once it is complete, assembled, or in conflict, says this datacenter.
     pub(crate) async fn reach(&self, dc: DcId, id: Uuid, state: State) -> FileStatus {
-        // A conflict ends every wait.
+        if state == State::Conflict {
+            // A small file is assembled where it came, until another is heard of.
+            return eventually("a conflict", async || {
+                let status: FileStatus = self.get(dc, &format!("/files/{id}"), &[]).await.json();
+                (status.state == State::Conflict).then_some(status)
+            })
+            .await;
+        }
         let waited = if state == State::Assembled { State::Assembled } else { State::Complete };
         let status = self.client(&[dc]).wait(id, waited, PATIENCE).await.unwrap();
         assert_eq!(status.state, state, "at {dc}: {status:?}");
