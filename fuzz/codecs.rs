@@ -132,7 +132,7 @@ fn contexts() {
 fn tokens() {
     let examples = mangle::vectors("tokens", "token");
     let good = mangle::valid("tokens", "token");
-    let verifier = TokenVerifier::new(&mangle::cluster(), &mangle::token_public());
+    let verifier = TokenVerifier::new(&mangle::cluster(), &[mangle::token_public()]);
     let now = Timestamp::new(mangle::now());
     bolero::check!().with_type::<Mangled>().with_iterations(times(10_000)).for_each(|mangled| {
         let bytes = mangled.bytes(&examples);

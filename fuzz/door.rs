@@ -127,7 +127,7 @@ static WORLD: LazyLock<World> = LazyLock::new(|| {
         bed.put_ok(A, file, 0, bytes.clone()).await;
         (bed, file, bytes)
     });
-    let config = tls::edge_client(bed.cluster.material().ca(), &[b"http/1.1"]).unwrap();
+    let config = tls::edge_client(&bed.cluster.material().cas(), &[b"http/1.1"]).unwrap();
     let token = bed.web.token(TENANT);
     World { tls: TlsConnector::from(std::sync::Arc::new(config)), bed, runtime, token, file, bytes }
 });

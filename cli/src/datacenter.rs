@@ -416,15 +416,8 @@ impl Datacenter {
             Some(redis) => Some(Shared::open(redis, material, dc, &metrics, &self.tasks.shared).await?),
             None => None,
         };
-        let access =
-            Arc::new(ContextVerifier::new(material.context_ring(), dc, clock.clone(), revocations.clone()));
-        let sessions = MemorySessions::new(
-            dc,
-            material.token_verifier(),
-            material.context_key(dc)?,
-            clock.clone(),
-            revocations.clone(),
-        );
+        let access = Arc::new(ContextVerifier::new(material, dc, clock.clone(), revocations.clone()));
+        let sessions = MemorySessions::new(dc, material, clock.clone(), revocations.clone())?;
         // Here everything that is revoked is known from the start, from the own disk.
         let sessions = match &shared {
             Some(shared) => sessions.noted_in(shared.records(tokio::sync::watch::channel(true).1)),

@@ -13,7 +13,7 @@ use sluice_node::rate::{ScrubRate, UploadRate};
 /// Handles to what runs; a clone means the same.
 #[derive(Clone, Debug)]
 pub struct Live {
-    /// Certificates can be [renewed](ClusterMaterial::renew).
+    /// Keys and certificates can be [renewed](ClusterMaterial::renew).
     pub material: Arc<ClusterMaterial>,
     /// The memory for bodies in flight can be [resized](MemoryBudget::resize).
     pub memory: MemoryBudget,
@@ -36,7 +36,7 @@ impl Live {
     /// What a process begins with.
     pub(crate) fn new(dc: &str, material: &Arc<ClusterMaterial>, memory: u64) -> Self {
         let metrics = Arc::new(Metrics::new(dc));
-        metrics.show_expiries(material.clone());
+        metrics.show_keys(material.clone());
         let limits = Family::default();
         metrics.register(|registry| {
             registry.register(

@@ -134,7 +134,7 @@ impl Process {
         if let Some(shared) = config.share(&live, &tasks).await? {
             shared.learn(revocations.clone());
         }
-        let verifier = ContextVerifier::new(material.context_ring(), *dc, clock.clone(), revocations);
+        let verifier = ContextVerifier::new(material, *dc, clock.clone(), revocations);
         let sessions = RemoteSessions::new(
             caller(Role::Session, &edge.sessions, SESSION_PATIENCE)?,
             Arc::new(verifier),
@@ -170,13 +170,7 @@ impl Process {
         tls::install_provider();
         let ProcessConfig { dc, material, clock, .. } = config;
         let (revocations, tasks) = (Revocations::new(), Tasks::default());
-        let sessions = MemorySessions::new(
-            *dc,
-            material.token_verifier(),
-            material.context_key(*dc)?,
-            clock.clone(),
-            revocations.clone(),
-        );
+        let sessions = MemorySessions::new(*dc, material, clock.clone(), revocations.clone())?;
         let door = Door::bind(listen, material, *dc, Role::Session)?;
         let listens = door.address().map_err(|source| StartError::of_port(listen, source))?;
         let (live, health, admin) = config.admin(SESSION_MEMORY, &tasks).await?;

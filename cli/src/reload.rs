@@ -1,5 +1,5 @@
 //! What a process of a file reads again while it runs: the file, for what is logged, how much memory there is and how fast it
-//! takes uploads and reads again what is stored, and its keys, for certificates. When they change, and at SIGHUP.
+//! takes uploads and reads again what is stored, and its keys and certificates. When they change, and at SIGHUP.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -137,7 +137,12 @@ impl<F: ConfigFile> Watch<F> {
         file.check()?;
         let mut done = Vec::new();
         let fresh = ClusterMaterial::load(self.started.keys())?;
-        let renewed = self.live.material.renew(&fresh, SystemClock.now())?;
+        let material = &self.live.material;
+        let revision = material.revision();
+        let renewed = material.renew(&fresh, SystemClock.now())?;
+        if material.revision() != revision {
+            done.push(format!("keys of revision {}", material.revision()));
+        }
         if renewed > 0 {
             done.push(format!("{renewed} certificates"));
         }
@@ -165,7 +170,7 @@ impl<F: ConfigFile> Watch<F> {
         self.rates = rates;
         if !file.is_like(&self.started) {
             let path = self.path.display();
-            tracing::warn!(%path, "changes of anything but log, memory, rates and certificates count from the next start");
+            tracing::warn!(%path, "changes of anything but log, memory, rates, keys and certificates count from the next start");
         }
         Ok(done)
     }

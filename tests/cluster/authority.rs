@@ -67,7 +67,7 @@ async fn a_certificate_of_another_ca_and_a_false_name_are_refused() {
     assert!(dial(&bed, &stranger, B).await.is_err(), "another CA");
     // One that would take any server gets no further either.
     let address = bed.cluster.config(A).unwrap().ports.peer.address();
-    let nobody = tls::edge_client(bed.cluster.material().ca(), &[b"h2"]).unwrap();
+    let nobody = tls::edge_client(&bed.cluster.material().cas(), &[b"h2"]).unwrap();
     let name = tls::peer_name(bed.cluster.material(), A).unwrap();
     let stream = TcpStream::connect(address).await.unwrap();
     if let Ok(mut stream) = TlsConnector::from(Arc::new(nobody)).connect(name, stream).await {

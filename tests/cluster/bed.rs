@@ -118,7 +118,7 @@ impl Bed {
         let names = ["dc-a", "dc-b", "dc-c", "dc-d"];
         let dcs: Vec<(DcId, &str)> = (1..=dcs).map(DcId::new).zip(names).collect();
         let material = ClusterMaterial::generate("test", &dcs).unwrap().dividing(shares);
-        let mut tls = tls::edge_client(material.ca(), &[b"http/1.1"]).unwrap();
+        let mut tls = tls::edge_client(&material.cas(), &[b"http/1.1"]).unwrap();
         // Connections are many and short: what a ticket saves is not worth its lock.
         tls.resumption = tokio_rustls::rustls::client::Resumption::disabled();
         let http = reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build().unwrap();

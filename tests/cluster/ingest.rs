@@ -33,7 +33,7 @@ pub(crate) type Ingest = IngestClient<InterceptedService<Channel, Authorization>
 impl Web {
     /// A gRPC client of a datacenter, with this token.
     pub(crate) fn ingest(&self, dc: DcId, token: &str) -> Ingest {
-        let tls = Arc::new(tls::edge_client(self.material().ca(), &[b"h2"]).unwrap());
+        let tls = Arc::new(tls::edge_client(&self.material().cas(), &[b"h2"]).unwrap());
         let address = self.url(dc).trim_start_matches("https://").to_owned();
         let connector = tower::service_fn(move |_| {
             let (tls, address) = (TlsConnector::from(tls.clone()), address.clone());

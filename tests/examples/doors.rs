@@ -101,7 +101,7 @@ async fn http(server: &Server, data: &Bytes, runs: u64) -> Result<(), Failure> {
     let uploads = parts(runs).map(|part| {
         let (data, id) = (data.clone(), id.clone());
         async move {
-            let tls = tls::edge_client(&server.ca, &[b"http/1.1"])?;
+            let tls = tls::edge_client(std::slice::from_ref(&server.ca), &[b"http/1.1"])?;
             let client = reqwest::Client::builder().tls_backend_preconfigured(tls).no_proxy().build()?;
             for run in part {
                 let url = format!("{}/v1/files/{id}/chunks/{}", server.url, run * 8);
@@ -122,7 +122,7 @@ async fn grpc(server: &Server, data: &Bytes, runs: u64) -> Result<(), Failure> {
 }
 
 async fn channel(server: &Server) -> Result<Channel, Failure> {
-    let tls = Arc::new(tls::edge_client(&server.ca, &[b"h2"])?);
+    let tls = Arc::new(tls::edge_client(std::slice::from_ref(&server.ca), &[b"h2"])?);
     let address = server.url.trim_start_matches("https://").to_owned();
     let connector = tower::service_fn(move |_| {
         let (tls, address) = (tls.clone(), address.clone());

@@ -162,7 +162,7 @@ fn without(name: &str) -> Value {
 }
 
 pub(crate) fn tokens() -> Value {
-    let verifier = TokenVerifier::new(CLUSTER, &token_public());
+    let verifier = TokenVerifier::new(CLUSTER, &[token_public()]);
     let eddsa = json!({ "alg": "EdDSA", "typ": "JWT" });
     let secs = NOW / 1000;
     let valid = [

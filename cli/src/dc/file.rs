@@ -190,7 +190,7 @@ impl DcFile {
         let material = material.only(dc).map_err(StartError::from)?;
         let lacks = [
             material.edge_identity().err(),
-            material.ticket_secret().err(),
+            material.ticket_secrets().err(),
             material.peer_identity(dc).err(),
             material.command_key(dc).err(),
             material.context_key(dc).err(),

@@ -358,7 +358,7 @@ impl Lives {
         let ProcessConfig { dc, material, clock, .. } = &self.config;
         let store = RemoteStore::begin(self.worker.clone(), share, fence, &life.store).await?;
         let revocations = self.revocations.clone();
-        let access = ContextVerifier::new(material.context_ring(), *dc, clock.clone(), revocations.clone());
+        let access = ContextVerifier::new(material, *dc, clock.clone(), revocations.clone());
         let service = sluice_aggregator::start(
             AggregatorParts {
                 dc: *dc,

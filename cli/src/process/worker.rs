@@ -66,7 +66,7 @@ impl Process {
         if let Some(shared) = &shared {
             shared.learn(revocations.clone());
         }
-        let access = Arc::new(ContextVerifier::new(material.context_ring(), *dc, clock.clone(), revocations));
+        let access = Arc::new(ContextVerifier::new(material, *dc, clock.clone(), revocations));
         let part = |share| SharePart {
             slots: Arc::new(RemoteSlots::new(caller.clone(), tenures.clone(), share)),
             tenants: Arc::new(RemoteTenants::of_share(caller.clone(), tenures.clone(), share)),

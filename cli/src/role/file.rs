@@ -316,7 +316,7 @@ impl RoleFile {
         // What it has no need of is not kept in memory either.
         let material = all.only_role(dc, self.role()).map_err(StartError::from)?;
         let lacks = match self {
-            Self::Edge(_) => material.edge_identity().and(material.ticket_secret().map(|_| ())).err(),
+            Self::Edge(_) => material.edge_identity().and(material.ticket_secrets().map(|_| ())).err(),
             Self::Session(_) => material.context_key(dc).err(),
             Self::Worker(_) => None,
             Self::Aggregator(_) => {

@@ -41,7 +41,7 @@ impl Server {
     }
 
     async fn connect(&self, alpn: &[u8]) -> TlsStream<TcpStream> {
-        let mut config = tls::edge_client(&self.ca, &[alpn]).unwrap();
+        let mut config = tls::edge_client(std::slice::from_ref(&self.ca), &[alpn]).unwrap();
         config.resumption = rustls::client::Resumption::disabled();
         let stream = TcpStream::connect(&self.address).await.unwrap();
         let name = ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));

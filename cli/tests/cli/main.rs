@@ -21,6 +21,7 @@ mod processes;
 mod redis;
 mod reload;
 mod roles;
+mod rotation;
 mod shares;
 mod traces;
 mod transfer;

@@ -18,7 +18,7 @@ use crate::roles::Fleet;
 
 /// The certificate that an edge shows.
 async fn shown(ca: &CertificateDer<'static>, edge: SocketAddr) -> CertificateDer<'static> {
-    let mut config = tls::edge_client(ca, &[b"http/1.1"]).unwrap();
+    let mut config = tls::edge_client(std::slice::from_ref(ca), &[b"http/1.1"]).unwrap();
     config.resumption = rustls::client::Resumption::disabled();
     let stream = TcpStream::connect(edge).await.unwrap();
     let name = ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
@@ -27,7 +27,7 @@ async fn shown(ca: &CertificateDer<'static>, edge: SocketAddr) -> CertificateDer
 }
 
 /// The value of a metric; behind `|` a label that it has.
-async fn metric(said: &Value, name: &str) -> Option<i64> {
+pub(crate) async fn metric(said: &Value, name: &str) -> Option<i64> {
     let url = format!("{}/metrics", said["admin"].as_str().unwrap());
     let text = reqwest::get(url).await.unwrap().text().await.unwrap();
     let (name, label) = name.split_once('|').unwrap_or((name, ""));
@@ -41,7 +41,7 @@ fn hang_up(process: &Running) {
 }
 
 /// Waits for a metric, in a test whose other tasks go on.
-fn becomes(said: &Value, name: &str, value: i64) {
+pub(crate) fn becomes(said: &Value, name: &str, value: i64) {
     let runtime = tokio::runtime::Handle::current();
     eventually(name, || {
         tokio::task::block_in_place(|| (runtime.block_on(metric(said, name)) == Some(value)).then_some(()))

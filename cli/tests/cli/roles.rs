@@ -22,7 +22,11 @@ pub(crate) struct Fleet {
 
 impl Fleet {
     pub(crate) fn new() -> Self {
-        let site = Site::new(&["dc-a"]);
+        Self::beside(Site::new(&["dc-a"]))
+    }
+
+    /// The same in `dc-a` of more than one.
+    pub(crate) fn beside(site: Site) -> Self {
         let (sessions, edges) = (any(), vec![any(), any()]);
         let write = |name: &str, role: &str, listen: &ReservedPort, more: &str| {
             let text = format!(

@@ -43,7 +43,7 @@ impl Web {
     /// A client for the cluster in `data`, which answers at `urls`.
     pub(crate) fn new(data: &Path, urls: &[String]) -> Self {
         let material = ClusterMaterial::load(&data.join("keys")).unwrap();
-        let tls = tls::edge_client(material.ca(), &[b"http/1.1"]).unwrap();
+        let tls = tls::edge_client(&material.cas(), &[b"http/1.1"]).unwrap();
         let http = reqwest::Client::builder()
             .tls_backend_preconfigured(tls)
             .no_proxy()

@@ -36,7 +36,7 @@ impl fmt::Debug for ClusterTag {
 }
 
 /// What a key is used for, and nothing else.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Purpose {
     /// Commands between datacenters.
     Command,

@@ -10,11 +10,12 @@ use std::sync::{Arc, PoisonError, RwLock};
 use quick_cache::sync::Cache;
 use sluice_engine::context::{ContextError, Scope, SessionContext, SignedContext};
 use sluice_engine::ids::{DcId, RevocationEpoch, SessionId, TenantId};
-use sluice_engine::keys::{KeyError, KeyRing};
+use sluice_engine::keys::KeyError;
 use sluice_engine::revocations::{Revocation, Revoked, Revoking};
 use sluice_proto::problem::{Problem, Refusal};
 
 use crate::clock::SharedClock;
+use crate::material::ClusterMaterial;
 
 /// Verdicts kept: at about 500 bytes each a few MiB, enough for every session that is active in five minutes.
 const VERDICTS: usize = 8192;
@@ -48,17 +49,30 @@ impl Revocations {
 /// Verifies session contexts for one datacenter. Shared by its services.
 #[derive(Debug)]
 pub struct ContextVerifier {
-    ring: KeyRing,
+    material: ClusterMaterial,
     me: DcId,
     clock: SharedClock,
     revocations: Revocations,
-    verdicts: Cache<SignedContext, Arc<SessionContext>>,
+    verdicts: Cache<SignedContext, Verdict>,
+}
+
+/// That a signature holds.
+#[derive(Clone, Debug)]
+struct Verdict {
+    context: Arc<SessionContext>,
+    /// Of the keys with which it was verified: a key that has ended since ends it.
+    revision: u64,
 }
 
 impl ContextVerifier {
-    /// A verifier for `me` with the context keys of every datacenter.
-    pub fn new(ring: KeyRing, me: DcId, clock: SharedClock, revocations: Revocations) -> Self {
-        Self { ring, me, clock, revocations, verdicts: Cache::new(VERDICTS) }
+    /// A verifier for `me` with the context keys of every datacenter, as they are each time.
+    pub fn new(material: &ClusterMaterial, me: DcId, clock: SharedClock, revocations: Revocations) -> Self {
+        Self { material: material.clone(), me, clock, revocations, verdicts: Cache::new(VERDICTS) }
+    }
+
+    /// Of the keys with which it verifies now.
+    pub fn revision(&self) -> u64 {
+        self.material.revision()
     }
 
     /// Verifies form, signature, time, place and revocation, and that the session has the scope.
@@ -77,9 +91,9 @@ impl ContextVerifier {
     }
 
     fn verdict(&self, signed: &SignedContext) -> Result<Arc<SessionContext>, ContextError> {
-        let now = self.clock.now();
-        let context = match self.verdicts.get(signed) {
-            Some(context) => {
+        let (now, revision) = (self.clock.now(), self.material.revision());
+        let context = match self.verdicts.get(signed).filter(|verdict| verdict.revision == revision) {
+            Some(Verdict { context, .. }) => {
                 if let Err(error) = context.check(self.me, now) {
                     self.verdicts.remove(signed);
                     return Err(error);
@@ -87,8 +101,8 @@ impl ContextVerifier {
                 context
             }
             None => {
-                let context = Arc::new(signed.verify(&self.ring, self.me, now)?);
-                self.verdicts.insert(signed.clone(), context.clone());
+                let context = Arc::new(signed.verify(&self.material.context_ring(), self.me, now)?);
+                self.verdicts.insert(signed.clone(), Verdict { context: context.clone(), revision });
                 context
             }
         };
@@ -127,8 +141,8 @@ pub fn refusal(error: &ContextError) -> Refusal {
 mod tests {
     use super::*;
     use crate::clock::ManualClock;
-    use sluice_engine::ids::{KeyId, Timestamp};
-    use sluice_engine::keys::{ClusterTag, Purpose, SigningKey};
+    use sluice_engine::ids::Timestamp;
+    use sluice_engine::keys::SigningKey;
     use sluice_engine::limits::{CLOCK_TOLERANCE_MS, MAX_CONTEXT_LIFE_MS};
     use uuid::Uuid;
 
@@ -139,16 +153,15 @@ mod tests {
         clock: Arc<ManualClock>,
         revocations: Revocations,
         verifier: ContextVerifier,
-        key: SigningKey,
+        key: Arc<SigningKey>,
     }
 
     fn setup() -> Setup {
-        let tag = ClusterTag::of_name("test");
-        let key = SigningKey::from_seed(Purpose::Context, tag, HERE, KeyId::new(5), &[5; 32]).unwrap();
-        let ring = KeyRing::new(Purpose::Context, tag, [(key.id(), key.public())]);
+        let material = ClusterMaterial::generate("test", &[(HERE, "dc-a")]).unwrap();
+        let key = material.context_key(HERE).unwrap();
         let clock = ManualClock::at(NOW);
         let revocations = Revocations::new();
-        let verifier = ContextVerifier::new(ring, HERE, clock.clone(), revocations.clone());
+        let verifier = ContextVerifier::new(&material, HERE, clock.clone(), revocations.clone());
         Setup { clock, revocations, verifier, key }
     }
 

@@ -13,26 +13,34 @@
 //! | commands, contexts | Ed25519 keys, used for nothing else | one each |
 //! | tokens | one Ed25519 key; only who mints tokens has the secret half | the cluster's |
 //! | TLS tickets | one secret, from which keys are derived by time | shared by all edges |
+//!
+//! Certificates and keys give way to others while processes run: certificates in an [`Identity`] each, keys and CA all at
+//! once (`keys.rs`). Whoever uses a key asks for it each time.
 
 mod disk;
 mod identity;
 mod issue;
+mod keys;
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;
-use sluice_engine::ids::{DcId, KeyId, Timestamp};
-use sluice_engine::keys::{ClusterTag, KeyRing, PublicKey, Purpose, SigningKey};
+use sluice_engine::ids::{DcId, Timestamp};
+use sluice_engine::keys::{ClusterTag, KeyRing, Purpose, SigningKey};
 use sluice_engine::limits::MAX_DCS;
 use sluice_engine::share::Shares;
 
 pub use self::identity::Identity;
+pub use self::keys::{KeyKind, Stage};
+use self::keys::{KeySet, Keys};
 
 use crate::clock::{Clock as _, SystemClock};
 use crate::role::Role;
-use crate::tls;
+use crate::tls::{self, Trust};
 use crate::token::{TokenMint, TokenVerifier};
 
 /// The longest name of a cluster or datacenter: it becomes part of a DNS name.
@@ -69,6 +77,14 @@ pub enum MaterialError {
     /// Something is not what it was, and is kept for as long as the process runs.
     #[error("{0} changed: that takes effect at the next start, and nothing was renewed")]
     Changed(&'static str),
+    /// The keys are of a revision that was left behind.
+    #[error("the keys are of revision {came}, and those that are used of revision {held}: copy the newest")]
+    Older {
+        /// What is used.
+        held: u64,
+        /// What came.
+        came: u64,
+    },
     /// A new certificate would be refused by whoever sees it.
     #[error("the new certificate of {whose} is not accepted, and nothing was renewed: {reason}")]
     Renewal {
@@ -101,41 +117,24 @@ pub enum MaterialError {
     },
 }
 
-/// The public half of a signing key, and its secret half where it is kept.
-#[derive(Clone)]
-struct SigningMaterial {
-    id: KeyId,
-    public: [u8; 32],
-    seed: Option<[u8; 32]>,
-}
-
-/// What belongs to one datacenter.
+/// What belongs to one datacenter, beside its keys.
 #[derive(Clone)]
 struct DcMaterial {
     name: String,
-    command: SigningMaterial,
-    context: SigningMaterial,
     peer: Option<Identity>,
     roles: BTreeMap<Role, Identity>,
 }
 
-/// The cryptographic material of a cluster, or the part of it that one datacenter needs.
+/// The cryptographic material of a cluster, or the part of it that one datacenter needs. Clones share certificates and
+/// keys; a part shares certificates only.
 #[derive(Clone)]
 pub struct ClusterMaterial {
     name: String,
     shares: Shares,
     dcs: BTreeMap<DcId, DcMaterial>,
-    ca: CertificateDer<'static>,
-    ca_key: Option<PrivateKey>,
     edge: Option<Identity>,
-    token_public: [u8; 32],
-    token_key: Option<PrivateKey>,
-    ticket_secret: Option<[u8; 32]>,
+    keys: Arc<ArcSwap<Keys>>,
 }
-
-/// PKCS#8 of a secret key that only its holder uses.
-#[derive(Clone)]
-struct PrivateKey(Vec<u8>);
 
 impl fmt::Debug for ClusterMaterial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -180,14 +179,18 @@ impl ClusterMaterial {
     /// The part that one datacenter needs: no secrets of others, of the CA, or of whoever mints tokens.
     pub fn only(&self, me: DcId) -> Result<Self, MaterialError> {
         self.dc(me)?;
-        let mut part = Self { ca_key: None, token_key: None, ..self.clone() };
+        let mut part = self.clone();
         for (_, other) in part.dcs.iter_mut().filter(|(dc, _)| **dc != me) {
-            other.command.seed = None;
-            other.context.seed = None;
             other.peer = None;
             other.roles.clear();
         }
-        Ok(part)
+        part.with_keys(|keys| {
+            keys.ca.all_mut().for_each(|ca| ca.key = None);
+            keys.tokens.all_mut().for_each(|key| key.secret = None);
+            for (_, other) in keys.dcs.iter_mut().filter(|(dc, _)| **dc != me) {
+                other.commands.all_mut().chain(other.contexts.all_mut()).for_each(|key| key.seed = None);
+            }
+        })
     }
 
     /// The part that a process of one role in one datacenter needs: its own certificate; for an edge that towards clients,
@@ -197,70 +200,114 @@ impl ClusterMaterial {
         let mut part = self.only(me)?;
         if role != Role::Edge {
             part.edge = None;
-            part.ticket_secret = None;
         }
         if let Some(own) = part.dcs.get_mut(&me) {
             own.roles.retain(|held, _| *held == role);
-            if role != Role::Session {
-                own.context.seed = None;
-            }
             if role != Role::Aggregator {
-                own.command.seed = None;
                 own.peer = None;
             }
         }
-        Ok(part)
+        part.with_keys(|keys| {
+            if role != Role::Edge {
+                keys.tickets = None;
+            }
+            if let Some(own) = keys.dcs.get_mut(&me) {
+                if role != Role::Session {
+                    own.contexts.all_mut().for_each(|key| key.seed = None);
+                }
+                if role != Role::Aggregator {
+                    own.commands.all_mut().for_each(|key| key.seed = None);
+                }
+            }
+        })
+    }
+
+    /// The same with other keys, which are its own.
+    fn with_keys(self, change: impl FnOnce(&mut KeySet)) -> Result<Self, MaterialError> {
+        self.try_with_keys(|set| {
+            change(set);
+            Ok(())
+        })
+    }
+
+    fn try_with_keys(
+        self,
+        change: impl FnOnce(&mut KeySet) -> Result<(), MaterialError>,
+    ) -> Result<Self, MaterialError> {
+        let mut set = self.keys.load().set.clone();
+        change(&mut set)?;
+        let keys = Arc::new(ArcSwap::from_pointee(Keys::new(&self.name, set)?));
+        Ok(Self { keys, ..self })
     }
 
     /// The same with new certificates, and new keys of these. It takes the key of the CA.
     pub fn reissued(&self) -> Result<Self, MaterialError> {
         let reissued = issue::reissue(self)?;
-        reissued.identities().try_for_each(|(name, new)| self.check_chain(name, new, SystemClock.now()))?;
+        reissued.check_chains(SystemClock.now())?;
         Ok(reissued)
     }
 
-    /// Takes over the certificates of `fresh`, in every TLS configuration that was made of this material or of a part of
-    /// it; says how many are other ones. All of them or none: each has to be signed by the CA, for its name, and for
-    /// `now`. Everything but certificates must be what it was.
+    /// The same one step on in the rotation of each of these kinds of keys. It takes all secrets.
+    pub fn rotated(&self, kinds: &[KeyKind]) -> Result<Self, MaterialError> {
+        let rotated = issue::rotate(self, kinds)?;
+        rotated.check_chains(SystemClock.now())?;
+        Ok(rotated)
+    }
+
+    /// How many steps of rotations were made.
+    pub fn revision(&self) -> u64 {
+        self.keys.load().set.revision
+    }
+
+    /// Where the rotation of a kind of keys stands; `None`: there is one key, and no rotation.
+    pub fn stage(&self, kind: KeyKind) -> Option<Stage> {
+        self.keys.load().set.stages.get(&kind).copied()
+    }
+
+    /// Takes over the keys and certificates of `fresh`, wherever this material or a clone of it is used, and the
+    /// certificates also where a part of it is; says how many of these are other ones. All or nothing: keys have to
+    /// follow those that are used, and each certificate has to be signed by a CA that is known then, for its name, and
+    /// for `now`. All else must be what it was.
     pub fn renew(&self, fresh: &Self, now: Timestamp) -> Result<usize, MaterialError> {
         self.check_same(fresh)?;
+        let (held, keys) = (self.keys.load(), fresh.keys.load_full());
+        held.set.check_followed_by(&keys.set)?;
+        let set = keys.set.clone().no_more_than(&held.set);
         let mut pairs = Vec::new();
         for (name, mine) in self.identities() {
             let new = fresh.identities().find(|(other, _)| *other == name);
             let (_, new) = new.ok_or_else(|| MaterialError::Absent(name.clone()))?;
-            if mine.chain() != new.chain() {
-                self.check_chain(name, new, now)?;
+            let is_other = mine.chain() != new.chain();
+            if is_other || set != held.set {
+                fresh.check_chain(name, new, now)?;
+            }
+            if is_other {
                 pairs.push((mine, new));
             }
+        }
+        // First whom to trust, then what others have to trust.
+        if set != held.set {
+            self.keys.store(Arc::new(Keys::new(&self.name, set)?));
         }
         pairs.iter().for_each(|(mine, new)| mine.renew(new));
         Ok(pairs.len())
     }
 
+    fn check_chains(&self, now: Timestamp) -> Result<(), MaterialError> {
+        self.identities().try_for_each(|(name, new)| self.check_chain(name, new, now))
+    }
+
     fn check_chain(&self, whose: String, new: &Identity, now: Timestamp) -> Result<(), MaterialError> {
         let mutual = whose != self.edge_tls_name();
-        tls::check_chain(&self.ca, &whose, mutual, &new.chain(), now)
+        tls::check_chain(&self.trust(), &whose, mutual, &new.chain(), now)
             .map_err(|reason| MaterialError::Renewal { whose, reason })
     }
 
     fn check_same(&self, other: &Self) -> Result<(), MaterialError> {
-        let signing = |material: &Self| {
-            let dcs = material.dcs.iter().map(|(dc, part)| {
-                let public = |key: &SigningMaterial| (key.id, key.public);
-                (*dc, part.name.clone(), public(&part.command), public(&part.context))
-            });
-            dcs.collect::<Vec<_>>()
-        };
         let differs = [
             (self.name != other.name, "the name of the cluster"),
             (self.shares != other.shares, "the number of shares"),
-            (self.ca != other.ca, "the CA"),
-            (signing(self) != signing(other), "a datacenter, or a key of commands or contexts,"),
-            (self.token_public != other.token_public, "the key of tokens"),
-            (
-                self.ticket_secret.is_some() && self.ticket_secret != other.ticket_secret,
-                "the secret of TLS tickets",
-            ),
+            (!self.dcs().eq(other.dcs()), "a datacenter"),
         ];
         match differs.into_iter().find(|(differs, _)| *differs) {
             Some((_, what)) => Err(MaterialError::Changed(what)),
@@ -287,7 +334,7 @@ impl ClusterMaterial {
                 *noted = at.min(*noted);
             }
         };
-        note("ca", &self.ca);
+        self.cas().iter().for_each(|ca| note("ca", ca));
         let (edge, dcs) = (self.edge.iter().map(|identity| ("edge", identity)), self.dcs.values());
         let inside = dcs.clone().flat_map(|dc| dc.roles.values()).map(|identity| ("inside", identity));
         let peer = dcs.flat_map(|dc| &dc.peer).map(|identity| ("peer", identity));
@@ -322,14 +369,19 @@ impl ClusterMaterial {
         self.dcs().find(|(_, candidate)| *candidate == name).map(|(dc, _)| dc)
     }
 
-    /// The CA's certificate.
-    pub fn ca(&self) -> &CertificateDer<'static> {
-        &self.ca
+    /// The certificates of the CA, the one that issues first.
+    pub fn cas(&self) -> Vec<CertificateDer<'static>> {
+        self.keys.load().set.ca.all().map(|ca| ca.certificate.clone()).collect()
     }
 
-    /// The CA's certificate in PEM, for clients.
+    /// The certificates of the CA in PEM, for clients.
     pub fn ca_pem(&self) -> String {
-        disk::certificate_pem(&self.ca)
+        self.cas().iter().map(disk::certificate_pem).collect()
+    }
+
+    /// Whom to trust now.
+    pub(crate) fn trust(&self) -> Arc<Trust> {
+        self.keys.load().trust.clone()
     }
 
     /// The one name under which every edge of the cluster is known to TLS.
@@ -374,69 +426,51 @@ impl ClusterMaterial {
         self.dc(dc)?.peer.as_ref().ok_or_else(|| MaterialError::Absent(self.peer_tls_name(dc)))
     }
 
-    /// The key with which a datacenter signs commands.
-    pub fn command_key(&self, dc: DcId) -> Result<SigningKey, MaterialError> {
-        self.signing_key(Purpose::Command, dc)
+    /// The key with which a datacenter signs commands now.
+    pub fn command_key(&self, dc: DcId) -> Result<Arc<SigningKey>, MaterialError> {
+        self.dc(dc)?;
+        self.keys.load().signing(Purpose::Command, dc)
     }
 
-    /// The key with which a datacenter signs session contexts.
-    pub fn context_key(&self, dc: DcId) -> Result<SigningKey, MaterialError> {
-        self.signing_key(Purpose::Context, dc)
+    /// The key with which a datacenter signs session contexts now.
+    pub fn context_key(&self, dc: DcId) -> Result<Arc<SigningKey>, MaterialError> {
+        self.dc(dc)?;
+        self.keys.load().signing(Purpose::Context, dc)
     }
 
-    /// The public keys with which commands are verified.
-    pub fn command_ring(&self) -> KeyRing {
-        self.ring(Purpose::Command)
+    /// The public keys with which commands are verified now.
+    pub fn command_ring(&self) -> Arc<KeyRing> {
+        self.keys.load().command_ring.clone()
     }
 
-    /// The public keys with which session contexts are verified.
-    pub fn context_ring(&self) -> KeyRing {
-        self.ring(Purpose::Context)
+    /// The public keys with which session contexts are verified now.
+    pub fn context_ring(&self) -> Arc<KeyRing> {
+        self.keys.load().context_ring.clone()
     }
 
     /// Makes tokens, where the secret half of the token key is kept.
     pub fn token_mint(&self) -> Result<TokenMint, MaterialError> {
-        let key = self.token_key.as_ref().ok_or_else(|| MaterialError::Absent("the token key".into()))?;
+        let keys = self.keys.load();
+        let key = keys.set.tokens.current.secret.as_ref();
+        let key = key.ok_or_else(|| MaterialError::Absent("the token key".into()))?;
         TokenMint::new(&self.name, &key.0)
             .map_err(|error| MaterialError::Issue { what: "the token mint", reason: error.to_string() })
     }
 
-    /// Verifies tokens.
-    pub fn token_verifier(&self) -> TokenVerifier {
-        TokenVerifier::new(&self.name, &self.token_public)
+    /// Verifies tokens as of now.
+    pub fn token_verifier(&self) -> Arc<TokenVerifier> {
+        self.keys.load().tokens.clone()
     }
 
-    /// The secret of TLS tickets.
-    pub fn ticket_secret(&self) -> Result<&[u8; 32], MaterialError> {
-        self.ticket_secret.as_ref().ok_or_else(|| MaterialError::Absent("the TLS tickets".into()))
+    /// The secrets of TLS tickets, the one for new tickets first.
+    pub fn ticket_secrets(&self) -> Result<Vec<[u8; 32]>, MaterialError> {
+        let keys = self.keys.load();
+        let secrets = keys.set.tickets.as_ref().map(|secrets| secrets.all().copied().collect());
+        secrets.ok_or_else(|| MaterialError::Absent("the TLS tickets".into()))
     }
 
     fn dc(&self, dc: DcId) -> Result<&DcMaterial, MaterialError> {
         self.dcs.get(&dc).ok_or(MaterialError::UnknownDc(dc))
-    }
-
-    fn signing_key(&self, purpose: Purpose, dc: DcId) -> Result<SigningKey, MaterialError> {
-        let key = self.dc(dc)?.signing(purpose);
-        let seed = key.seed.as_ref().ok_or_else(|| MaterialError::Absent(format!("{purpose:?} of {dc}")))?;
-        SigningKey::from_seed(purpose, self.tag(), dc, key.id, seed)
-            .map_err(|error| MaterialError::Issue { what: "a signing key", reason: error.to_string() })
-    }
-
-    fn ring(&self, purpose: Purpose) -> KeyRing {
-        let keys = self.dcs.iter().map(|(dc, material)| {
-            let key = material.signing(purpose);
-            (key.id, PublicKey { dc: *dc, bytes: key.public })
-        });
-        KeyRing::new(purpose, self.tag(), keys)
-    }
-}
-
-impl DcMaterial {
-    fn signing(&self, purpose: Purpose) -> &SigningMaterial {
-        match purpose {
-            Purpose::Command => &self.command,
-            Purpose::Context => &self.context,
-        }
     }
 }
 

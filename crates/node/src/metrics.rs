@@ -261,9 +261,9 @@ impl Metrics {
         add(&mut self.registry.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// Shows when the certificates of `material` expire, as they are when the metrics are read.
-    pub fn show_expiries(&self, material: Arc<ClusterMaterial>) {
-        self.register(|registry| registry.register_collector(Box::new(Expiries(material))));
+    /// Shows the revision of the keys of `material` and when its certificates expire, as of when the metrics are read.
+    pub fn show_keys(&self, material: Arc<ClusterMaterial>) {
+        self.register(|registry| registry.register_collector(Box::new(Shown(material))));
     }
 
     /// Has `ask` brought up to date, each time before the metrics are read, what nobody counts as it changes.
@@ -315,9 +315,9 @@ impl Metrics {
 
 /// When certificates expire.
 #[derive(Debug)]
-struct Expiries(Arc<ClusterMaterial>);
+struct Shown(Arc<ClusterMaterial>);
 
-impl Collector for Expiries {
+impl Collector for Shown {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
         let name = "sluice_key_expiry_timestamp_seconds";
         let help = "When the first certificate of a purpose expires, in seconds since 1970";
@@ -326,7 +326,10 @@ impl Collector for Expiries {
             let at = i64::try_from(at).unwrap_or(i64::MAX);
             ConstGauge::new(at).encode(family.encode_family(&[("purpose", purpose)])?)?;
         }
-        Ok(())
+        let help = "How many steps of rotations the keys that are used have gone through";
+        let revision = i64::try_from(self.0.revision()).unwrap_or(i64::MAX);
+        let encoder = encoder.encode_descriptor("sluice_keys_revision", help, None, MetricType::Gauge)?;
+        ConstGauge::new(revision).encode(encoder)
     }
 }
 

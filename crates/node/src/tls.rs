@@ -10,14 +10,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
-use rustls::client::danger::ServerCertVerifier as _;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::crypto::aws_lc_rs::{cipher_suite, default_provider};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, ProducesTickets, WebPkiClientVerifier};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+};
 use sluice_engine::ids::{DcId, Timestamp};
 use webpki::EndEntityCert;
 
@@ -82,22 +85,121 @@ fn refused(whose: impl Into<String>) -> impl FnOnce(rustls::Error) -> TlsError {
     move |error| TlsError::Refused { whose, reason: error.to_string() }
 }
 
-fn roots(ca: &CertificateDer<'static>) -> Result<Arc<RootCertStore>, TlsError> {
-    let mut roots = RootCertStore::empty();
-    roots.add(ca.clone()).map_err(refused("the CA"))?;
-    Ok(Arc::new(roots))
-}
-
-/// What a process connects to a server with that is none of Sluice's; whoever one of `cas` vouches for is believed.
-pub fn outside_client(cas: &[CertificateDer<'static>]) -> Result<ClientConfig, TlsError> {
+fn roots(cas: &[CertificateDer<'static>]) -> Result<Arc<RootCertStore>, TlsError> {
     let mut roots = RootCertStore::empty();
     for ca in cas {
         roots.add(ca.clone()).map_err(refused("the CA"))?;
     }
+    Ok(Arc::new(roots))
+}
+
+/// Whom to trust: whoever shows a certificate of one of these CAs, in either direction.
+pub(crate) struct Trust {
+    servers: Arc<WebPkiServerVerifier>,
+    clients: Arc<dyn ClientCertVerifier>,
+}
+
+impl Trust {
+    /// Trust in certificates of these CAs.
+    pub(crate) fn new(cas: &[CertificateDer<'static>]) -> Result<Self, TlsError> {
+        fn bad(error: impl fmt::Display) -> TlsError {
+            TlsError::Refused { whose: "the CA".into(), reason: error.to_string() }
+        }
+        let (roots, provider) = (roots(cas)?, Arc::new(provider()));
+        let servers = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone());
+        let clients = WebPkiClientVerifier::builder_with_provider(roots, provider);
+        Ok(Self { servers: servers.build().map_err(bad)?, clients: clients.build().map_err(bad)? })
+    }
+}
+
+/// Whom to trust as of each handshake.
+struct TrustNow(ClusterMaterial);
+
+impl fmt::Debug for TrustNow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TrustNow")
+    }
+}
+
+impl ServerCertVerifier for TrustNow {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.0.trust().servers.verify_server_cert(leaf, between, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.trust().servers.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.trust().servers.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.trust().servers.supported_verify_schemes()
+    }
+}
+
+impl ClientCertVerifier for TrustNow {
+    /// None: whoever calls has one certificate, and shows it.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.0.trust().clients.verify_client_cert(leaf, between, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.trust().clients.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.trust().clients.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.trust().clients.supported_verify_schemes()
+    }
+}
+
+/// What a process connects to a server with that is none of Sluice's; whoever one of `cas` vouches for is believed.
+pub fn outside_client(cas: &[CertificateDer<'static>]) -> Result<ClientConfig, TlsError> {
     let config = ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[&TLS13])
         .map_err(refused("clients"))?
-        .with_root_certificates(roots)
+        .with_root_certificates(roots(cas)?)
         .with_no_client_auth();
     Ok(config)
 }
@@ -110,7 +212,7 @@ pub fn edge_server(material: &ClusterMaterial, clock: SharedClock) -> Result<Arc
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(material.edge_identity()?.clone()));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config.ticketer = Arc::new(TicketKeys::new(*material.ticket_secret()?, clock));
+    config.ticketer = Arc::new(TicketKeys::new(material, clock)?);
     config.session_storage = Arc::new(NoServerSessionStorage {});
     // What 0-RTT carries can be replayed (fault 48).
     config.max_early_data_size = 0;
@@ -119,12 +221,8 @@ pub fn edge_server(material: &ClusterMaterial, clock: SharedClock) -> Result<Arc
 
 /// What a client connects to an edge with. It verifies the cluster's one TLS name, [`edge_name`], whatever address it
 /// connects to; with that name as the server name a session resumes at any datacenter.
-pub fn edge_client(ca: &CertificateDer<'static>, alpn: &[&[u8]]) -> Result<ClientConfig, TlsError> {
-    let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
-        .with_protocol_versions(&[&TLS13])
-        .map_err(refused("clients"))?
-        .with_root_certificates(roots(ca)?)
-        .with_no_client_auth();
+pub fn edge_client(cas: &[CertificateDer<'static>], alpn: &[&[u8]]) -> Result<ClientConfig, TlsError> {
+    let mut config = outside_client(cas)?;
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(config)
 }
@@ -203,14 +301,10 @@ fn mutual_server(
     identity: &Identity,
     alpn: &[u8],
 ) -> Result<Arc<ServerConfig>, TlsError> {
-    let provider = Arc::new(provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(roots(material.ca())?, provider.clone())
-        .build()
-        .map_err(|error| TlsError::Refused { whose: "the CA".into(), reason: error.to_string() })?;
-    let mut config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[&TLS13])
         .map_err(refused("peers"))?
-        .with_client_cert_verifier(verifier)
+        .with_client_cert_verifier(Arc::new(TrustNow(material.clone())))
         .with_cert_resolver(Arc::new(identity.clone()));
     config.alpn_protocols = vec![alpn.to_vec()];
     config.send_tls13_tickets = 0;
@@ -227,17 +321,18 @@ fn mutual_client(
     let mut config = ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[&TLS13])
         .map_err(refused("peers"))?
-        .with_root_certificates(roots(material.ca())?)
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(TrustNow(material.clone())))
         .with_client_cert_resolver(Arc::new(identity.clone()));
     config.alpn_protocols = vec![alpn.to_vec()];
     config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
 
-/// Whether whoever trusts the CA would take a chain for this name, at this time; if not, why. `mutual`: of a client, too,
-/// and for this name only.
+/// Whether `trust` would take a chain for this name, at this time; if not, why. `mutual`: of a client, too, and for this
+/// name only.
 pub(crate) fn check_chain(
-    ca: &CertificateDer<'static>,
+    trust: &Trust,
     name: &str,
     mutual: bool,
     chain: &[CertificateDer<'static>],
@@ -247,14 +342,11 @@ pub(crate) fn check_chain(
         error.to_string()
     }
     let (leaf, between) = chain.split_first().ok_or("it is empty")?;
-    let (roots, provider) = (roots(ca).map_err(reason)?, Arc::new(provider()));
     let now = UnixTime::since_unix_epoch(Duration::from_millis(now.number()));
-    let server = WebPkiServerVerifier::builder_with_provider(roots.clone(), provider.clone()).build();
     let named = server_name(name.to_owned()).map_err(reason)?;
-    server.map_err(reason)?.verify_server_cert(leaf, between, &named, &[], now).map_err(reason)?;
+    trust.servers.verify_server_cert(leaf, between, &named, &[], now).map_err(reason)?;
     if mutual {
-        let client = WebPkiClientVerifier::builder_with_provider(roots, provider).build();
-        client.map_err(reason)?.verify_client_cert(leaf, between, now).map_err(reason)?;
+        trust.clients.verify_client_cert(leaf, between, now).map_err(reason)?;
         only_name(Some(chain), |only| (only == name).then_some(())).map_err(reason)?;
     }
     Ok(())
@@ -279,8 +371,9 @@ pub(crate) fn not_after(certificate: &CertificateDer<'_>) -> Option<u64> {
 /// One key per period of six hours; a ticket of the previous, the current or the next period (of a datacenter whose
 /// clock is ahead) is taken. Layout: period (8 bytes, big-endian) ‖ salt (16) ‖ AES-256-GCM ciphertext and tag. The
 /// key is derived from secret, period and salt, and used once, so the nonce is zero. Resumption authenticates no one.
+/// While the secret is rotated, tickets of either are taken.
 pub struct TicketKeys {
-    secret: [u8; 32],
+    material: ClusterMaterial,
     clock: SharedClock,
 }
 
@@ -291,20 +384,25 @@ impl fmt::Debug for TicketKeys {
 }
 
 impl TicketKeys {
-    /// The keys of a cluster with this secret.
-    pub fn new(secret: [u8; 32], clock: SharedClock) -> Self {
-        Self { secret, clock }
+    /// The keys of the cluster, whose secret has to be there.
+    pub fn new(material: &ClusterMaterial, clock: SharedClock) -> Result<Self, MaterialError> {
+        material.ticket_secrets()?;
+        Ok(Self { material: material.clone(), clock })
     }
 
     fn period(&self) -> u64 {
         self.clock.now().number() / 1000 / TICKET_PERIOD_SECS
     }
 
-    fn key(&self, head: &[u8]) -> Option<LessSafeKey> {
-        let input = [&self.secret[..], head].concat();
-        let key = blake3::derive_key("sluice 2026-11 tls ticket key v1", &input);
-        UnboundKey::new(&AES_256_GCM, &key).ok().map(LessSafeKey::new)
+    fn secrets(&self) -> Vec<[u8; 32]> {
+        self.material.ticket_secrets().unwrap_or_default()
     }
+}
+
+fn ticket_key(secret: &[u8; 32], head: &[u8]) -> Option<LessSafeKey> {
+    let input = [&secret[..], head].concat();
+    let key = blake3::derive_key("sluice 2026-11 tls ticket key v1", &input);
+    UnboundKey::new(&AES_256_GCM, &key).ok().map(LessSafeKey::new)
 }
 
 impl ProducesTickets for TicketKeys {
@@ -320,7 +418,7 @@ impl ProducesTickets for TicketKeys {
         let mut ticket = Vec::with_capacity(TICKET_HEAD + plain.len() + AES_256_GCM.tag_len());
         ticket.extend_from_slice(&self.period().to_be_bytes());
         ticket.extend_from_slice(&random_bytes::<16>());
-        let key = self.key(&ticket)?;
+        let key = ticket_key(self.secrets().first()?, &ticket)?;
         ticket.extend_from_slice(plain);
         let (_, body) = ticket.split_at_mut(TICKET_HEAD);
         let nonce = Nonce::assume_unique_for_key([0; NONCE_LEN]);
@@ -338,11 +436,13 @@ impl ProducesTickets for TicketKeys {
         if period.abs_diff(self.period()) > 1 {
             return None;
         }
-        let mut body = body.to_vec();
-        let nonce = Nonce::assume_unique_for_key([0; NONCE_LEN]);
-        let plain = self.key(head)?.open_in_place(nonce, Aad::empty(), &mut body).ok()?.len();
-        body.truncate(plain);
-        Some(body)
+        self.secrets().iter().find_map(|secret| {
+            let mut body = body.to_vec();
+            let nonce = Nonce::assume_unique_for_key([0; NONCE_LEN]);
+            let plain = ticket_key(secret, head)?.open_in_place(nonce, Aad::empty(), &mut body).ok()?.len();
+            body.truncate(plain);
+            Some(body)
+        })
     }
 }
 
@@ -350,6 +450,7 @@ impl ProducesTickets for TicketKeys {
 mod tests {
     use super::*;
     use crate::clock::{Clock as _, ManualClock, SystemClock};
+    use crate::material::KeyKind;
     use rustls::HandshakeKind;
     use sluice_engine::ids::Timestamp;
     use tokio::io::{AsyncReadExt, AsyncWriteExt, duplex};
@@ -390,7 +491,7 @@ mod tests {
     async fn a_client_resumes_at_another_datacenter_without_a_full_handshake() {
         let material = material("test");
         let [here, there] = [0, 1].map(|_| edge_server(&material, SystemClock::shared()).unwrap());
-        let client = Arc::new(edge_client(material.ca(), &[b"http/1.1"]).unwrap());
+        let client = Arc::new(edge_client(&material.cas(), &[b"http/1.1"]).unwrap());
         let name = edge_name(&material).unwrap();
         let (first, _) = connect(client.clone(), here, name.clone()).await.unwrap();
         assert_eq!(first.get_ref().1.handshake_kind(), Some(HandshakeKind::Full));
@@ -414,7 +515,7 @@ mod tests {
         // One clock is a minute ahead, so that the two are in different periods for a while.
         let clocks = [ManualClock::at(start), ManualClock::at(start.plus(60_000))];
         let servers = [0, 1].map(|dc: usize| edge_server(&material, clocks[dc].clone()).unwrap());
-        let client = Arc::new(edge_client(material.ca(), &[b"http/1.1"]).unwrap());
+        let client = Arc::new(edge_client(&material.cas(), &[b"http/1.1"]).unwrap());
         let name = edge_name(&material).unwrap();
         let kind = async |dc: usize| {
             let (stream, _) = connect(client.clone(), servers[dc].clone(), name.clone()).await.unwrap();
@@ -456,7 +557,7 @@ mod tests {
         let peers = (peer_client(&part, A).unwrap(), peer_server(&material.only(B).unwrap(), B).unwrap());
         let reissued = material.reissued().unwrap();
         let shown = async || {
-            let client = Arc::new(edge_client(material.ca(), &[b"h2"]).unwrap());
+            let client = Arc::new(edge_client(&material.cas(), &[b"h2"]).unwrap());
             let (client, _) = connect(client, edge.clone(), edge_name(&material).unwrap()).await.unwrap();
             client.get_ref().1.peer_certificates().unwrap().to_vec()
         };
@@ -465,7 +566,11 @@ mod tests {
 
         // Refused as a whole: another CA, another time, another key, no certificate.
         let refused = |fresh: &ClusterMaterial, now| part.renew(fresh, now).unwrap_err().to_string();
-        assert!(refused(&self::material("test"), now).contains("the CA changed"));
+        let other = self::material("test");
+        assert!(refused(&other, now).contains("the keys of commands changed"));
+        assert!(
+            refused(&other.rotated(&KeyKind::ALL).unwrap(), now).contains("the keys of commands changed")
+        );
         let ages_later = Timestamp::new(now.number() + 20 * 365 * 86_400_000);
         let expired = refused(&reissued, ages_later);
         assert!(expired.contains("not accepted") && expired.contains("expired"), "{expired}");
@@ -485,6 +590,52 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_ca_and_the_secret_of_tickets_are_rotated_under_configurations_that_are_in_use() {
+        let mut all = material("test");
+        let clock = SystemClock::shared();
+        let parts = [A, B].map(|dc| all.only(dc).unwrap());
+        let listens = [A, B].map(|dc| peer_server(&parts[usize::from(dc == B)], dc).unwrap());
+        let dials = [A, B].map(|dc| peer_client(&parts[usize::from(dc == B)], dc).unwrap());
+        let edges = [0, 1].map(|dc: usize| edge_server(&parts[dc], clock.clone()).unwrap());
+        let name = edge_name(&all).unwrap();
+        let mut client = Arc::new(edge_client(&all.cas(), &[b"h2"]).unwrap());
+        let kind = async |client: &Arc<ClientConfig>, dc: usize| {
+            let (stream, _) = connect(client.clone(), edges[dc].clone(), name.clone()).await?;
+            Ok::<_, std::io::Error>(stream.get_ref().1.handshake_kind().unwrap())
+        };
+        let meet = async || {
+            for (from, to) in [(0, B), (1, A)] {
+                let server = listens[1 - from].clone();
+                connect(dials[from].clone(), server, peer_name(&parts[from], to).unwrap()).await.unwrap();
+            }
+        };
+        assert_eq!(kind(&client, 0).await.unwrap(), HandshakeKind::Full);
+        let first = client.clone();
+        for step in 1..=3 {
+            all = all.rotated(&[KeyKind::Ca, KeyKind::Tickets]).unwrap();
+            // One is a step ahead of the other for a while, in both directions.
+            for part in &parts {
+                part.renew(&all, clock.now()).unwrap();
+                meet().await;
+                for dc in [1, 0, 1] {
+                    assert_eq!(kind(&client, dc).await.unwrap(), HandshakeKind::Resumed, "step {step}, {dc}");
+                }
+            }
+            // Whoever took over the file that says whom to trust shakes hands in full, too.
+            client = Arc::new(edge_client(&all.cas(), &[b"h2"]).unwrap());
+            for dc in [0, 1] {
+                assert!(kind(&client, dc).await.is_ok());
+            }
+        }
+        // Who trusts the CA that ended alone is no longer let in, nor shows anybody a certificate that counts.
+        let mut old = ClientConfig::clone(&first);
+        old.resumption = Resumption::disabled();
+        assert!(kind(&Arc::new(old), 0).await.is_err());
+        let stranger = peer_client(&material("test").only(B).unwrap(), B).unwrap();
+        assert!(connect(stranger, listens[0].clone(), peer_name(&all, A).unwrap()).await.is_err());
+    }
+
+    #[tokio::test]
     async fn peers_know_one_another_and_nobody_else_gets_in() {
         let material = material("test");
         let server = peer_server(&material, A).unwrap();
@@ -497,7 +648,7 @@ mod tests {
             assert_eq!(near.get_ref().1.handshake_kind(), Some(HandshakeKind::Full), "never resumed");
         }
         assert!(connect(client.clone(), server.clone(), peer_name(&material, B).unwrap()).await.is_err());
-        let nobody = Arc::new(edge_client(material.ca(), &[b"h2"]).unwrap());
+        let nobody = Arc::new(edge_client(&material.cas(), &[b"h2"]).unwrap());
         assert!(connect(nobody, server.clone(), name.clone()).await.is_err());
         let other = self::material("test");
         assert!(connect(peer_client(&other, B).unwrap(), server, name).await.is_err());
@@ -508,11 +659,13 @@ mod tests {
 
     #[test]
     fn tickets_last_one_to_two_periods_and_are_the_clusters_own() {
-        let clock = ManualClock::at(Timestamp::new(1_763_640_000_000));
-        let keys = TicketKeys::new([7; 32], clock.clone());
+        let start = Timestamp::new(1_763_640_000_000);
+        let (clock, material) = (ManualClock::at(start), material("test"));
+        let tickets = |material: &ClusterMaterial, clock| TicketKeys::new(material, clock).unwrap();
+        let keys = tickets(&material, clock.clone());
         let ticket = keys.encrypt(b"session").unwrap();
         assert_eq!(keys.decrypt(&ticket).as_deref(), Some(&b"session"[..]));
-        assert_eq!(TicketKeys::new([8; 32], clock.clone()).decrypt(&ticket), None);
+        assert_eq!(tickets(&self::material("test"), clock.clone()).decrypt(&ticket), None);
         for at in [0, 8, 24, ticket.len() - 1] {
             let mut bad = ticket.clone();
             bad[at] ^= 1;
@@ -523,9 +676,9 @@ mod tests {
         assert!(keys.decrypt(&ticket).is_some(), "the previous key");
         clock.advance(TICKET_PERIOD_SECS * 1000);
         assert_eq!(keys.decrypt(&ticket), None);
-        let early = TicketKeys::new([7; 32], ManualClock::at(Timestamp::new(1_763_640_000_000)));
-        let ahead = ManualClock::at(Timestamp::new(1_763_640_000_000 + TICKET_PERIOD_SECS * 1000));
-        let ticket = TicketKeys::new([7; 32], ahead).encrypt(b"s").unwrap();
+        let early = tickets(&material, ManualClock::at(start));
+        let ahead = ManualClock::at(start.plus(TICKET_PERIOD_SECS * 1000));
+        let ticket = tickets(&material, ahead).encrypt(b"s").unwrap();
         assert!(early.decrypt(&ticket).is_some(), "the next key");
     }
 }

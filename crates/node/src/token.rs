@@ -260,7 +260,8 @@ impl TokenMint {
 /// Verifies tokens of one cluster.
 pub struct TokenVerifier {
     cluster: String,
-    key: DecodingKey,
+    /// The one that is used first.
+    keys: Vec<DecodingKey>,
     validation: Validation,
 }
 
@@ -271,15 +272,31 @@ impl fmt::Debug for TokenVerifier {
 }
 
 impl TokenVerifier {
-    /// A verifier with the public half of the cluster's token key.
-    pub fn new(cluster: &str, public: &[u8; 32]) -> Self {
+    /// A verifier with the public halves of the cluster's token keys: one, or two while they are rotated.
+    pub fn new(cluster: &str, publics: &[[u8; 32]]) -> Self {
         let mut validation = Validation::new(Algorithm::EdDSA);
         validation.set_required_spec_claims(&["exp", "nbf", "iss", "sub"]);
         validation.set_issuer(&[cluster]);
         // Times are checked here, against the clock that was passed in.
         validation.validate_exp = false;
         validation.validate_nbf = false;
-        Self { cluster: cluster.to_owned(), key: DecodingKey::from_ed_der(public), validation }
+        let keys = publics.iter().map(|public| DecodingKey::from_ed_der(public)).collect();
+        Self { cluster: cluster.to_owned(), keys, validation }
+    }
+
+    /// What is signed with any of the keys.
+    fn claims(&self, token: &str) -> Result<Claims, ErrorKind> {
+        let mut refused = ErrorKind::InvalidSignature;
+        for key in &self.keys {
+            match jsonwebtoken::decode::<Claims>(token, key, &self.validation) {
+                Ok(data) => return Ok(data.claims),
+                Err(error) => refused = error.into_kind(),
+            }
+            if !matches!(refused, ErrorKind::InvalidSignature) {
+                break;
+            }
+        }
+        Err(refused)
     }
 
     /// Verifies form, algorithm, signature, issuer and time.
@@ -287,9 +304,7 @@ impl TokenVerifier {
         if token.len() > MAX_TOKEN_LEN {
             return Err(TokenError::Invalid("too long"));
         }
-        let claims = jsonwebtoken::decode::<Claims>(token, &self.key, &self.validation)
-            .map_err(|error| TokenError::Invalid(reason(error.kind())))?
-            .claims;
+        let claims = self.claims(token).map_err(|kind| TokenError::Invalid(reason(&kind)))?;
         let now = now.number() / 1000;
         let tolerance = CLOCK_TOLERANCE_MS / 1000;
         if now > claims.exp.saturating_add(tolerance) {
@@ -368,7 +383,7 @@ mod tests {
     #[test]
     fn what_is_minted_is_verified() {
         let mint = mint("test");
-        let verifier = TokenVerifier::new("test", &mint.public());
+        let verifier = TokenVerifier::new("test", &[mint.public()]);
         let token = verifier.verify(&mint.mint(&grant(), NOW).unwrap(), NOW).unwrap();
         assert_eq!((token.tenant, token.tenant_name.as_str()), (TenantId::new(7), "acme"));
         assert_eq!((token.quota, token.quota_files, token.rate), (5, 4, 6));
@@ -395,7 +410,7 @@ mod tests {
     #[test]
     fn times_are_tolerated_by_sixty_seconds_and_no_more() {
         let mint = mint("test");
-        let verifier = TokenVerifier::new("test", &mint.public());
+        let verifier = TokenVerifier::new("test", &[mint.public()]);
         let token = mint.mint(&grant(), NOW).unwrap();
         assert!(verifier.verify(&token, NOW.plus(160_000)).is_ok());
         assert_eq!(verifier.verify(&token, NOW.plus(161_000)), Err(TokenError::Expired { ago_secs: 61 }));
@@ -407,10 +422,10 @@ mod tests {
     #[test]
     fn forged_foreign_and_unsigned_tokens_are_refused() {
         let (ours, theirs) = (mint("test"), mint("test"));
-        let verifier = TokenVerifier::new("test", &ours.public());
+        let verifier = TokenVerifier::new("test", &[ours.public()]);
         let forged = theirs.mint(&grant(), NOW).unwrap();
         assert_eq!(verifier.verify(&forged, NOW), Err(TokenError::Invalid("the signature does not hold")));
-        let foreign = TokenVerifier::new("other", &ours.public());
+        let foreign = TokenVerifier::new("other", &[ours.public()]);
         let token = ours.mint(&grant(), NOW).unwrap();
         assert_eq!(foreign.verify(&token, NOW), Err(TokenError::Invalid("another cluster's")));
         // {"alg":"none","typ":"JWT"} and {"alg":"HS256","typ":"JWT"} before the same claims.

@@ -64,6 +64,8 @@ struct Kept {
     signed: SignedContext,
     renew_at: Timestamp,
     ends_at: Timestamp,
+    /// Of the keys that were known when it was asked for.
+    revision: u64,
 }
 
 /// The session service of another process. What it issued is kept until shortly before its end, and to its very end while
@@ -157,8 +159,9 @@ impl Sessions for MovingSessions {
 impl Sessions for RemoteSessions {
     async fn context(&self, token: &str) -> Result<SignedContext, Refusal> {
         let (digest, now) = (Root::of_bytes(token.as_bytes()), self.clock.now());
+        let revision = self.verifier.revision();
         let kept = self.kept.get(&digest).filter(|kept| self.verifier.verify(&kept.signed).is_ok());
-        if let Some(kept) = kept.as_ref().filter(|kept| now < kept.renew_at) {
+        if let Some(kept) = kept.as_ref().filter(|kept| now < kept.renew_at && kept.revision == revision) {
             return Ok(kept.signed.clone());
         }
         match self.ask(token).await {
@@ -166,7 +169,8 @@ impl Sessions for RemoteSessions {
                 if let Ok(context) = self.verifier.verify(&signed) {
                     let left = context.ends_at.since(now);
                     let renew_at = now.plus(left - RENEW_BEFORE_MS.min(left / 2));
-                    let kept = Kept { signed: signed.clone(), renew_at, ends_at: context.ends_at };
+                    let ends_at = context.ends_at;
+                    let kept = Kept { signed: signed.clone(), renew_at, ends_at, revision };
                     self.kept.insert(digest, kept);
                 }
                 Ok(signed)

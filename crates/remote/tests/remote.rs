@@ -178,13 +178,9 @@ impl Bed {
             serve(door, routes, MemoryBudget::new(64 << 20), &tasks);
             address
         };
-        let sessions = Arc::new(MemorySessions::new(
-            ME,
-            material.token_verifier(),
-            material.context_key(ME).unwrap(),
-            SystemClock::shared(),
-            Revocations::new(),
-        ));
+        let sessions = MemorySessions::new(ME, &material, SystemClock::shared(), Revocations::new())
+            .map(Arc::new)
+            .unwrap();
         let grant = TokenGrant::everything(TenantId::new(7), "seven", Duration::from_secs(600));
         let now = SystemClock::shared().now();
         let token = material.token_mint().unwrap().mint(&grant, now).unwrap();
@@ -450,7 +446,7 @@ async fn how_long_calls_take_is_counted_by_method_and_outcome() {
 async fn contexts_are_kept_and_outlive_the_session_service() {
     let bed = Bed::new().await;
     let clock = ManualClock::at(Timestamp::new(SystemClock::shared().now().number()));
-    let verifier = ContextVerifier::new(bed.material.context_ring(), ME, clock.clone(), Revocations::new());
+    let verifier = ContextVerifier::new(&bed.material, ME, clock.clone(), Revocations::new());
     let caller = bed.caller(Role::Edge, Role::Session, &bed.sessions);
     let sessions = RemoteSessions::new(caller, Arc::new(verifier), clock.clone());
     let first = sessions.context(&bed.token).await.unwrap();

@@ -450,7 +450,9 @@ async fn take_commands(service: &Arc<AggregatorService>, from: DcId, frame: &Lin
             }
             Err(error) => {
                 service.metrics.received("none", error.code());
-                warn!(peer = %from, code = error.code(), %error, "a command was refused");
+                // Whose keys are older: see which revision the peer has.
+                let keys = service.parts.material.revision();
+                warn!(peer = %from, code = error.code(), keys, %error, "a command was refused");
             }
         }
     }

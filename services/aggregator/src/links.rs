@@ -14,8 +14,8 @@ use hyper_util::rt::TokioIo;
 use sluice_engine::aggregator::{Greeting, NodeEvent};
 use sluice_engine::command::{COMMAND_LEN, Command};
 use sluice_engine::ids::{DcId, Incarnation};
-use sluice_engine::keys::SigningKey;
 use sluice_engine::share::Share;
+use sluice_node::material::ClusterMaterial;
 use sluice_node::metrics::OutgoingCall;
 use sluice_node::{tcp, telemetry, tls};
 use sluice_proto::code;
@@ -94,7 +94,8 @@ pub(crate) struct Peer {
 /// The peers of a datacenter.
 pub(crate) struct Links {
     peers: BTreeMap<DcId, Arc<Peer>>,
-    key: SigningKey,
+    dc: DcId,
+    material: Arc<ClusterMaterial>,
     metrics: Arc<AggregatorMetrics>,
 }
 
@@ -138,7 +139,8 @@ impl Links {
             };
             peers.insert(*dc, Arc::new(peer));
         }
-        Ok(Self { peers, key: parts.material.command_key(parts.dc)?, metrics })
+        parts.material.command_key(parts.dc)?;
+        Ok(Self { peers, dc: parts.dc, material: parts.material.clone(), metrics })
     }
 
     pub(crate) fn peer(&self, dc: DcId) -> Option<&Arc<Peer>> {
@@ -153,9 +155,10 @@ impl Links {
     pub(crate) fn send(&self, command: &Command, traces: &Traces) {
         let kind = command.statement.kind();
         let outlet = self.peers.get(&command.to).and_then(|peer| peer.outlet());
-        let outcome = match outlet {
-            Some(outlet) => match outlet.try_send(Said {
-                bytes: command.sign(&self.key),
+        // With the key of the moment.
+        let outcome = match outlet.zip(self.material.command_key(self.dc).ok()) {
+            Some((outlet, key)) => match outlet.try_send(Said {
+                bytes: command.sign(&key),
                 trace: chunks_told(command).and_then(|chunks| traces.newest(command.file, &chunks)),
             }) {
                 Ok(()) => "sent",

@@ -14,11 +14,11 @@ use async_trait::async_trait;
 use quick_cache::sync::Cache;
 use sluice_engine::context::{SessionContext, SignedContext};
 use sluice_engine::ids::{DcId, RevocationEpoch, SessionId, TenantId, Timestamp};
-use sluice_engine::keys::SigningKey;
 use sluice_engine::limits::{CLOCK_TOLERANCE_MS, MAX_CONTEXT_LIFE_MS};
 use sluice_node::access::Revocations;
 use sluice_node::clock::SharedClock;
-use sluice_node::token::{TokenError, TokenVerifier, VerifiedToken};
+use sluice_node::material::{ClusterMaterial, MaterialError};
+use sluice_node::token::{TokenError, VerifiedToken};
 use sluice_proto::calls::Sessions;
 use sluice_proto::problem::{Problem, Refusal};
 
@@ -38,6 +38,8 @@ struct Issued {
     issued_at: Timestamp,
     renew_at: Timestamp,
     ends_at: Timestamp,
+    /// Of the keys that verified the token and signed the context.
+    revision: u64,
 }
 
 /// Where the session services of a datacenter note which sessions have begun.
@@ -51,8 +53,7 @@ pub trait Records: Send + Sync + 'static {
 /// Sessions of one datacenter, in memory.
 pub struct MemorySessions {
     me: DcId,
-    verifier: TokenVerifier,
-    key: SigningKey,
+    material: ClusterMaterial,
     clock: SharedClock,
     revocations: Revocations,
     issued: Cache<[u8; 32], Issued>,
@@ -66,15 +67,16 @@ impl fmt::Debug for MemorySessions {
 }
 
 impl MemorySessions {
-    /// The sessions of `me`, whose contexts are signed with `key`.
+    /// The sessions of `me`, with the keys of `material` as they are each time; its key of contexts has to be there.
     pub fn new(
         me: DcId,
-        verifier: TokenVerifier,
-        key: SigningKey,
+        material: &ClusterMaterial,
         clock: SharedClock,
         revocations: Revocations,
-    ) -> Self {
-        Self { me, verifier, key, clock, revocations, issued: Cache::new(CONTEXTS), records: None }
+    ) -> Result<Self, MaterialError> {
+        material.context_key(me)?;
+        let (material, issued) = (material.clone(), Cache::new(CONTEXTS));
+        Ok(Self { me, material, clock, revocations, issued, records: None })
     }
 
     /// The same sessions, noted in `records` whenever a context is made: while that fails, contexts that were made live on,
@@ -92,9 +94,11 @@ impl MemorySessions {
         let now = self.clock.now();
         let digest = *blake3::hash(token.as_bytes()).as_bytes();
         let kept = self.issued.get(&digest);
-        let issued = match kept.as_ref().filter(|issued| issued.is_fresh(now)) {
+        let revision = self.material.revision();
+        let fresh = kept.as_ref().filter(|issued| issued.is_fresh(now) && issued.revision == revision);
+        let issued = match fresh {
             Some(issued) => issued.clone(),
-            None => match self.begin(token, now).await {
+            None => match self.begin(token, now, revision).await {
                 Ok(issued) => {
                     self.issued.insert(digest, issued.clone());
                     issued
@@ -114,10 +118,10 @@ impl MemorySessions {
     }
 
     /// Begins a session, or makes it go on.
-    async fn begin(&self, token: &str, now: Timestamp) -> Result<Issued, Refusal> {
-        let token = self.verifier.verify(token, now).map_err(|error| refusal(&error))?;
+    async fn begin(&self, token: &str, now: Timestamp, revision: u64) -> Result<Issued, Refusal> {
+        let token = self.material.token_verifier().verify(token, now).map_err(|error| refusal(&error))?;
         let (session, tenant, ends_at) = (token.session, token.tenant, token.ends_at);
-        let issued = self.issue(token, now)?;
+        let issued = self.issue(token, now, revision)?;
         if let Some(records) = &self.records {
             let life = Duration::from_millis(ends_at.since(now) + CLOCK_TOLERANCE_MS);
             records.begin(session, tenant, life).await?;
@@ -125,7 +129,7 @@ impl MemorySessions {
         Ok(issued)
     }
 
-    fn issue(&self, token: VerifiedToken, now: Timestamp) -> Result<Issued, Refusal> {
+    fn issue(&self, token: VerifiedToken, now: Timestamp, revision: u64) -> Result<Issued, Refusal> {
         if !token.dcs.is_empty() && !token.dcs.contains(&self.me) {
             return Err(Refusal::new(Problem::Forbidden, "the token may not be used in this datacenter")
                 .hint("use a datacenter that the token allows"));
@@ -146,14 +150,17 @@ impl MemorySessions {
             ends_at,
             allowed: token.dcs.into_iter().collect(),
         };
+        let key = self.material.context_key(self.me);
+        let key = key.map_err(|error| Refusal::new(Problem::Internal, error.to_string()))?;
         Ok(Issued {
-            signed: context.sign(&self.key),
+            signed: context.sign(&key),
             session: context.session,
             tenant: context.tenant,
             epoch: context.revocation,
             issued_at: now,
             renew_at: now.plus(left.saturating_sub(RENEW_BEFORE_MS.min(left / 2))),
             ends_at,
+            revision,
         })
     }
 }
@@ -202,7 +209,7 @@ mod tests {
     use sluice_engine::revocations::Revocation;
     use sluice_node::access::ContextVerifier;
     use sluice_node::clock::ManualClock;
-    use sluice_node::material::ClusterMaterial;
+    use sluice_node::material::KeyKind;
     use sluice_node::token::{TokenGrant, TokenMint};
 
     const A: DcId = DcId::new(1);
@@ -211,6 +218,7 @@ mod tests {
 
     struct Setup {
         clock: Arc<ManualClock>,
+        material: ClusterMaterial,
         mint: TokenMint,
         sessions: MemorySessions,
         elsewhere: ContextVerifier,
@@ -220,15 +228,11 @@ mod tests {
     fn setup() -> Setup {
         let material = ClusterMaterial::generate("test", &[(A, "dc-a"), (B, "dc-b")]).unwrap();
         let clock = ManualClock::at(NOW);
-        let sessions = MemorySessions::new(
-            A,
-            material.token_verifier(),
-            material.context_key(A).unwrap(),
-            clock.clone(),
-            Revocations::new(),
-        );
-        let elsewhere = ContextVerifier::new(material.context_ring(), B, clock.clone(), Revocations::new());
-        Setup { clock, mint: material.token_mint().unwrap(), sessions, elsewhere }
+        let part = material.only(A).unwrap();
+        let sessions = MemorySessions::new(A, &part, clock.clone(), Revocations::new()).unwrap();
+        let elsewhere = ContextVerifier::new(&part, B, clock.clone(), Revocations::new());
+        let mint = material.token_mint().unwrap();
+        Setup { clock, material, mint, sessions, elsewhere }
     }
 
     fn grant(lifetime_secs: u64) -> TokenGrant {
@@ -241,7 +245,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_context_counts_anywhere_is_cached_and_renewed() {
-        let Setup { clock, mint, sessions, elsewhere } = setup();
+        let Setup { clock, mint, sessions, elsewhere, .. } = setup();
         let token = mint.mint(&grant(3600), NOW).unwrap();
         let first = sessions.context(&token).await.unwrap();
         let context = elsewhere.require(&first, Scope::Write).unwrap();
@@ -261,8 +265,42 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn sessions_go_on_while_keys_are_rotated_and_tokens_end_with_their_key() {
+        let Setup { material, mint, sessions, elsewhere, .. } = setup();
+        let token = mint.mint(&grant(3600), NOW).unwrap();
+        let mut contexts = vec![sessions.context(&token).await.unwrap()];
+        let mut all = material;
+        for step in 1..=3 {
+            all = all.rotated(&[KeyKind::Contexts]).unwrap();
+            sessions.material.renew(&all, NOW).unwrap();
+            contexts.push(sessions.context(&token).await.unwrap());
+            for context in &contexts[step - 1..] {
+                assert!(elsewhere.verify(context).is_ok() || step == 3, "one step behind");
+            }
+        }
+        assert_eq!(contexts[0], contexts[1], "signed with the same key in the same moment");
+        assert_ne!(contexts[1], contexts[2]);
+        assert_eq!(
+            elsewhere.verify(&contexts[1]).unwrap_err().problem,
+            Problem::Unavailable,
+            "its key ended"
+        );
+        assert!(elsewhere.verify(&contexts[3]).is_ok());
+
+        for step in 1..=3 {
+            all = all.rotated(&[KeyKind::Tokens]).unwrap();
+            sessions.material.renew(&all, NOW).unwrap();
+            let new = all.token_mint().unwrap().mint(&grant(60), NOW).unwrap();
+            assert!(sessions.context(&new).await.is_ok(), "step {step}");
+            assert_eq!(sessions.context(&token).await.is_ok(), step < 3, "step {step}");
+        }
+        assert_eq!(problem(sessions.context(&token).await), Problem::InvalidToken);
+        assert_eq!(sessions.material.revision(), 6);
+    }
+
+    #[tokio::test]
     async fn a_context_does_not_outlive_its_token() {
-        let Setup { clock, mint, sessions, elsewhere } = setup();
+        let Setup { clock, mint, sessions, elsewhere, .. } = setup();
         let token = mint.mint(&grant(30), NOW).unwrap();
         let context = elsewhere.verify(&sessions.context(&token).await.unwrap()).unwrap();
         assert_eq!(context.ends_at, NOW.plus(30_000));
@@ -320,7 +358,7 @@ mod tests {
             }
         }
 
-        let Setup { clock, mint, sessions, elsewhere } = setup();
+        let Setup { clock, mint, sessions, elsewhere, .. } = setup();
         let notebook = Arc::new(Notebook(true.into()));
         let sessions = sessions.noted_in(notebook.clone());
         let (old, new) = (mint.mint(&grant(3600), NOW).unwrap(), mint.mint(&grant(3600), NOW).unwrap());

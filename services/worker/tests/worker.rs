@@ -72,9 +72,8 @@ fn sign_with_rate(
 
 fn setup_with(memory: MemoryBudget, patience: Duration) -> Setup {
     let material = ClusterMaterial::generate("test", &[(HERE, "dc-a")]).unwrap();
-    let ring = material.context_ring();
     let clock = ManualClock::at(NOW);
-    let access = Arc::new(ContextVerifier::new(ring, HERE, clock.clone(), Revocations::new()));
+    let access = Arc::new(ContextVerifier::new(&material, HERE, clock.clone(), Revocations::new()));
     let store = Arc::new(MemoryStore::default());
     let slots = MemorySlots::new(store.clone(), access.clone());
     let tasks = Shutdown::new();

@@ -2,7 +2,7 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `cluster.json` | version, names, numbers, public keys; `shares` if slots are divided |
+//! | `cluster.json` | version, names, numbers, public keys; `shares` if slots are divided; `revision` and `rotation` of keys |
 //! | `ca.pem` | certificate of the CA: what clients trust |
 //! | `ca-key.pem` | secret: key of the CA (PKCS#8) |
 //! | `edge.pem` · `edge-key.pem` | chain of the edges · secret: its key |
@@ -12,22 +12,27 @@
 //! | `dc-<number>/<role>.pem` · `<role>-key.pem` | chain of a role inside · secret: its key |
 //! | `dc-<number>/command.key` · `context.key` | secret: Ed25519 seed, 64 hexadecimal digits |
 //!
+//! While keys are rotated there are two of a kind in its file. The index names both, the one that is used first, and says in
+//! `rotation` whether the other is the next or the previous one. What it does not name is not looked at, and the other may
+//! be missing: files that are replaced one by one, in any order, make sense all the time.
+//!
 //! Where there can be no directories, as in a Secret of Kubernetes, `dc-1.peer.pem` is `dc-1/peer.pem`, and so on.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use ring::signature::{Ed25519KeyPair, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use sluice_engine::ids::{DcId, KeyId};
 use sluice_engine::share::Shares;
 
-use super::{
-    ClusterMaterial, DcMaterial, Identity, MaterialError, PrivateKey, SigningMaterial, check_dcs, check_name,
-};
+use super::keys::{Ca, DcKeys, KeyKind, KeySet, Keys, Pair, PrivateKey, SigningMaterial, Stage, TokenKey};
+use super::{ClusterMaterial, DcMaterial, Identity, MaterialError, check_dcs, check_name, issue};
 use crate::role::Role;
 use crate::token::TokenMint;
 
@@ -47,8 +52,26 @@ struct Index {
     /// Into how many shares slots are divided.
     #[serde(default = "undivided", skip_serializing_if = "is_undivided")]
     shares: u32,
+    /// How many steps of rotations were made.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    revision: u64,
+    /// What the second key of each kind is.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    rotation: BTreeMap<String, String>,
     token_public: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token_other: Option<String>,
+    /// The secrets of tickets, and the CAs, by a digest; before there was a rotation: whichever is there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    tickets: Vec<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ca: Vec<String>,
     dcs: Vec<IndexDc>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes it so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 fn undivided() -> u32 {
@@ -65,7 +88,11 @@ struct IndexDc {
     number: u16,
     name: String,
     command: IndexKey,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    command_other: Option<IndexKey>,
     context: IndexKey,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    context_other: Option<IndexKey>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -81,18 +108,32 @@ pub(super) fn certificate_pem(certificate: &CertificateDer<'_>) -> String {
 }
 
 pub(super) fn save(material: &ClusterMaterial, directory: &Path) -> Result<(), MaterialError> {
+    let keys = material.keys.load();
+    let KeySet { revision, stages, dcs, tokens, tickets, ca } = &keys.set;
+    let stage = |(kind, stage): (&KeyKind, &Stage)| (kind.name().to_owned(), stage.name().to_owned());
     let index = Index {
         version: VERSION,
         cluster: material.name.clone(),
         shares: material.shares.count(),
-        token_public: hex::encode(material.token_public),
-        dcs: material.dcs.iter().map(|(dc, part)| index_dc(*dc, part)).collect(),
+        revision: *revision,
+        rotation: stages.iter().map(stage).collect(),
+        token_public: hex::encode(tokens.current.public),
+        token_other: tokens.other.as_ref().map(|key| hex::encode(key.public)),
+        tickets: names(*revision, tickets.iter().flat_map(Pair::all).map(|secret| name_of(secret))),
+        ca: names(*revision, ca.all().map(|ca| name_of(&ca.certificate))),
+        dcs: material
+            .dcs
+            .iter()
+            .zip(dcs.values())
+            .map(|((dc, part), keys)| index_dc(*dc, part, keys))
+            .collect(),
     };
     make_directory(directory)?;
-    for (dc, part) in &material.dcs {
+    for ((dc, part), keys) in material.dcs.iter().zip(dcs.values()) {
         let directory = directory.join(dc_directory(*dc));
-        let secrets = [part.command.seed.is_some(), part.context.seed.is_some()];
-        if part.peer.is_some() || !part.roles.is_empty() || secrets.contains(&true) {
+        let secrets = [("command.key", seeds(&keys.commands)), ("context.key", seeds(&keys.contexts))];
+        if part.peer.is_some() || !part.roles.is_empty() || secrets.iter().any(|(_, seeds)| !seeds.is_empty())
+        {
             make_directory(&directory)?;
         }
         if let Some(identity) = &part.peer {
@@ -101,29 +142,45 @@ pub(super) fn save(material: &ClusterMaterial, directory: &Path) -> Result<(), M
         for (role, identity) in &part.roles {
             write_identity(&directory, role.name(), identity)?;
         }
-        for (name, key) in [("command.key", &part.command), ("context.key", &part.context)] {
-            if let Some(seed) = &key.seed {
-                write(&directory.join(name), 0o600, &hex_line(seed))?;
-            }
+        for (name, seeds) in secrets.iter().filter(|(_, seeds)| !seeds.is_empty()) {
+            write(&directory.join(name), 0o600, seeds)?;
         }
     }
-    write(&directory.join("ca.pem"), 0o644, &certificate_pem(&material.ca))?;
-    if let Some(PrivateKey(key)) = &material.ca_key {
-        write(&directory.join("ca-key.pem"), 0o600, &pem(PRIVATE_KEY, key))?;
+    write(&directory.join("ca.pem"), 0o644, &material.ca_pem())?;
+    for (name, keys) in [
+        ("ca-key.pem", ca.all().filter_map(|ca| ca.key.as_ref()).map(private_pem).collect::<String>()),
+        ("token-key.pem", tokens.all().filter_map(|key| key.secret.as_ref()).map(private_pem).collect()),
+        ("tickets.key", tickets.iter().flat_map(Pair::all).map(hex_line).collect()),
+    ] {
+        if !keys.is_empty() {
+            write(&directory.join(name), 0o600, &keys)?;
+        }
     }
     if let Some(identity) = &material.edge {
         write_identity(directory, "edge", identity)?;
-    }
-    if let Some(PrivateKey(key)) = &material.token_key {
-        write(&directory.join("token-key.pem"), 0o600, &pem(PRIVATE_KEY, key))?;
-    }
-    if let Some(secret) = &material.ticket_secret {
-        write(&directory.join("tickets.key"), 0o600, &hex_line(secret))?;
     }
     let text = serde_json::to_string_pretty(&index)
         .map_err(|error| MaterialError::Issue { what: INDEX, reason: error.to_string() })?;
     // Last, so that a directory with an index is whole.
     write(&directory.join(INDEX), 0o644, &(text + "\n"))
+}
+
+/// What the index calls something by, which does not give it away.
+fn name_of(bytes: &[u8]) -> String {
+    hex::encode(blake3::derive_key("sluice 2026-11 name of a key v1", bytes))
+}
+
+/// Names are given from the first rotation on.
+fn names(revision: u64, names: impl Iterator<Item = String>) -> Vec<String> {
+    if revision == 0 { Vec::new() } else { names.collect() }
+}
+
+fn private_pem(PrivateKey(key): &PrivateKey) -> String {
+    pem(PRIVATE_KEY, key)
+}
+
+fn seeds(keys: &Pair<SigningMaterial>) -> String {
+    keys.all().filter_map(|key| key.seed.as_ref()).map(hex_line).collect()
 }
 
 pub(super) fn load(directory: &Path, certificates: bool) -> Result<ClusterMaterial, MaterialError> {
@@ -138,56 +195,131 @@ pub(super) fn load(directory: &Path, certificates: bool) -> Result<ClusterMateri
     check_name("cluster name", &index.cluster)?;
     check_dcs(index.dcs.iter().map(|dc| (DcId::new(dc.number), dc.name.as_str())))?;
     let shares = Shares::new(index.shares).map_err(|_| garbled("1, 2, 4, … or 256 as \"shares\""))?;
-    let token_public = unhex(&index.token_public).ok_or_else(|| garbled("a public token key"))?;
+    let mut stages = BTreeMap::new();
+    for (kind, stage) in &index.rotation {
+        let both = KeyKind::from_name(kind).zip(Stage::from_name(stage));
+        let (kind, stage) =
+            both.ok_or_else(|| garbled("kinds of keys, and next or previous, as \"rotation\""))?;
+        stages.insert(kind, stage);
+    }
 
-    let mut dcs = BTreeMap::new();
+    let (mut dcs, mut keys) = (BTreeMap::new(), BTreeMap::new());
     for dc in &index.dcs {
         let number = DcId::new(dc.number);
         let place = directory.join(dc_directory(number));
-        let key = |key: &IndexKey, file| {
-            let public = unhex(&key.public).ok_or_else(|| garbled("public keys of 64 hexadecimal digits"))?;
-            let seed = read_seed(&place.join(file), &public)?;
-            Ok::<_, MaterialError>(SigningMaterial { id: KeyId::new(key.id), public, seed })
+        let key = |key: &IndexKey, other: Option<&IndexKey>, file| {
+            let seeds = read_secrets(&place.join(file))?;
+            let with_seed = |key: &IndexKey| {
+                let public = unhex(&key.public);
+                let public = public.ok_or_else(|| garbled("public keys of 64 hexadecimal digits"))?;
+                let seed = seeds.iter().copied().find(|seed| is_seed_of(seed, &public));
+                Ok::<_, MaterialError>(SigningMaterial { id: KeyId::new(key.id), public, seed })
+            };
+            let pair = Pair { current: with_seed(key)?, other: other.map(with_seed).transpose()? };
+            let is_foreign = !seeds.is_empty() && pair.all().all(|key| key.seed.is_none());
+            let expected = "the seed of the key in the index";
+            if is_foreign {
+                Err(MaterialError::Garbled { path: place.join(file), expected })
+            } else {
+                Ok(pair)
+            }
         };
+        let own = DcKeys {
+            commands: key(&dc.command, dc.command_other.as_ref(), "command.key")?,
+            contexts: key(&dc.context, dc.context_other.as_ref(), "context.key")?,
+        };
+        keys.insert(number, own);
         let material = DcMaterial {
             name: dc.name.clone(),
-            command: key(&dc.command, "command.key")?,
-            context: key(&dc.context, "context.key")?,
             peer: if certificates { read_identity(&place, "peer")? } else { None },
             roles: if certificates { read_roles(&place)? } else { BTreeMap::new() },
         };
         dcs.insert(number, material);
     }
-    let ca_path = directory.join("ca.pem");
-    let ca = read_chain(&ca_path)?
-        .and_then(|chain| chain.into_iter().next())
-        .ok_or(MaterialError::Missing { path: ca_path })?;
-    let token_path = directory.join("token-key.pem");
-    let token_key = read_key(&token_path)?;
-    if let Some(PrivateKey(key)) = &token_key {
-        let mint = TokenMint::new(&index.cluster, key).ok().filter(|mint| mint.public() == token_public);
-        mint.ok_or(MaterialError::Garbled { path: token_path, expected: "the key of the index, in PKCS#8" })?;
-    }
+    let set = KeySet {
+        revision: index.revision,
+        dcs: keys,
+        tokens: read_tokens(directory, &index)?,
+        tickets: read_tickets(directory, &index.tickets)?,
+        ca: read_cas(directory, &index.ca)?,
+        stages,
+    };
     Ok(ClusterMaterial {
         shares,
         dcs,
-        ca,
-        ca_key: read_key(&directory.join("ca-key.pem"))?,
         edge: if certificates { read_identity(directory, "edge")? } else { None },
-        token_public,
-        token_key,
-        ticket_secret: read_secret(&directory.join("tickets.key"))?,
+        keys: Arc::new(ArcSwap::from_pointee(Keys::new(&index.cluster, set)?)),
         name: index.cluster,
     })
 }
 
-fn index_dc(dc: DcId, part: &DcMaterial) -> IndexDc {
+fn read_tokens(directory: &Path, index: &Index) -> Result<Pair<TokenKey>, MaterialError> {
+    let path = directory.join("token-key.pem");
+    let secrets = read_keys(&path)?;
+    let key = |public: &String| {
+        let public = unhex(public).ok_or_else(|| MaterialError::Garbled {
+            path: directory.join(INDEX),
+            expected: "a public token key",
+        })?;
+        let is_its = |PrivateKey(key): &&PrivateKey| {
+            TokenMint::new(&index.cluster, key).is_ok_and(|mint| mint.public() == public)
+        };
+        let secret = secrets.iter().find(is_its).cloned();
+        Ok::<_, MaterialError>(TokenKey { public, secret })
+    };
+    let other = index.token_other.as_ref().map(key).transpose()?;
+    let pair = Pair { current: key(&index.token_public)?, other };
+    if secrets.is_empty() || pair.all().any(|key| key.secret.is_some()) {
+        Ok(pair)
+    } else {
+        Err(MaterialError::Garbled { path, expected: "the key of the index, in PKCS#8" })
+    }
+}
+
+fn read_tickets(directory: &Path, names: &[String]) -> Result<Option<Pair<[u8; 32]>>, MaterialError> {
+    let path = directory.join("tickets.key");
+    let secrets = read_secrets(&path)?;
+    if secrets.is_empty() {
+        return Ok(None);
+    }
+    let pair = named(secrets, names, |secret| name_of(secret));
+    pair.map(Some).ok_or(MaterialError::Garbled { path, expected: "the secret that the index names" })
+}
+
+fn read_cas(directory: &Path, names: &[String]) -> Result<Pair<Ca>, MaterialError> {
+    let path = directory.join("ca.pem");
+    let certificates = read_chain(&path)?.ok_or_else(|| MaterialError::Missing { path: path.clone() })?;
+    let keys = read_keys(&directory.join("ca-key.pem"))?;
+    let with_key = |certificate: CertificateDer<'static>| {
+        let key = keys.iter().find(|PrivateKey(key)| issue::is_key_of(key, &certificate)).cloned();
+        Ca { certificate, key }
+    };
+    let cas = certificates.into_iter().map(with_key).collect();
+    let pair = named(cas, names, |ca: &Ca| name_of(&ca.certificate));
+    pair.ok_or(MaterialError::Garbled { path, expected: "the certificate of the CA that the index names" })
+}
+
+/// The one with the first name, and the one with the second if it is there; without names the first of all.
+fn named<T>(mut all: Vec<T>, names: &[String], name: impl Fn(&T) -> String) -> Option<Pair<T>> {
+    if names.is_empty() {
+        return (!all.is_empty()).then(|| Pair::new(all.swap_remove(0)));
+    }
+    let mut find = |wanted: &String| {
+        let at = all.iter().position(|one| name(one) == *wanted)?;
+        Some(all.swap_remove(at))
+    };
+    Some(Pair { current: find(&names[0])?, other: names.get(1).and_then(&mut find) })
+}
+
+fn index_dc(dc: DcId, part: &DcMaterial, keys: &DcKeys) -> IndexDc {
     let key = |key: &SigningMaterial| IndexKey { id: key.id.number(), public: hex::encode(key.public) };
     IndexDc {
         number: dc.number(),
         name: part.name.clone(),
-        command: key(&part.command),
-        context: key(&part.context),
+        command: key(&keys.commands.current),
+        command_other: keys.commands.other.as_ref().map(key),
+        context: key(&keys.contexts.current),
+        context_other: keys.contexts.other.as_ref().map(key),
     }
 }
 
@@ -282,15 +414,15 @@ fn read_chain(path: &Path) -> Result<Option<Vec<CertificateDer<'static>>>, Mater
     Ok(blocks.map(|blocks| blocks.into_iter().map(CertificateDer::from).collect()))
 }
 
-fn read_key(path: &Path) -> Result<Option<PrivateKey>, MaterialError> {
-    let blocks = read_pem(path, PRIVATE_KEY, "one PKCS#8 key in PEM")?;
-    Ok(blocks.and_then(|blocks| blocks.into_iter().next()).map(PrivateKey))
+fn read_keys(path: &Path) -> Result<Vec<PrivateKey>, MaterialError> {
+    let blocks = read_pem(path, PRIVATE_KEY, "PKCS#8 keys in PEM")?;
+    Ok(blocks.unwrap_or_default().into_iter().map(PrivateKey).collect())
 }
 
 fn read_identity(directory: &Path, name: &str) -> Result<Option<Identity>, MaterialError> {
     let chain_path = directory.join(format!("{name}.pem"));
     let key_path = directory.join(format!("{name}-key.pem"));
-    match (read_chain(&chain_path)?, read_key(&key_path)?) {
+    match (read_chain(&chain_path)?, read_keys(&key_path)?.into_iter().next()) {
         (Some(chain), Some(PrivateKey(key))) => {
             let identity = Identity::new(chain, PrivateKeyDer::Pkcs8(key.into()));
             let garbled = |_| MaterialError::Garbled {
@@ -310,28 +442,24 @@ fn read_roles(directory: &Path) -> Result<BTreeMap<Role, Identity>, MaterialErro
     Role::ALL.into_iter().filter_map(|role| read(role).transpose()).collect()
 }
 
-fn read_secret(path: &Path) -> Result<Option<[u8; 32]>, MaterialError> {
-    let Some(text) = read(path)? else { return Ok(None) };
+/// Secrets of 32 bytes, one a line; none if there is no such file.
+fn read_secrets(path: &Path) -> Result<Vec<[u8; 32]>, MaterialError> {
+    let Some(text) = read(path)? else { return Ok(Vec::new()) };
+    let secrets: Option<Vec<[u8; 32]>> = text.lines().map(unhex).collect();
     let garbled = MaterialError::Garbled { path: path.to_owned(), expected: "64 hexadecimal digits" };
-    unhex(text.trim_end()).map(Some).ok_or(garbled)
+    secrets.filter(|secrets| !secrets.is_empty()).ok_or(garbled)
 }
 
-/// Reads a seed and checks that it is the secret half of `public`.
-fn read_seed(path: &Path, public: &[u8; 32]) -> Result<Option<[u8; 32]>, MaterialError> {
-    let Some(seed) = read_secret(path)? else { return Ok(None) };
-    match Ed25519KeyPair::from_seed_and_public_key(&seed, public) {
-        Ok(pair) if pair.public_key().as_ref() == public => Ok(Some(seed)),
-        Ok(_) | Err(_) => Err(MaterialError::Garbled {
-            path: path.to_owned(),
-            expected: "the seed of the key in the index",
-        }),
-    }
+/// Whether a seed is the secret half of `public`.
+fn is_seed_of(seed: &[u8; 32], public: &[u8; 32]) -> bool {
+    Ed25519KeyPair::from_seed_and_public_key(seed, public)
+        .is_ok_and(|pair| pair.public_key().as_ref() == public)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use sluice_engine::keys::Purpose;
+    use crate::clock::{Clock as _, SystemClock};
     use std::os::unix::fs::PermissionsExt;
 
     const A: DcId = DcId::new(1);
@@ -374,7 +502,6 @@ mod tests {
         assert!(matches!(mine.command_key(DcId::new(9)), Err(MaterialError::UnknownDc(_))));
         assert_eq!(mine.dcs.len(), 2);
         assert!(!directory.path().join("ca-key.pem").exists());
-        assert_eq!(mine.dcs[&B].signing(Purpose::Context).seed, None);
     }
 
     #[test]
@@ -391,6 +518,75 @@ mod tests {
         let text = fs::read_to_string(&index).unwrap().replace("16", "12");
         fs::write(&index, text).unwrap();
         assert!(matches!(load(place.path(), true), Err(MaterialError::Garbled { .. })));
+    }
+
+    #[test]
+    fn a_rotation_is_kept_at_every_step_and_may_be_cut_short() {
+        let place = tempfile::tempdir().unwrap();
+        let mut all = material();
+        all.save(place.path()).unwrap();
+        assert!(!fs::read_to_string(place.path().join(INDEX)).unwrap().contains("rotation"));
+        let files = |material: &ClusterMaterial| {
+            let place = tempfile::tempdir().unwrap();
+            material.save(place.path()).unwrap();
+            let mut found = Vec::new();
+            for directory in ["", "dc-1", "dc-2"] {
+                for entry in fs::read_dir(place.path().join(directory)).unwrap() {
+                    let path = entry.unwrap().path();
+                    if path.is_file() {
+                        let name = path.strip_prefix(place.path()).unwrap().to_owned();
+                        found.push((name, fs::read(&path).unwrap()));
+                    }
+                }
+            }
+            found.sort();
+            found
+        };
+        let clock = SystemClock.now();
+        for step in 1..=6 {
+            let running = load(place.path(), true).unwrap();
+            let next = all.rotated(&KeyKind::ALL).unwrap();
+            assert_eq!(next.revision(), step);
+            let signature = next.command_key(B).unwrap().sign(b"body");
+            let id = next.command_key(B).unwrap().id();
+            assert_eq!(all.command_ring().verify(id, B, b"body", &signature), Ok(()), "one step behind");
+            // File by file, in an order that nobody chose: what is there can be used, and what is not yet is waited for.
+            let (mut taken, mut last) = (0, running.revision());
+            for (name, bytes) in files(&next) {
+                fs::write(place.path().join(&name), bytes).unwrap();
+                let Ok(there) = load(place.path(), true) else { continue };
+                taken += usize::from(running.renew(&there, clock).is_ok());
+                assert!(running.revision() >= last && running.command_key(A).is_ok());
+                last = running.revision();
+            }
+            assert!(taken > 0, "step {step}");
+            assert_eq!(running.revision(), step);
+            let loaded = load(place.path(), true).unwrap();
+            assert_eq!((loaded.revision(), loaded.ca_pem()), (step, next.ca_pem()));
+            let set = |material: &ClusterMaterial| material.keys.load().set.clone();
+            assert!(set(&loaded) == set(&next) && set(&running) == set(&next));
+            assert!(loaded.rotated(&KeyKind::ALL).is_ok() && loaded.reissued().is_ok());
+            assert!(matches!(next.renew(&all, clock), Err(MaterialError::Older { .. })));
+            all = next;
+        }
+        assert!(all.stage(KeyKind::Ca).is_none() && all.cas().len() == 1);
+
+        // Cut short at any file, the same step can be made again.
+        for stage in 0..3 {
+            let next = all.rotated(&KeyKind::ALL).unwrap();
+            for cut in 0..files(&next).len() {
+                let place = tempfile::tempdir().unwrap();
+                all.save(place.path()).unwrap();
+                for (name, bytes) in
+                    files(&next).into_iter().filter(|(name, _)| *name != Path::new(INDEX)).take(cut)
+                {
+                    fs::write(place.path().join(name), bytes).unwrap();
+                }
+                let again = load(place.path(), false).and_then(|there| there.rotated(&KeyKind::ALL));
+                assert!(again.is_ok(), "stage {stage}, {cut} files: {:?}", again.err());
+            }
+            all = next;
+        }
     }
 
     #[test]
@@ -421,7 +617,7 @@ mod tests {
                 assert!(mine.role_identity(B, other).is_err());
             }
             assert_eq!(mine.edge_identity().is_ok(), role == Role::Edge);
-            assert_eq!(mine.ticket_secret().is_ok(), role == Role::Edge);
+            assert_eq!(mine.ticket_secrets().is_ok(), role == Role::Edge);
             assert_eq!(mine.context_key(A).is_ok(), role == Role::Session);
             assert_eq!(mine.command_key(A).is_ok(), role == Role::Aggregator);
             assert_eq!(mine.peer_identity(A).is_ok(), role == Role::Aggregator);

@@ -1,22 +1,23 @@
-//! Makes material for development: a CA of its own, and everything that it signs.
+//! Makes material: a CA of its own and everything that it signs, and what takes their place.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, PublicKeyData as _,
 };
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
-use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use sluice_engine::ids::{DcId, KeyId};
 use sluice_engine::share::Shares;
+use webpki::EndEntityCert;
 
-use super::{
-    ClusterMaterial, DcMaterial, Identity, MaterialError, PrivateKey, SigningMaterial, peer_tls_name,
-    role_tls_name,
-};
+use super::keys::{Ca, DcKeys, KeyKind, KeySet, Keys, Pair, PrivateKey, SigningMaterial, Stage, TokenKey};
+use super::{ClusterMaterial, DcMaterial, Identity, MaterialError, peer_tls_name, role_tls_name};
 use crate::clock::random_bytes;
 use crate::role::Role;
 use crate::token::TokenMint;
@@ -32,42 +33,36 @@ fn failed(what: &'static str) -> impl Fn(rcgen::Error) -> MaterialError {
 }
 
 pub(super) fn generate(name: &str, dcs: &[(DcId, &str)]) -> Result<ClusterMaterial, MaterialError> {
-    let ca_key = KeyPair::generate().map_err(failed("the CA's key"))?;
-    let params = ca_parameters(name)?;
-    let ca = params.self_signed(&ca_key).map_err(failed("the CA"))?.der().clone();
-    let issuer = Issuer::from_params(&params, &ca_key);
-
-    let edge = issue_edge(&issuer, name)?;
-    let mut ids = Vec::new();
-    let mut materials = BTreeMap::new();
-    for (dc, dc_name) in dcs {
-        let (peer, roles) = issue_dc(&issuer, name, *dc)?;
-        let command = signing(&mut ids)?;
-        let context = signing(&mut ids)?;
-        let material = DcMaterial { name: (*dc_name).to_owned(), command, context, peer: Some(peer), roles };
-        materials.insert(*dc, material);
+    let (ca, mut ids) = (new_ca(name)?, Vec::new());
+    let mut signing = BTreeMap::new();
+    for (dc, _) in dcs {
+        let (commands, contexts) = (new_signing(&mut ids)?, new_signing(&mut ids)?);
+        signing.insert(*dc, DcKeys { commands: Pair::new(commands), contexts: Pair::new(contexts) });
     }
-
-    let token_key = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
-        .map_err(|_| MaterialError::Issue { what: "the token key", reason: "no randomness".into() })?;
-    let mint = TokenMint::new(name, token_key.as_ref())
-        .map_err(|error| MaterialError::Issue { what: "the token key", reason: error.to_string() })?;
-    Ok(ClusterMaterial {
+    let set = KeySet {
+        revision: 0,
+        stages: BTreeMap::new(),
+        dcs: signing,
+        tokens: Pair::new(new_token_key(name)?),
+        tickets: Some(Pair::new(random_bytes())),
+        ca: Pair::new(ca),
+    };
+    let unsigned =
+        |dc_name: &str| DcMaterial { name: dc_name.to_owned(), peer: None, roles: BTreeMap::new() };
+    let material = ClusterMaterial {
         name: name.to_owned(),
         shares: Shares::ONE,
-        dcs: materials,
-        ca,
-        ca_key: Some(PrivateKey(ca_key.serialize_der())),
-        edge: Some(edge),
-        token_public: mint.public(),
-        token_key: Some(PrivateKey(token_key.as_ref().to_vec())),
-        ticket_secret: Some(random_bytes()),
-    })
+        dcs: dcs.iter().map(|(dc, dc_name)| (*dc, unsigned(dc_name))).collect(),
+        edge: None,
+        keys: Arc::new(ArcSwap::from_pointee(Keys::new(name, set)?)),
+    };
+    reissue(&material)
 }
 
-/// The same with new certificates, of the same CA.
+/// The same with new certificates, of the CA that issues now.
 pub(super) fn reissue(material: &ClusterMaterial) -> Result<ClusterMaterial, MaterialError> {
-    let ca_key = material.ca_key.as_ref().ok_or_else(|| MaterialError::Absent("the CA".into()))?;
+    let keys = material.keys.load();
+    let ca_key = keys.set.ca.current.key.as_ref().ok_or_else(|| MaterialError::Absent("the CA".into()))?;
     let ca_key = KeyPair::try_from(&ca_key.0[..]).map_err(failed("the CA's key"))?;
     // Who issues is known by its name and key; what else is in the certificate of the CA is not copied.
     let params = ca_parameters(&material.name)?;
@@ -79,6 +74,73 @@ pub(super) fn reissue(material: &ClusterMaterial) -> Result<ClusterMaterial, Mat
         (part.peer, part.roles) = (Some(peer), roles);
     }
     Ok(reissued)
+}
+
+/// The same one step on in the rotations of these kinds of keys.
+pub(super) fn rotate(
+    material: &ClusterMaterial,
+    kinds: &[KeyKind],
+) -> Result<ClusterMaterial, MaterialError> {
+    let mut kinds = kinds.to_vec();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let name = &material.name;
+    let rotated = material.clone().try_with_keys(|keys| {
+        let of_dcs =
+            |keys: &DcKeys| keys.commands.all().chain(keys.contexts.all()).map(|key| key.id).collect();
+        let mut ids: Vec<KeyId> = keys.dcs.values().flat_map(|keys| -> Vec<KeyId> { of_dcs(keys) }).collect();
+        for kind in &kinds {
+            let stage = keys.stages.get(kind).copied();
+            match kind {
+                KeyKind::Commands | KeyKind::Contexts => {
+                    for own in keys.dcs.values_mut() {
+                        let pair =
+                            if *kind == KeyKind::Commands { &mut own.commands } else { &mut own.contexts };
+                        pair.step(stage, || new_signing(&mut ids))?;
+                    }
+                }
+                KeyKind::Tokens => keys.tokens.step(stage, || new_token_key(name))?,
+                KeyKind::Tickets => {
+                    let tickets = keys.tickets.as_mut();
+                    let tickets = tickets.ok_or_else(|| MaterialError::Absent("the TLS tickets".into()))?;
+                    tickets.step(stage, || Ok::<_, MaterialError>(random_bytes()))?;
+                }
+                KeyKind::Ca => keys.ca.step(stage, || new_ca(name))?,
+            }
+            match stage {
+                None => keys.stages.insert(*kind, Stage::Next),
+                Some(Stage::Next) => keys.stages.insert(*kind, Stage::Previous),
+                Some(Stage::Previous) => keys.stages.remove(kind),
+            };
+        }
+        keys.revision += 1;
+        Ok(())
+    })?;
+    // From when a CA issues, all that is shown is its.
+    let issues_anew = rotated.stage(KeyKind::Ca) == Some(Stage::Previous) && kinds.contains(&KeyKind::Ca);
+    if issues_anew { reissue(&rotated) } else { Ok(rotated) }
+}
+
+fn new_ca(name: &str) -> Result<Ca, MaterialError> {
+    let key = KeyPair::generate().map_err(failed("the CA's key"))?;
+    let certificate = ca_parameters(name)?.self_signed(&key).map_err(failed("the CA"))?.der().clone();
+    Ok(Ca { certificate, key: Some(PrivateKey(key.serialize_der())) })
+}
+
+/// Whether a key, in PKCS#8, is that of a certificate.
+pub(super) fn is_key_of(pkcs8: &[u8], certificate: &CertificateDer<'_>) -> bool {
+    let certificate = EndEntityCert::try_from(certificate);
+    KeyPair::try_from(pkcs8).ok().zip(certificate.ok()).is_some_and(|(key, certificate)| {
+        key.subject_public_key_info() == certificate.subject_public_key_info().as_ref()
+    })
+}
+
+fn new_token_key(name: &str) -> Result<TokenKey, MaterialError> {
+    let pkcs8 = Ed25519KeyPair::generate_pkcs8(&SystemRandom::new())
+        .map_err(|_| MaterialError::Issue { what: "the token key", reason: "no randomness".into() })?;
+    let mint = TokenMint::new(name, pkcs8.as_ref())
+        .map_err(|error| MaterialError::Issue { what: "the token key", reason: error.to_string() })?;
+    Ok(TokenKey { public: mint.public(), secret: Some(PrivateKey(pkcs8.as_ref().to_vec())) })
 }
 
 fn ca_parameters(name: &str) -> Result<CertificateParams, MaterialError> {
@@ -140,7 +202,7 @@ fn issue(
 }
 
 /// A new Ed25519 key. Its id is drawn at random, so that no id is ever used twice without anybody counting.
-fn signing(ids: &mut Vec<KeyId>) -> Result<SigningMaterial, MaterialError> {
+fn new_signing(ids: &mut Vec<KeyId>) -> Result<SigningMaterial, MaterialError> {
     let seed: [u8; 32] = random_bytes();
     let pair = Ed25519KeyPair::from_seed_unchecked(&seed)
         .map_err(|error| MaterialError::Issue { what: "a signing key", reason: error.to_string() })?;
@@ -166,7 +228,8 @@ mod tests {
         use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
         let me = DcId::new(1);
         let material = generate("test", &[(me, "dc-a")]).unwrap();
-        let ca_key = KeyPair::try_from(&material.ca_key.as_ref().unwrap().0[..]).unwrap();
+        let ca_key = material.keys.load().set.ca.current.key.clone().unwrap();
+        let ca_key = KeyPair::try_from(&ca_key.0[..]).unwrap();
         let params = ca_parameters("test").unwrap();
         let issuer = Issuer::from_params(&params, &ca_key);
         let renew = |names: &[&str], usages: &[ExtendedKeyUsagePurpose]| {
@@ -189,7 +252,8 @@ mod tests {
 
         // Keys of another CA under this one's certificate.
         let other = generate("test", &[(me, "dc-a")]).unwrap();
-        let mixed = ClusterMaterial { ca_key: other.ca_key.clone(), ..material.clone() };
+        let foreign = other.keys.load().set.ca.current.key.clone();
+        let mixed = material.clone().with_keys(|keys| keys.ca.current.key = foreign).unwrap();
         assert!(matches!(mixed.reissued(), Err(MaterialError::Renewal { .. })));
         assert_eq!(other.reissued().unwrap().renew(&other, SystemClock.now()).unwrap(), 2 + Role::ALL.len());
     }

@@ -17,7 +17,7 @@ async fn pair(pipe: usize) -> (TlsStream<DuplexStream>, Secure<DuplexStream>) {
     tls::install_provider();
     let material = ClusterMaterial::generate("test", &[(HERE, "dc-a")]).unwrap();
     let server = tls::edge_server(&material, SystemClock::shared()).unwrap();
-    let client = TlsConnector::from(Arc::new(tls::edge_client(material.ca(), &[b"h2"]).unwrap()));
+    let client = TlsConnector::from(Arc::new(tls::edge_client(&material.cas(), &[b"h2"]).unwrap()));
     let (here, there) = duplex(pipe);
     let (client, server) = tokio::join!(
         client.connect(tls::edge_name(&material).unwrap(), there),

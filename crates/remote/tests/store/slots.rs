@@ -178,8 +178,7 @@ fn caller(place: &Place, me: Role, at: &[&TcpSocket]) -> Caller {
 
 async fn context(place: &Place) -> SignedContext {
     let clock = SystemClock::shared();
-    let (verifier, key) = (place.material.token_verifier(), place.material.context_key(ME).unwrap());
-    let sessions = MemorySessions::new(ME, verifier, key, clock.clone(), Revocations::new());
+    let sessions = MemorySessions::new(ME, &place.material, clock.clone(), Revocations::new()).unwrap();
     let grant = TokenGrant::everything(TenantId::new(7), "seven", Duration::from_secs(600));
     let token = place.material.token_mint().unwrap().mint(&grant, clock.now()).unwrap();
     sessions.context(&token).await.unwrap()

@@ -119,11 +119,8 @@ impl Datacenter {
         health.set_started();
         let metrics = Arc::new(Metrics::new("dc-a"));
         let memory = MemoryBudget::measured(memory, &metrics);
-        let key = material.context_key(HERE).unwrap();
-        let sessions =
-            MemorySessions::new(HERE, material.token_verifier(), key, clock.clone(), revocations.clone());
-        let ring = material.context_ring();
-        let access = Arc::new(ContextVerifier::new(ring, HERE, clock.clone(), revocations.clone()));
+        let sessions = MemorySessions::new(HERE, &material, clock.clone(), revocations.clone()).unwrap();
+        let access = Arc::new(ContextVerifier::new(&material, HERE, clock.clone(), revocations.clone()));
         let tenants: Arc<dyn Tenants> =
             Arc::new(Operated { access: access.clone(), revocations: revocations.clone() });
         let store = Arc::new(MemoryStore::default());
@@ -160,7 +157,7 @@ impl Datacenter {
         edge.serve(&tasks);
         let mint = material.token_mint().unwrap();
         let token = mint.mint(&everything(), SystemClock.now()).unwrap();
-        let tls = tls::edge_client(material.ca(), &[]).unwrap();
+        let tls = tls::edge_client(&material.cas(), &[]).unwrap();
         let name = tls::edge_name(&material).unwrap();
         Self {
             address,

@@ -81,16 +81,15 @@ async fn a_busy_port_is_named() {
         tls: sluice_node::tls::edge_server(&material, clock.clone()).unwrap(),
         settings: crate::client::quick(),
     };
-    let key = material.context_key(crate::client::HERE).unwrap();
     let sessions = sluice_session::MemorySessions::new(
         crate::client::HERE,
-        material.token_verifier(),
-        key,
+        &material,
         clock.clone(),
         dc.revocations.clone(),
-    );
+    )
+    .unwrap();
     let access = sluice_node::access::ContextVerifier::new(
-        material.context_ring(),
+        &material,
         crate::client::HERE,
         clock,
         dc.revocations.clone(),

@@ -1,0 +1,196 @@
+//! Keys are given up for others while processes run and clients send.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use serde_json::Value;
+
+use crate::fake::noise;
+use crate::processes::{Site, done, eventually};
+use crate::reload::{becomes, metric};
+use crate::roles::Fleet;
+use crate::{Ended, Home};
+
+const REVISION: &str = "sluice_keys_revision";
+const REFUSED: &str = "sluice_commands_total|outcome=\"key-unknown\"";
+
+/// Copies keys file by file, as they come.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let (path, to) = (entry.as_ref().unwrap().path(), to.join(entry.unwrap().file_name()));
+        if path.is_dir() {
+            copy(&path, &to);
+        } else {
+            std::fs::copy(path, to).unwrap();
+        }
+    }
+}
+
+/// Two datacenters; the second has a copy of its keys, which is as old as nobody makes it anew.
+struct Bed {
+    fleet: Fleet,
+    edge_url: String,
+    sent: AtomicUsize,
+    over: AtomicBool,
+}
+
+impl Bed {
+    fn new() -> Self {
+        let fleet = Fleet::beside(Site::new(&["dc-a", "dc-b"]));
+        let file = fleet.site.home.path("dc-b.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        std::fs::write(&file, text.replace("keys/dc-b", "copied/dc-b")).unwrap();
+        let edge_url = format!("https://{}", fleet.edges[0].address());
+        let this = Self { fleet, edge_url, sent: AtomicUsize::new(0), over: AtomicBool::new(false) };
+        this.hand_over();
+        this
+    }
+
+    fn home(&self) -> &Home {
+        &self.fleet.site.home
+    }
+
+    fn run(&self, args: &[&str]) -> Ended {
+        self.home().command(args).output().unwrap().into()
+    }
+
+    /// Gives the second datacenter the keys as they are.
+    fn hand_over(&self) {
+        copy(&self.home().path("keys/dc-b"), &self.home().path("copied/dc-b"));
+    }
+
+    fn rotate(&self, kinds: &str) -> Value {
+        let said = done(self.run(&["admin", "key", "rotate", "keys", "--kind", kinds, "--json"]));
+        serde_json::from_str(&said).unwrap()
+    }
+
+    /// Sends one file after the other, by way of either: none may fail.
+    fn send_until_over(&self) {
+        while !self.over.load(Ordering::SeqCst) {
+            let number = self.sent.load(Ordering::SeqCst);
+            let name = format!("file-{number}");
+            // Small ones, and some of several chunks, which the other has a part in.
+            let len = if number.is_multiple_of(3) { (3 << 20) + number } else { 5000 };
+            self.home().write(&name, &noise(number as u64, len));
+            let other = &self.fleet.site.urls[1];
+            let (first, second) =
+                if number.is_multiple_of(2) { (&self.edge_url, other) } else { (other, &self.edge_url) };
+            let urls = format!("{first},{second}");
+            done(self.run(&["put", &name, "--wait", "assembled", "--url", &urls]));
+            self.sent.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    /// Waits until some more files were sent.
+    fn some_more(&self) {
+        let before = self.sent.load(Ordering::SeqCst);
+        eventually("more files", || (self.sent.load(Ordering::SeqCst) >= before + 4).then_some(()));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_kind_of_key_is_rotated_and_no_upload_fails() {
+    sluice_node::tls::install_provider();
+    let bed = Bed::new();
+    let site = &bed.fleet.site;
+    let (dc_a, dc_a_said) = site.begin("dc", "dc-a");
+    let (dc_b, dc_b_said) = site.begin("dc", "dc-b");
+    let (session, session_said) = site.begin("session", "session");
+    let (edge, edge_said) = site.begin("edge", "edge-0");
+    let old_ca = std::fs::read(bed.home().path("ca.pem")).unwrap();
+    let old_token = std::fs::read(bed.home().path("token")).unwrap();
+    let all = "commands,contexts,tokens,tickets,ca";
+    std::thread::scope(|scope| {
+        let sender = scope.spawn(|| bed.send_until_over());
+        let watched = [&edge_said, &session_said, &dc_a_said];
+        for (step, stage) in [(1, "next".into()), (2, "previous".into()), (3, Value::Null)] {
+            let said = bed.rotate(all);
+            assert_eq!((&said["revision"], &said["stage"]), (&step.into(), &stage), "{said}");
+            // The other datacenter is a step behind for a while.
+            watched.iter().for_each(|said| becomes(said, REVISION, step));
+            bed.some_more();
+            bed.hand_over();
+            becomes(&dc_b_said, REVISION, step);
+            bed.some_more();
+            match step {
+                1 => {
+                    std::fs::copy(bed.home().path("keys/ca.pem"), bed.home().path("ca.pem")).unwrap();
+                }
+                2 => {
+                    let mint = [
+                        "admin",
+                        "token",
+                        "mint",
+                        "--keys",
+                        "keys/authority",
+                        "--tenant",
+                        "7",
+                        "--out",
+                        "new",
+                    ];
+                    done(bed.run(&mint));
+                    std::fs::rename(bed.home().path("new"), bed.home().path("token")).unwrap();
+                }
+                _ => {}
+            }
+        }
+        bed.over.store(true, Ordering::SeqCst);
+        sender.join().unwrap();
+    });
+    let sent = bed.sent.load(Ordering::SeqCst);
+    println!("{sent} files were sent while all keys were rotated");
+    for said in [&dc_a_said, &dc_b_said] {
+        assert_eq!(metric(said, REFUSED).await, None, "a command was not understood");
+        becomes(said, "sluice_config_last_reload_successful", 1);
+    }
+    let listed = done(bed.run(&["ls", "--url", &bed.edge_url, "--json", "--limit", "1000"]));
+    for number in 0..sent {
+        assert!(listed.contains(&format!("\"file-{number}\"")), "{number}");
+    }
+
+    // What ended is refused: a token, and a CA.
+    let list = |file: &str, bytes: &[u8]| {
+        let held = std::fs::read(bed.home().path(file)).unwrap();
+        std::fs::write(bed.home().path(file), bytes).unwrap();
+        let ended = bed.run(&["ls", "--url", &bed.edge_url, "--retry-for", "0s"]);
+        std::fs::write(bed.home().path(file), held).unwrap();
+        ended
+    };
+    let refused = list("token", &old_token);
+    assert_eq!(refused.code, Some(4), "{}", refused.stderr);
+    assert_ne!(list("ca.pem", &old_ca).code, Some(0));
+    let new_ca = std::fs::read(bed.home().path("keys/ca.pem")).unwrap();
+    assert_eq!(list("ca.pem", &new_ca).code, Some(0));
+
+    let runtime = tokio::runtime::Handle::current();
+    // Two steps at once: what it says is not understood until it has taken them over, and nothing is lost by it.
+    for step in [4, 5] {
+        bed.rotate("commands");
+        becomes(&dc_a_said, REVISION, step);
+    }
+    let away = std::fs::read(bed.home().path("file-0")).unwrap();
+    bed.home().write("away", &away[..(2 << 20)]);
+    std::thread::scope(|scope| {
+        let put = scope.spawn(|| site.run(0, &["put", "away", "--home", "dc-b", "--wait", "assembled"]));
+        eventually("a command that is not understood", || {
+            let refused = tokio::task::block_in_place(|| runtime.block_on(metric(&dc_b_said, REFUSED)));
+            refused.filter(|count| *count > 0)
+        });
+        assert!(!put.is_finished());
+        bed.hand_over();
+        done(put.join().unwrap());
+    });
+    // Steps of different kinds are not mixed, and an unknown kind is named.
+    for (kinds, said) in [("commands,tokens", "(rotation)"), ("all", "expected some of commands")] {
+        let ended = bed.run(&["admin", "key", "rotate", "keys", "--kind", kinds]);
+        assert_eq!(ended.code, Some(2), "{}", ended.stderr);
+        assert!(ended.stderr.contains(said), "{}", ended.stderr);
+    }
+    let shown = done(bed.run(&["admin", "key", "show", "keys"]));
+    assert!(shown.contains("revision  5") && shown.contains("previous one still counts"), "{shown}");
+
+    for process in [edge, session, dc_b, dc_a] {
+        process.stop();
+    }
+}
