@@ -20,6 +20,7 @@ use sluice_node::shutdown::Stopped;
 use crate::datacenter::{Datacenter, DatacenterConfig, DatacenterSettings, StartError};
 use crate::place::StorePlace;
 use crate::ports::{ReservedPort, ReservedPorts};
+use crate::ways::OtherDc;
 
 /// Where a datacenter is asked to listen; port 0 takes any free one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -129,6 +130,7 @@ impl Cluster {
                 inside: Some(inside.address()),
                 url: None,
                 peers: Vec::new(),
+                others: Vec::new(),
                 clock: clock.clone(),
                 redis: None,
                 settings,
@@ -137,8 +139,10 @@ impl Cluster {
             members.insert(dc, Member { config, _inside: inside, running: None, earlier });
         }
         let everyone: Vec<PeerAddress> = members.values().map(|member| address(&member.config)).collect();
+        let ways: Vec<OtherDc> = members.values().map(|member| way(&member.config)).collect();
         for (dc, member) in &mut members {
             member.config.peers = everyone.iter().filter(|peer| peer.dc != *dc).cloned().collect();
+            member.config.others = ways.iter().filter(|other| other.dc != *dc).cloned().collect();
         }
         Ok(Self { material, members })
     }
@@ -278,10 +282,11 @@ fn sum(a: Traffic, b: Traffic) -> Traffic {
 }
 
 fn address(config: &DatacenterConfig) -> PeerAddress {
-    PeerAddress {
-        dc: config.dc,
-        address: config.ports.peer.address().to_string(),
-        edge_url: Some(config.url()),
-        workers: config.inside.map(|address| address.to_string()),
-    }
+    let address = config.ports.peer.address().to_string();
+    PeerAddress { dc: config.dc, address, edge_url: Some(config.url()) }
+}
+
+fn way(config: &DatacenterConfig) -> OtherDc {
+    let workers = config.inside.map(|address| address.to_string());
+    OtherDc { dc: config.dc, url: Some(config.url()), workers, sessions: None }
 }

@@ -33,8 +33,8 @@ use sluice_node::tls::{self, TlsError};
 use sluice_proto::calls::{Sessions, Workers};
 use sluice_redis::{RedisConfig, RedisError};
 use sluice_remote::{
-    Answers, Caller, CallerConfig, Door, DoorError, MovingSessions, Other, RemoteElsewhere, RemoteSessions,
-    RemoteWorkers, serve_passed, serve_sessions, serve_tenants, serve_workers,
+    Answers, Door, DoorError, MovingSessions, RemoteElsewhere, serve_leaving, serve_passed, serve_sessions,
+    serve_tenants, serve_workers,
 };
 use sluice_session::MemorySessions;
 use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError};
@@ -45,15 +45,10 @@ use crate::live::Live;
 use crate::place::{OpenStore, StorePlace};
 use crate::ports::ReservedPorts;
 use crate::shared::Shared;
+use crate::ways::{OtherDc, Ways};
 
 /// What the tasks of an aggregator get to finish, however little of a deadline is left.
 const LAST_WORDS: Duration = Duration::from_millis(200);
-
-/// How long the workers of another datacenter may take for what was passed to them, from when all of it was sent.
-const PASS_PATIENCE: Duration = Duration::from_secs(45);
-
-/// How long the session service of another datacenter may take, before this one's own is asked.
-const SESSION_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What a datacenter spends.
 #[derive(Clone, Debug)]
@@ -99,6 +94,8 @@ pub struct DatacenterConfig {
     pub url: Option<String>,
     /// The other datacenters.
     pub peers: Vec<PeerAddress>,
+    /// Where they take what moves there.
+    pub others: Vec<OtherDc>,
     /// What time it is.
     pub clock: SharedClock,
     /// Where its processes share what they have to; `None`: each counts for itself.
@@ -452,10 +449,11 @@ impl Datacenter {
         if let Some(shared) = &shared {
             shared.teach(revocations, &self.tasks.shared);
         }
-        let others = self.others(config)?;
-        let elsewhere = RemoteElsewhere::new(others.clone(), aggregator.standings(), &metrics);
+        let ways = Ways { dc, me: Role::Worker, material, tasks: &self.tasks.callers, metrics: &metrics };
+        let elsewhere = RemoteElsewhere::new(ways.workers(&config.others)?, aggregator.standings(), &metrics);
         let own: Arc<dyn Sessions> = Arc::new(sessions);
-        let moving = self.moving(config, own.clone(), &aggregator, &access)?;
+        let others = ways.sessions(&config.others, &access, clock)?;
+        let moving = MovingSessions::new(own.clone(), others, aggregator.leaving(), &metrics);
         let worker = Worker::new(
             WorkerParts {
                 dc: name.clone(),
@@ -475,7 +473,6 @@ impl Datacenter {
         let worker = Arc::new(worker);
         let loaded = worker.clone();
         aggregator.report(move || loaded.load());
-        self.aggregators.iter().for_each(|aggregator| aggregator.set_placed());
         let worker: Arc<dyn Workers> = worker;
         let inside =
             config.inside.map(|address| Door::bind(address, material, dc, Role::Worker)).transpose()?;
@@ -499,64 +496,17 @@ impl Datacenter {
         self.health.set_started();
         if let Some(door) = inside {
             let tasks = self.tasks.requests.clone();
-            let passed = Answers {
-                routes: serve_passed(worker.clone()).merge(serve_sessions(own)),
-                memory: memory.clone(),
-                tasks: tasks.clone(),
-            };
-            let answers = Answers {
-                routes: serve_workers(worker).merge(serve_tenants(tenants)),
-                memory: memory.clone(),
-                tasks,
-            };
-            door.taking(passed).serve([(Role::Edge, answers)], &self.tasks.requests);
+            let answer = |routes| Answers { routes, memory: memory.clone(), tasks: tasks.clone() };
+            let passed = [
+                (Role::Worker, answer(serve_passed(worker.clone()).merge(serve_sessions(own.clone())))),
+                (Role::Session, answer(serve_sessions(own))),
+            ];
+            let edges = answer(serve_workers(worker.clone()).merge(serve_tenants(tenants)));
+            let answers = [(Role::Edge, edges), (Role::Session, answer(serve_leaving(worker)))];
+            door.taking(passed).serve(answers, &self.tasks.requests);
         }
         edge.serve(&self.tasks.requests);
         Ok(())
-    }
-
-    /// The other datacenters, and the ways to their workers.
-    fn others(&self, config: &DatacenterConfig) -> Result<BTreeMap<DcId, Other>, StartError> {
-        let mut others = BTreeMap::new();
-        for peer in &config.peers {
-            let caller = self.caller(config, peer, PASS_PATIENCE)?;
-            let workers = caller.map(|caller| Arc::new(RemoteWorkers::new(caller)) as Arc<dyn Workers>);
-            let name = config.material.dc_name(peer.dc).unwrap_or_default().to_owned();
-            others.insert(peer.dc, Other { name, url: peer.edge_url.clone(), workers });
-        }
-        Ok(others)
-    }
-
-    /// The sessions of the datacenter, which move with a drain.
-    fn moving(
-        &self,
-        config: &DatacenterConfig,
-        own: Arc<dyn Sessions>,
-        aggregator: &AggregatorService,
-        access: &Arc<ContextVerifier>,
-    ) -> Result<MovingSessions, StartError> {
-        let mut others = BTreeMap::new();
-        for peer in &config.peers {
-            if let Some(caller) = self.caller(config, peer, SESSION_PATIENCE)? {
-                let sessions = RemoteSessions::new(caller, access.clone(), config.clock.clone());
-                others.insert(peer.dc, Arc::new(sessions) as Arc<dyn Sessions>);
-            }
-        }
-        Ok(MovingSessions::new(own, others, aggregator.standings(), &self.live.metrics))
-    }
-
-    /// The way to what a datacenter answers the workers of others, if there is one.
-    fn caller(
-        &self,
-        config: &DatacenterConfig,
-        peer: &PeerAddress,
-        patience: Duration,
-    ) -> Result<Option<Caller>, StartError> {
-        let Some(address) = peer.workers.clone() else { return Ok(None) };
-        let (of, role) = (peer.dc, Role::Worker);
-        let caller = CallerConfig { dc: config.dc, of, me: role, whom: role, address, patience };
-        let calls = &self.live.metrics.outgoing_calls;
-        Ok(Some(Caller::new(caller, &config.material, &self.tasks.callers, calls)?))
     }
 
     /// What can be changed while it runs.

@@ -41,8 +41,9 @@ A file looks like this; what is left out of it has a default, paths are relative
   url = \"https://dc-b.example:8443\"
   workers = \"dc-b.example:8445\"     # what its own file calls inside; without it chunks are not passed
                                     # on, only clients sent there that follow
+  sessions = \"dc-b.example:8446\"    # if its session services are processes of their own
 
-Of a process that runs, log, memory, upload_rate, scrub_rate and the certificates of the keys are
+Of a process that runs, log, memory, upload_rate, scrub_rate, keys and certificates are
 taken over when the files change, at once at SIGHUP; one that makes no sense is logged, and nothing of it counts. All else
 counts from the next start.
 

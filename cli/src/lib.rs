@@ -20,3 +20,4 @@ pub mod ports;
 pub mod process;
 mod shared;
 mod volume;
+pub mod ways;

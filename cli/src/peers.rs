@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+use sluice::ways::OtherDc;
 use sluice_aggregator::PeerAddress;
 use sluice_node::material::ClusterMaterial;
 
@@ -19,30 +20,57 @@ pub(crate) struct Peer {
     url: Option<String>,
     /// `host:port` at which its workers take what is passed to them: what its own file calls `inside`.
     workers: Option<String>,
+    /// `host:port` of its session services, if they are processes of their own.
+    sessions: Option<String>,
+}
+
+/// Another datacenter, as an aggregator sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Linked {
+    /// `host:port` of its port for peers.
+    address: String,
+    /// Where clients find it.
+    url: Option<String>,
+}
+
+/// Another datacenter, as a worker or a session service sees it: where it takes what moves there.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Way {
+    /// Where clients find it.
+    url: Option<String>,
+    /// `host:port` at which its workers take what is passed to them; of one process also where contexts are renewed.
+    workers: Option<String>,
+    /// `host:port` of its session services, if they are processes of their own.
+    sessions: Option<String>,
+}
+
+impl Peer {
+    /// What an aggregator needs of it.
+    pub(crate) fn linked(&self) -> Linked {
+        Linked { address: self.address.clone(), url: self.url.clone() }
+    }
+
+    /// What a worker and a session service need of it.
+    pub(crate) fn way(&self) -> Way {
+        Way { url: self.url.clone(), workers: self.workers.clone(), sessions: self.sessions.clone() }
+    }
 }
 
 /// Where every other datacenter of `material` is, for the one called `me`.
 pub(crate) fn addresses(
-    peers: &BTreeMap<String, Peer>,
+    peers: &BTreeMap<String, Linked>,
     me: &str,
     keys: &Path,
     material: &ClusterMaterial,
 ) -> anyhow::Result<Vec<PeerAddress>> {
-    for name in peers.keys() {
-        if name == me {
-            let message = format!("peers.{name} is the datacenter itself");
-            return Err(Failure::usage("configuration", message, "leave it out").into());
-        }
-        if material.dc_named(name).is_none() {
-            return Err(unknown("peers", name, keys, material).into());
-        }
-    }
+    check_names(peers.keys(), me, keys, material)?;
     let others = material.dcs().filter(|(_, name)| *name != me);
     others
         .map(|(dc, name)| match peers.get(name) {
-            Some(Peer { address, url, workers }) => {
-                let (address, edge_url) = (address.clone(), url.clone());
-                Ok(PeerAddress { dc, address, edge_url, workers: workers.clone() })
+            Some(Linked { address, url }) => {
+                Ok(PeerAddress { dc, address: address.clone(), edge_url: url.clone() })
             }
             None => {
                 let message = format!("the cluster has {name}, and the file does not say where it is");
@@ -51,6 +79,39 @@ pub(crate) fn addresses(
             }
         })
         .collect()
+}
+
+/// Where other datacenters take what moves there; to one that is not among them nothing does.
+pub(crate) fn ways(
+    peers: &BTreeMap<String, Way>,
+    me: &str,
+    keys: &Path,
+    material: &ClusterMaterial,
+) -> anyhow::Result<Vec<OtherDc>> {
+    check_names(peers.keys(), me, keys, material)?;
+    let way = |(name, Way { url, workers, sessions }): (&String, &Way)| {
+        let (url, workers, sessions) = (url.clone(), workers.clone(), sessions.clone());
+        material.dc_named(name).map(|dc| OtherDc { dc, url, workers, sessions })
+    };
+    Ok(peers.iter().filter_map(way).collect())
+}
+
+fn check_names<'a>(
+    names: impl Iterator<Item = &'a String>,
+    me: &str,
+    keys: &Path,
+    material: &ClusterMaterial,
+) -> anyhow::Result<()> {
+    for name in names {
+        if name == me {
+            let message = format!("peers.{name} is the datacenter itself");
+            return Err(Failure::usage("configuration", message, "leave it out").into());
+        }
+        if material.dc_named(name).is_none() {
+            return Err(unknown("peers", name, keys, material).into());
+        }
+    }
+    Ok(())
 }
 
 /// That a name is no datacenter of the keys.

@@ -25,10 +25,11 @@ use sluice_node::metrics::Metrics;
 use sluice_node::role::Role;
 use sluice_node::shutdown::{Shutdown, Stopped};
 use sluice_node::tls;
-use sluice_proto::calls::{Leaving, Workers as _};
+use sluice_proto::calls::{Leaving, Sessions, Workers as _};
 use sluice_redis::RedisConfig;
 use sluice_remote::{
-    Answers, Caller, CallerConfig, Door, RemoteSessions, RemoteTenants, RemoteWorkers, serve_sessions,
+    Answers, Caller, CallerConfig, Door, MovingSessions, RemoteSessions, RemoteTenants, RemoteWorkers,
+    serve_sessions,
 };
 use sluice_session::MemorySessions;
 use sluice_store::{ChunkStore, FsStore};
@@ -38,6 +39,7 @@ use tokio::time::Instant;
 use crate::datacenter::StartError;
 use crate::live::Live;
 use crate::shared::Shared;
+use crate::ways::{OtherDc, Ways};
 
 pub use self::aggregator::AggregatorProcess;
 pub use self::worker::WorkerProcess;
@@ -89,6 +91,17 @@ pub struct EdgeProcess {
     pub memory: u64,
     /// What it spends otherwise.
     pub settings: EdgeSettings,
+}
+
+/// What a session service is told beside.
+#[derive(Clone, Debug)]
+pub struct SessionProcess {
+    /// Where edges ask.
+    pub listen: SocketAddr,
+    /// `host:port` of the workers, who know when contexts are to be renewed elsewhere.
+    pub workers: Option<String>,
+    /// Where that is.
+    pub others: Vec<OtherDc>,
 }
 
 /// A running process of one role.
@@ -165,22 +178,39 @@ impl Process {
         Ok(Self { live, tasks, listens, admin, store: None })
     }
 
-    /// Starts a session service, which answers edges at `listen`.
-    pub async fn session(config: &ProcessConfig, listen: SocketAddr) -> Result<Self, StartError> {
+    /// Starts a session service.
+    pub async fn session(config: &ProcessConfig, session: &SessionProcess) -> Result<Self, StartError> {
         tls::install_provider();
         let ProcessConfig { dc, material, clock, .. } = config;
         let (revocations, tasks) = (Revocations::new(), Tasks::default());
         let sessions = MemorySessions::new(*dc, material, clock.clone(), revocations.clone())?;
-        let door = Door::bind(listen, material, *dc, Role::Session)?;
-        let listens = door.address().map_err(|source| StartError::of_port(listen, source))?;
+        let door = Door::bind(session.listen, material, *dc, Role::Session)?;
+        let listens = door.address().map_err(|source| StartError::of_port(session.listen, source))?;
         let (live, health, admin) = config.admin(SESSION_MEMORY, &tasks).await?;
+        let access = ContextVerifier::new(material, *dc, clock.clone(), revocations.clone());
         let sessions = match config.share(&live, &tasks).await? {
             Some(shared) => sessions.noted_in(shared.records(shared.learn(revocations))),
             None => sessions,
         };
-        let (routes, memory) = (serve_sessions(Arc::new(sessions)), live.memory.clone());
-        let answers = Answers { routes, memory, tasks: tasks.requests.clone() };
-        door.serve([(Role::Edge, answers)], &tasks.requests);
+        let own: Arc<dyn Sessions> = Arc::new(sessions);
+        let moving = match &session.workers {
+            Some(address) => {
+                let (me, whom) = (Role::Session, Role::Worker);
+                let workers = config.caller(me, whom, address, SESSION_PATIENCE, &tasks, &live.metrics)?;
+                let leaving = watch_leaving(RemoteWorkers::new(workers), &tasks.requests);
+                let ways = Ways { dc: *dc, me, material, tasks: &tasks.callers, metrics: &live.metrics };
+                let others = ways.sessions(&session.others, &Arc::new(access), clock)?;
+                Arc::new(MovingSessions::new(own.clone(), others, leaving, &live.metrics))
+            }
+            None => own.clone(),
+        };
+        let answer = |sessions| {
+            let (memory, tasks) = (live.memory.clone(), tasks.requests.clone());
+            Answers { routes: serve_sessions(sessions), memory, tasks }
+        };
+        // Who asks for others is answered by this datacenter's own: what is passed goes no further.
+        let passed = [Role::Session, Role::Worker].map(|caller| (caller, answer(own.clone())));
+        door.taking(passed).serve([(Role::Edge, answer(moving))], &tasks.requests);
         serve_until_drained(&health, &tasks);
         Ok(Self { live, tasks, listens, admin, store: None })
     }

@@ -33,8 +33,8 @@ file looks like this; what is left out of it has a default, paths are relative t
   redis_password = \"redis-password\"    # the file of its password
   log = \"warn\"
 
-Of a process that runs, log, memory, scrub_rate and certificates are taken over when the files change, at once
-at SIGHUP; one that makes no sense is logged, and nothing of it counts. All else counts from the
+Of a process that runs, log, memory, upload_rate, scrub_rate, keys and certificates are taken over when
+the files change, at once at SIGHUP; one that makes no sense is logged, and nothing of it counts. All else counts from the
 next start.
 
 Examples:
@@ -49,9 +49,12 @@ like this:
   keys = \"keys/roles/dc-a/session\"     # made by `sluice admin key make`
   listen = \"0.0.0.0:8446\"              # where edges ask
   admin = \"127.0.0.1:9092\"
+  workers = \"workers.dc-a:8445\"        # they know when a drain has contexts renewed elsewhere
   redis = \"redis://cache.dc-a:6379\"    # if there is one; what the processes share is kept there
   redis_password = \"redis-password\"    # the file of its password
   log = \"warn\"
+  [peers.dc-b]                         # where they are renewed then
+  sessions = \"dc-b.example:8446\"       # of `sluice dc` its listen.inside, as workers = \"...\"
 
 Examples:
   sluice session --config /etc/sluice/session.toml";
@@ -69,9 +72,14 @@ nothing that was acknowledged is lost. Its file looks like this:
   aggregators = \"aggregators.dc-a:8447\" # each address of the name is a process
   data = \"/var/lib/sluice\"
   memory = \"256MiB\"                    # for bodies in flight and chunks read ahead
+  upload_rate = \"1GiB\"                 # bytes a second of uploads that are taken; what is more waits,
+                                       # or goes to a datacenter that has room
   redis = \"redis://cache.dc-a:6379\"    # if there is one; what the processes share is kept there
   redis_password = \"redis-password\"    # the file of its password
   log = \"warn\"
+  [peers.dc-b]                         # where what is too much goes, and all of it in a drain
+  url = \"https://dc-b.example:8443\"    # for clients that go where they are sent
+  workers = \"dc-b.example:8445\"        # for all others: what listens there is dc-b's worker
 
 Examples:
   sluice config check /etc/sluice/worker.toml

@@ -19,7 +19,7 @@ use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{ClientFileId, DcId, FileId, TenantId};
 use sluice_engine::metadata::MetadataRecord;
-use sluice_engine::placement::{Ask, Choice};
+use sluice_engine::placement::{Ask, Choice, Load, Standings};
 use sluice_engine::span::Place;
 
 use crate::http::{
@@ -229,6 +229,8 @@ mod phase_name {
 pub struct Leaving {
     /// How far it hands over; `None`: it does not.
     pub phase: Option<Phase>,
+    /// Which datacenter takes over.
+    pub target: Option<DcId>,
     /// Where clients find the datacenter that takes over, if that is known.
     pub to: Option<String>,
 }
@@ -301,6 +303,13 @@ pub struct ChunkSource {
     pub value: ChainingValue,
     /// Whether it can be read from the own store.
     pub local: bool,
+}
+
+/// The aggregator of a datacenter that tells the others how loaded it is, as whoever places chunks sees it.
+#[async_trait]
+pub trait Placing: Send + Sync + 'static {
+    /// Says how loaded the datacenter is now, and is told how it and the others stand.
+    async fn exchange(&self, load: Load) -> Result<Standings, Refusal>;
 }
 
 /// The aggregators of a datacenter: what a worker may ask the owner of a file's slot for.

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use sluice::cluster::Listen;
 use sluice::datacenter::{DatacenterConfig, DatacenterSettings, StartError};
 use sluice::place::StorePlace;
+use sluice::ways::OtherDc;
 use sluice_aggregator::PeerAddress;
 use sluice_engine::ids::DcId;
 use sluice_node::clock::SystemClock;
@@ -180,12 +181,15 @@ impl DcFile {
     }
 
     /// The keys, which datacenter this is, and where the others are.
-    fn load(&self) -> anyhow::Result<(ClusterMaterial, DcId, Vec<PeerAddress>)> {
+    fn load(&self) -> anyhow::Result<(ClusterMaterial, DcId, Vec<PeerAddress>, Vec<OtherDc>)> {
         let material = ClusterMaterial::load(&self.keys).map_err(StartError::from)?;
         let Some(dc) = material.dc_named(&self.dc) else {
             return Err(peers::unknown("dc", &self.dc, &self.keys, &material).into());
         };
-        let peers = peers::addresses(&self.peers, &self.dc, &self.keys, &material)?;
+        let linked = self.peers.iter().map(|(name, peer)| (name.clone(), peer.linked())).collect();
+        let peers = peers::addresses(&linked, &self.dc, &self.keys, &material)?;
+        let ways = self.peers.iter().map(|(name, peer)| (name.clone(), peer.way())).collect();
+        let others = peers::ways(&ways, &self.dc, &self.keys, &material)?;
         // What it has no need of is not kept in memory either.
         let material = material.only(dc).map_err(StartError::from)?;
         let lacks = [
@@ -200,7 +204,7 @@ impl DcFile {
             let hint = format!("`sluice admin key make` makes {} for this datacenter", self.dc);
             return Err(Failure::usage("configuration", message, hint).into());
         }
-        Ok((material, dc, peers))
+        Ok((material, dc, peers, others))
     }
 
     fn redis(&self) -> anyhow::Result<Option<RedisConfig>> {
@@ -249,7 +253,7 @@ impl DcFile {
 
     /// The datacenter that the file describes, with its keys read and its ports reserved.
     pub(crate) fn reserve(&self) -> anyhow::Result<DatacenterConfig> {
-        let (material, dc, peers) = self.load()?;
+        let (material, dc, peers, others) = self.load()?;
         let mut settings = DatacenterSettings::default();
         if let Some(Bytes(memory)) = self.memory {
             settings.memory = memory;
@@ -276,6 +280,7 @@ impl DcFile {
             inside,
             url: self.url.clone(),
             peers,
+            others,
             clock: SystemClock::shared(),
             redis: self.redis()?,
             settings,
@@ -321,7 +326,7 @@ url = "https://dc-b.example:8443"
         assert_eq!(config.settings.memory, 64 << 20);
         assert_eq!(config.settings.aggregator.takeover_after, None);
         assert_eq!((config.peers.len(), config.peers[0].dc), (1, DcId::new(2)));
-        assert_eq!(config.peers[0].workers.as_deref(), Some("dc-b.example:8445"));
+        assert_eq!(config.others[0].workers.as_deref(), Some("dc-b.example:8445"));
         let capped = read(&FILE.replace("memory", "upload_rate = \"4MiB\"\nmemory")).unwrap();
         assert_eq!(capped.settings.worker.upload_rate, Some(4 << 20));
         assert!(config.material.token_mint().is_err(), "only what a datacenter needs");

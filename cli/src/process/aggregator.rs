@@ -25,7 +25,9 @@ use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls;
 use sluice_redis::lease::Fence;
-use sluice_remote::{Answers, Caller, Door, NoTenure, Owned, RemoteStore, serve_slots, serve_tenants};
+use sluice_remote::{
+    Answers, Caller, Door, NoTenure, Owned, RemoteStore, serve_placing, serve_slots, serve_tenants,
+};
 use sluice_store::ChunkStore;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -381,7 +383,8 @@ impl Lives {
         if let Some(shared) = self.shared.as_ref().filter(|_| share.is_first()) {
             shared.teach(revocations, &life.store);
         }
-        let routes = serve_slots(service.clone()).merge(serve_tenants(service));
+        let routes = serve_slots(service.clone()).merge(serve_tenants(service.clone()));
+        let routes = routes.merge(serve_placing(service));
         self.owned.add(store.tenure(), routes, life.requests.clone());
         Ok(store)
     }

@@ -4,22 +4,32 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice_aggregator::{Divided, SharePart};
+use sluice_engine::placement::Standings;
 use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::budget::MemoryBudget;
 use sluice_node::role::Role;
+use sluice_node::shutdown::Shutdown;
 use sluice_node::tls;
+use sluice_proto::calls::Placing as _;
 use sluice_remote::{
-    Answers, Door, RemoteSlots, RemoteTenants, Tenures, serve_store, serve_tenants, serve_workers,
+    Answers, Door, RemoteElsewhere, RemotePlacing, RemoteSlots, RemoteTenants, Tenures, serve_leaving,
+    serve_passed, serve_store, serve_tenants, serve_workers,
 };
 use sluice_store::FsOptions;
 use sluice_worker::{Rates, Worker, WorkerParts, WorkerSettings};
+use tokio::sync::watch;
 
 use super::{Process, ProcessConfig, SLOTS_PATIENCE, Tasks, serve_until_drained};
 use crate::datacenter::{StartError, open_store};
 use crate::shared::Shared;
 use crate::volume;
+use crate::ways::{OtherDc, Ways};
+
+/// How often the aggregator is told how loaded it is, and says how the datacenters stand.
+const EXCHANGE: Duration = Duration::from_millis(200);
 
 /// What calls to the store may take that are collected before they are acted on: apart from clients' bodies, so that these
 /// never keep an aggregator from what they wait for.
@@ -40,6 +50,8 @@ pub struct WorkerProcess {
     pub store: FsOptions,
     /// What it spends otherwise.
     pub settings: WorkerSettings,
+    /// Where other datacenters take what had better not be taken here.
+    pub others: Vec<OtherDc>,
 }
 
 impl Process {
@@ -73,6 +85,10 @@ impl Process {
         };
         let parts = material.shares().all().map(|share| (share, part(share))).collect();
         let SharePart { slots, tenants } = Divided::over(parts, access.clone());
+        let (standings, heard) = watch::channel(Standings::default());
+        let ways =
+            Ways { dc: *dc, me: Role::Worker, material, tasks: &tasks.callers, metrics: &live.metrics };
+        let elsewhere = RemoteElsewhere::new(ways.workers(&worker.others)?, heard, &live.metrics);
         let served = Worker::new(
             WorkerParts {
                 dc: config.name(),
@@ -81,25 +97,59 @@ impl Process {
                 access,
                 memory: live.memory.clone(),
                 metrics: live.metrics.clone(),
-                elsewhere: None,
+                elsewhere: Some(Arc::new(elsewhere)),
                 tasks: tasks.requests.clone(),
                 rates: Arc::new(Rates::new(clock.clone(), shared.as_ref().map(Shared::buckets))),
             },
             worker.settings.clone(),
         );
-        let edges = Answers {
-            routes: serve_workers(Arc::new(served)).merge(serve_tenants(tenants)),
-            memory: live.memory.clone(),
-            tasks: tasks.requests.clone(),
+        let live = live.taking(served.upload_rate(), worker.settings.upload_rate);
+        let served = Arc::new(served);
+        if let Some(share) = material.shares().all().find(|share| share.is_first()) {
+            let placing = RemotePlacing::new(caller, tenures.clone(), share);
+            exchange(placing, served.clone(), standings, &tasks.requests);
+        }
+        let answer = |routes| {
+            let (memory, tasks) = (live.memory.clone(), tasks.requests.clone());
+            Answers { routes, memory, tasks }
         };
+        let edges = answer(serve_workers(served.clone()).merge(serve_tenants(tenants)));
+        let (sessions, passed) = (answer(serve_leaving(served.clone())), answer(serve_passed(served)));
         // These end after the requests, which need them.
         let aggregators = Answers {
             routes: serve_store(store.clone(), tenures, tasks.inside.clone()),
             memory: MemoryBudget::new(STORE_MEMORY),
             tasks: tasks.inside.clone(),
         };
-        door.serve([(Role::Edge, edges), (Role::Aggregator, aggregators)], &tasks.inside);
+        let answers = [(Role::Edge, edges), (Role::Session, sessions), (Role::Aggregator, aggregators)];
+        door.taking([(Role::Worker, passed)]).serve(answers, &tasks.inside);
         serve_until_drained(&health, &tasks);
         Ok(Self { live, tasks, listens, admin, store: Some(store) })
     }
+}
+
+/// Tells the aggregator now and then how loaded the worker is, and hears how the datacenters stand, for as long as requests
+/// are taken. What was heard last gets old by itself, and then nothing is passed on.
+fn exchange(
+    placing: RemotePlacing,
+    worker: Arc<Worker>,
+    standings: watch::Sender<Standings>,
+    tasks: &Shutdown,
+) {
+    let owner = tasks.clone();
+    tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                () = owner.draining() => return,
+                answer = placing.exchange(worker.load()) => match answer {
+                    Ok(heard) => drop(standings.send_replace(heard)),
+                    Err(error) => tracing::debug!(%error, "the aggregator does not say how the datacenters stand"),
+                },
+            }
+            tokio::select! {
+                () = owner.draining() => return,
+                () = tokio::time::sleep(EXCHANGE) => {}
+            }
+        }
+    });
 }

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 use sluice::datacenter::StartError;
-use sluice::process::{AggregatorProcess, EdgeProcess, Process, ProcessConfig, WorkerProcess};
+use sluice::process::{
+    AggregatorProcess, EdgeProcess, Process, ProcessConfig, SessionProcess, WorkerProcess,
+};
 use sluice_aggregator::AggregatorSettings;
 use sluice_edge::EdgeSettings;
 use sluice_node::clock::SystemClock;
@@ -19,16 +21,16 @@ use sluice_worker::WorkerSettings;
 
 use crate::failure::Failure;
 use crate::length::{Length, Takeover};
-use crate::peers::{self, Peer};
+use crate::peers::{self, Linked, Way};
 use crate::reload::ConfigFile;
 use crate::settings;
 use crate::size::Bytes;
 
 const EDGE_KEYS: &str =
     "role, dc, keys, listen, admin, sessions, workers, memory, redis, redis_password, redis_ca, log";
-const SESSION_KEYS: &str = "role, dc, keys, listen, admin, redis, redis_password, redis_ca, log";
-const WORKER_KEYS: &str =
-    "role, dc, keys, listen, admin, aggregators, data, memory, redis, redis_password, redis_ca, log";
+const SESSION_KEYS: &str =
+    "role, dc, keys, listen, admin, workers, redis, redis_password, redis_ca, log, peers";
+const WORKER_KEYS: &str = "role, dc, keys, listen, admin, aggregators, data, memory, upload_rate, redis, redis_password, redis_ca, log, peers";
 const AGGREGATOR_KEYS: &str = "role, dc, keys, listen, peer, admin, workers, url, memory, scrub_rate, \
                                takeover_after, absent_after, redis, redis_password, redis_ca, log, peers";
 
@@ -92,11 +94,16 @@ pub(crate) struct SessionFile {
     keys: PathBuf,
     listen: SocketAddr,
     admin: SocketAddr,
+    /// Whom it asks where clients go, if contexts should be renewed there.
+    workers: Option<String>,
     redis: Option<String>,
     redis_password: Option<PathBuf>,
     redis_ca: Option<PathBuf>,
     #[serde(default = "warn")]
     log: String,
+    /// Where other datacenters take what moves there, by name.
+    #[serde(default)]
+    peers: BTreeMap<String, Way>,
 }
 
 /// The worker that owns a volume.
@@ -112,11 +119,15 @@ pub(crate) struct WorkerFile {
     data: PathBuf,
     #[serde(default = "memory")]
     memory: Bytes,
+    upload_rate: Option<Bytes>,
     redis: Option<String>,
     redis_password: Option<PathBuf>,
     redis_ca: Option<PathBuf>,
     #[serde(default = "warn")]
     log: String,
+    /// Where other datacenters take what moves there, by name.
+    #[serde(default)]
+    peers: BTreeMap<String, Way>,
 }
 
 /// An aggregator.
@@ -143,7 +154,7 @@ pub(crate) struct AggregatorFile {
     log: String,
     /// Every other datacenter, by name.
     #[serde(default)]
-    peers: BTreeMap<String, Peer>,
+    peers: BTreeMap<String, Linked>,
 }
 
 fn memory() -> Bytes {
@@ -208,10 +219,12 @@ impl ConfigFile for RoleFile {
             Failure::usage("configuration", format!("log: {error}"), "such as warn or info")
         })?;
         let (config, material) = self.config()?;
-        if let Self::Aggregator(file) = self {
-            file.process(&config, &material)?;
+        match self {
+            Self::Aggregator(file) => file.process(&config, &material).map(|_| ()),
+            Self::Worker(file) => file.process(&config, &material).map(|_| ()),
+            Self::Session(file) => file.process(&config, &material).map(|_| ()),
+            Self::Edge(_) => Ok(()),
         }
-        Ok(())
     }
 
     fn keys(&self) -> &Path {
@@ -232,7 +245,10 @@ impl ConfigFile for RoleFile {
     }
 
     fn upload_rate(&self) -> Option<u64> {
-        None
+        match self {
+            Self::Worker(file) => file.upload_rate.map(|Bytes(rate)| rate),
+            Self::Edge(_) | Self::Session(_) | Self::Aggregator(_) => None,
+        }
     }
 
     fn scrub_rate(&self) -> Option<u64> {
@@ -248,7 +264,9 @@ impl ConfigFile for RoleFile {
         of_all!(&mut same, log).clone_from(of_all!(other, log));
         match (&mut same, other) {
             (Self::Edge(same), Self::Edge(other)) => same.memory = other.memory,
-            (Self::Worker(same), Self::Worker(other)) => same.memory = other.memory,
+            (Self::Worker(same), Self::Worker(other)) => {
+                (same.memory, same.upload_rate) = (other.memory, other.upload_rate);
+            }
             (Self::Aggregator(same), Self::Aggregator(other)) => {
                 (same.memory, same.scrub_rate) = (other.memory, other.scrub_rate);
             }
@@ -288,18 +306,8 @@ impl RoleFile {
                 };
                 Process::edge(&config, &edge).await?
             }
-            Self::Session(SessionFile { listen, .. }) => Process::session(&config, *listen).await?,
-            Self::Worker(WorkerFile { listen, aggregators, data, memory: Bytes(memory), .. }) => {
-                let worker = WorkerProcess {
-                    listen: *listen,
-                    aggregators: aggregators.clone(),
-                    data: data.clone(),
-                    memory: *memory,
-                    store: FsOptions::default(),
-                    settings: WorkerSettings::default(),
-                };
-                Process::worker(&config, &worker).await?
-            }
+            Self::Session(file) => Process::session(&config, &file.process(&config, &material)?).await?,
+            Self::Worker(file) => Process::worker(&config, &file.process(&config, &material)?).await?,
             Self::Aggregator(file) => {
                 Process::aggregator(&config, &file.process(&config, &material)?).await?
             }
@@ -332,6 +340,35 @@ impl RoleFile {
         let clock = SystemClock::shared();
         let config = ProcessConfig { dc, material: Arc::new(material), admin: *admin, clock, redis };
         Ok((config, all))
+    }
+}
+
+impl SessionFile {
+    /// What the process is told beside.
+    fn process(&self, config: &ProcessConfig, material: &ClusterMaterial) -> anyhow::Result<SessionProcess> {
+        let others = peers::ways(&self.peers, &config.name(), &self.keys, material)?;
+        if !others.is_empty() && self.workers.is_none() {
+            let message = "peers are given, and not whom to ask when to go there";
+            let hint = "add workers = \"host:port\", those of the datacenter itself";
+            return Err(Failure::usage("configuration", message, hint).into());
+        }
+        Ok(SessionProcess { listen: self.listen, workers: self.workers.clone(), others })
+    }
+}
+
+impl WorkerFile {
+    /// What the process is told beside.
+    fn process(&self, config: &ProcessConfig, material: &ClusterMaterial) -> anyhow::Result<WorkerProcess> {
+        let upload_rate = self.upload_rate.map(|Bytes(rate)| rate);
+        Ok(WorkerProcess {
+            listen: self.listen,
+            aggregators: self.aggregators.clone(),
+            data: self.data.clone(),
+            memory: self.memory.0,
+            store: FsOptions::default(),
+            settings: WorkerSettings { upload_rate, ..WorkerSettings::default() },
+            others: peers::ways(&self.peers, &config.name(), &self.keys, material)?,
+        })
     }
 }
 
@@ -428,9 +465,17 @@ address = "dc-b.example:8444"
             .collect();
         let file = read(&session, Role::Session).unwrap();
         assert_eq!((file.role(), file.memory()), (Role::Session, None));
+        let peers = "[peers.dc-b]\nsessions = \"dc-b:8446\"\n";
+        let error = read(&format!("{session}{peers}"), Role::Session).unwrap_err().to_string();
+        assert!(error.contains("not whom to ask"), "{error}");
+        assert!(read(&format!("{session}workers = \"w:1\"\n{peers}"), Role::Session).is_ok());
         let file = read(WORKER, Role::Worker).unwrap();
         let RoleFile::Worker(WorkerFile { data, .. }) = &file else { unreachable!() };
         assert!(data.is_absolute() && data.ends_with("data"), "{}", data.display());
+        let way = "upload_rate = \"1MiB\"\n[peers.dc-b]\nworkers = \"dc-b:8445\"\n";
+        assert_eq!(read(&format!("{WORKER}{way}"), Role::Worker).unwrap().upload_rate(), Some(1 << 20));
+        let itself = read(&format!("{WORKER}{}", way.replace("dc-b]", "dc-a]")), Role::Worker);
+        assert!(itself.unwrap_err().to_string().contains("the datacenter itself"));
         let file = read(AGGREGATOR, Role::Aggregator).unwrap();
         assert_eq!((file.role(), file.memory()), (Role::Aggregator, Some(64 << 20)));
     }

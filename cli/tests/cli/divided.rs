@@ -53,14 +53,18 @@ impl Divided {
             site.home.write(&format!("{name}.toml"), text.as_bytes());
             done(site.home.command(&["config", "check", &format!("{name}.toml")]).output().unwrap().into());
         };
-        write("session", "session", &format!("listen = \"{}\"\n", sessions.address()));
+        // Where dc-b, which is one process, takes what moves there.
+        let there = format!("[peers.dc-b]\nworkers = \"{}\"\n", site.inside[1].address());
+        let listens = format!("listen = \"{}\"\n", sessions.address());
+        write("session", "session", &format!("{listens}workers = \"{inside}\"\n{there}"));
         let edge = site.ports[0].edge.address();
         let asks =
             format!("sessions = \"{}\"\nworkers = \"localhost:{}\"\n", sessions.address(), inside.port());
         write("edge", "edge", &format!("listen = \"{edge}\"\n{asks}"));
         let names: Vec<String> = aggregators.iter().map(|port| port.address().to_string()).collect();
         let asks = format!("aggregators = \"{}\"\ndata = \"data/dc-a\"\n", names.join(","));
-        write("worker", "worker", &format!("listen = \"{inside}\"\n{asks}"));
+        let url = format!("url = \"{}\"\n", site.urls[1]);
+        write("worker", "worker", &format!("listen = \"{inside}\"\n{asks}{there}{url}"));
         let peers: Vec<_> = std::iter::once(site.ports[0].peer.address())
             .chain(others.iter().map(ReservedPort::address))
             .collect();
@@ -77,8 +81,13 @@ impl Divided {
         // Wherever an aggregator of dc-a answers.
         let text = std::fs::read_to_string(site.home.path("dc-b.toml")).unwrap();
         let all: Vec<String> = peers.iter().map(ToString::to_string).collect();
-        let text =
-            text.replace(&format!("address = \"{}\"", peers[0]), &format!("address = \"{}\"", all.join(",")));
+        let ways = format!(
+            "url = \"{}\"\nworkers = \"{inside}\"\nsessions = \"{}\"\n",
+            site.urls[0],
+            sessions.address()
+        );
+        let address = |all: &str| format!("address = \"{all}\"\n");
+        let text = text.replace(&address(&peers[0].to_string()), &(address(&all.join(",")) + &ways));
         site.home.write("dc-b.toml", text.as_bytes());
         Self { site, sessions, aggregators, admins: Mutex::default() }
     }
@@ -94,17 +103,21 @@ impl Divided {
 
     /// How many shares an aggregator has; 0 for one that is not there.
     pub(crate) fn shares(&self, number: usize) -> i64 {
-        let admin = self.admins.lock().unwrap().get(&format!("aggregator-{number}")).cloned();
+        self.metric(&format!("aggregator-{number}"), "sluice_shares{dc=\"dc-a\"} ").unwrap_or(0)
+    }
+
+    /// A metric of one of the processes of dc-a, named with its labels.
+    pub(crate) fn metric(&self, process: &str, name: &str) -> Option<i64> {
+        let admin = self.admins.lock().unwrap().get(process).cloned();
         let read = || {
             let mut stream = TcpStream::connect(admin?.strip_prefix("http://")?).ok()?;
             stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
             stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
             let mut text = String::new();
             stream.read_to_string(&mut text).ok()?;
-            text.lines()
-                .find_map(|line| line.strip_prefix("sluice_shares{dc=\"dc-a\"} ")?.trim().parse().ok())
+            text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
         };
-        read().unwrap_or(0)
+        read()
     }
 
     /// Plain requests to dc-a.

@@ -13,6 +13,7 @@ mod cluster;
 mod connections;
 mod divided;
 mod drain;
+mod hand_over;
 mod kubernetes;
 mod local;
 mod lost_disk;

@@ -1,8 +1,9 @@
 //! What a process of a datacenter is for, and who may call it.
 //!
 //! A role is proven by a certificate of the cluster's CA whose one name is the role's in one datacenter
-//! ([`ClusterMaterial::role_tls_name`](crate::material::ClusterMaterial::role_tls_name)). Between datacenters only workers
-//! call each other, to pass on what is too much; for all else the datacenters' own certificates count.
+//! ([`ClusterMaterial::role_tls_name`](crate::material::ClusterMaterial::role_tls_name)). Between datacenters workers call
+//! each other, to pass on what is too much, and session services, to have contexts renewed where clients move to; a
+//! datacenter of one process does both as a worker. For all else the datacenters' own certificates count.
 
 use std::fmt;
 use std::str::FromStr;
@@ -35,19 +36,19 @@ impl Role {
     }
 
     /// Whether a process of this role answers `caller`: edges ask sessions and workers; workers ask aggregators about files,
-    /// which ask workers about the store.
+    /// which ask workers about the store; sessions ask workers where clients go.
     pub const fn answers(self, caller: Self) -> bool {
         match self {
             Self::Edge => false,
             Self::Session => matches!(caller, Self::Edge),
-            Self::Worker => matches!(caller, Self::Edge | Self::Aggregator),
+            Self::Worker => matches!(caller, Self::Edge | Self::Session | Self::Aggregator),
             Self::Aggregator => matches!(caller, Self::Worker),
         }
     }
 
-    /// Whether a process of this role takes what `caller` in another datacenter passes on: workers pass to workers.
+    /// Whether a process of this role takes what `caller` in another datacenter passes on.
     pub const fn takes_from(self, caller: Self) -> bool {
-        matches!((self, caller), (Self::Worker, Self::Worker))
+        matches!((self, caller), (Self::Worker | Self::Session, Self::Worker | Self::Session))
     }
 }
 
@@ -84,12 +85,13 @@ mod tests {
         let expected = [
             (Role::Edge, Role::Session),
             (Role::Edge, Role::Worker),
+            (Role::Session, Role::Worker),
             (Role::Worker, Role::Aggregator),
             (Role::Aggregator, Role::Worker),
         ];
         assert_eq!(calls, expected);
         let passes = |role: &Role| Role::ALL.into_iter().any(|caller| role.takes_from(caller));
-        assert_eq!(Role::ALL.into_iter().filter(passes).collect::<Vec<_>>(), [Role::Worker]);
+        assert_eq!(Role::ALL.into_iter().filter(passes).collect::<Vec<_>>(), [Role::Session, Role::Worker]);
         assert!(Role::Worker.takes_from(Role::Worker) && !Role::Worker.takes_from(Role::Edge));
         assert_eq!("worker".parse(), Ok(Role::Worker));
         assert_eq!("door".parse::<Role>(), Err(NoRole));

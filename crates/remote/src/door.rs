@@ -54,7 +54,7 @@ pub struct Door {
     listener: TcpListener,
     tls: Arc<ServerConfig>,
     who: Who,
-    passed: Option<Answers>,
+    passed: Vec<(Role, Answers)>,
 }
 
 /// What a process answers to callers of one role.
@@ -85,7 +85,7 @@ impl Door {
     ) -> Result<Self, DoorError> {
         let tls = tls::role_server(material, dc, role)?;
         let listener = listener::bind(address).map_err(|source| DoorError::Listen { address, source })?;
-        Ok(Self { listener, tls, who: Who { dc, role, material: material.clone() }, passed: None })
+        Ok(Self { listener, tls, who: Who { dc, role, material: material.clone() }, passed: Vec::new() })
     }
 
     /// Where it is.
@@ -93,10 +93,10 @@ impl Door {
         self.listener.local_addr()
     }
 
-    /// The same, which also answers the workers of other datacenters: what they pass on is taken.
+    /// The same, which also answers roles of other datacenters: what they pass on is taken.
     #[must_use]
-    pub fn taking(self, passed: Answers) -> Self {
-        Self { passed: Some(passed), ..self }
+    pub fn taking(self, passed: impl IntoIterator<Item = (Role, Answers)>) -> Self {
+        Self { passed: passed.into_iter().collect(), ..self }
     }
 
     /// Answers callers by their role until `tasks` drain, which own the port; whoever has a role that is not in `answers`
@@ -108,7 +108,8 @@ impl Door {
             (routes.layer(middleware::from_fn_with_state(dc.clone(), call::follow)), tasks)
         };
         let own = answers.into_iter().map(|(caller, answers)| (caller, pay(answers))).collect();
-        let answers = Arc::new(Table { own, passed: self.passed.map(pay) });
+        let passed = self.passed.into_iter().map(|(caller, answers)| (caller, pay(answers))).collect();
+        let answers = Arc::new(Table { own, passed });
         let owner = tasks.clone();
         tasks.spawn(async move {
             let (readers, room) = (Readers::default(), Concurrency::new("connections", CONNECTIONS));
@@ -143,7 +144,7 @@ struct Table {
     /// To the roles of the datacenter.
     own: BTreeMap<Role, (Router, Shutdown)>,
     /// To those of other datacenters that pass something on.
-    passed: Option<(Router, Shutdown)>,
+    passed: BTreeMap<Role, (Router, Shutdown)>,
 }
 
 /// A connection after its handshake, and what is answered on it; `None` if that is nothing.
@@ -166,7 +167,7 @@ async fn greeted(
             let answers = if dc == who.dc {
                 answers.own.get(&caller).filter(|_| who.role.answers(caller))
             } else {
-                answers.passed.as_ref().filter(|_| who.role.takes_from(caller))
+                answers.passed.get(&caller).filter(|_| who.role.takes_from(caller))
             };
             if answers.is_none() {
                 tracing::warn!(%dc, %caller, role = %who.role, "a role called that has nothing to ask here");

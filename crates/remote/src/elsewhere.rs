@@ -134,7 +134,8 @@ impl Elsewhere for RemoteElsewhere {
 
     fn leaving(&self) -> Leaving {
         let drain = self.standings.borrow().drain;
-        Leaving { phase: drain.map(|drain| drain.phase), to: drain.and_then(|drain| self.url(drain.target)) }
+        let target = drain.map(|drain| drain.target);
+        Leaving { phase: drain.map(|drain| drain.phase), target, to: target.and_then(|dc| self.url(dc)) }
     }
 
     fn failed(&self, dc: DcId) {

@@ -19,11 +19,10 @@ use sluice_engine::context::SignedContext;
 use sluice_engine::drain::Phase;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{DcId, Timestamp};
-use sluice_engine::placement::Standings;
 use sluice_node::access::ContextVerifier;
 use sluice_node::clock::SharedClock;
 use sluice_node::metrics::Metrics;
-use sluice_proto::calls::Sessions;
+use sluice_proto::calls::{Leaving, Sessions};
 use sluice_proto::problem::{Problem, Refusal};
 use tokio::sync::watch;
 
@@ -102,7 +101,7 @@ impl RemoteSessions {
 pub struct MovingSessions {
     own: Arc<dyn Sessions>,
     others: BTreeMap<DcId, Arc<dyn Sessions>>,
-    standings: watch::Receiver<Standings>,
+    leaving: watch::Receiver<Leaving>,
     moved: Counter,
 }
 
@@ -113,11 +112,11 @@ impl fmt::Debug for MovingSessions {
 }
 
 impl MovingSessions {
-    /// The datacenter's `own`, and those of the others, of which `standings` tells which takes over.
+    /// The datacenter's `own`, and those of the others, of which `leaving` tells which takes over.
     pub fn new(
         own: Arc<dyn Sessions>,
         others: BTreeMap<DcId, Arc<dyn Sessions>>,
-        standings: watch::Receiver<Standings>,
+        leaving: watch::Receiver<Leaving>,
         metrics: &Metrics,
     ) -> Self {
         let moved = Counter::default();
@@ -128,12 +127,13 @@ impl MovingSessions {
                 moved.clone(),
             );
         });
-        Self { own, others, standings, moved }
+        Self { own, others, leaving, moved }
     }
 
     fn target(&self) -> Option<Arc<dyn Sessions>> {
-        let drain = self.standings.borrow().drain.filter(|drain| drain.phase >= Phase::Sessions)?;
-        self.others.get(&drain.target).cloned()
+        let leaving = self.leaving.borrow();
+        let target = leaving.target.filter(|_| leaving.phase >= Some(Phase::Sessions))?;
+        self.others.get(&target).cloned()
     }
 }
 

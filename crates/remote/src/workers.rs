@@ -16,7 +16,7 @@ use sluice_engine::context::SignedContext;
 use sluice_engine::drain::Phase;
 use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::hash::{ChainingValue, Root};
-use sluice_engine::ids::ClientFileId;
+use sluice_engine::ids::{ClientFileId, DcId};
 use sluice_engine::limits::MAX_RUN;
 use sluice_engine::metadata::MetadataFields;
 use sluice_engine::span::Place;
@@ -74,7 +74,21 @@ struct Put {
 #[derive(Serialize, Deserialize)]
 struct WireLeaving {
     phase: Option<String>,
+    #[serde(default)]
+    target: Option<u16>,
     to: Option<String>,
+}
+
+impl WireLeaving {
+    fn of(Leaving { phase, target, to }: Leaving) -> Self {
+        Self { phase: phase.map(|phase| phase.name().into()), target: target.map(DcId::number), to }
+    }
+
+    /// A phase that this version does not know is none that it could act on.
+    fn parse(self) -> Leaving {
+        let phase = self.phase.as_deref().and_then(Phase::from_name);
+        Leaving { phase, target: self.target.map(DcId::new), to: self.to }
+    }
 }
 
 impl Create {
@@ -127,6 +141,11 @@ pub fn serve_workers(workers: Arc<dyn Workers>) -> Router {
         .route(DRAIN, post(drain))
         .route(LEAVING, post(leaving))
         .with_state(workers)
+}
+
+/// What serves to session services what they may ask of `workers`: where clients should go.
+pub fn serve_leaving(workers: Arc<dyn Workers>) -> Router {
+    Router::new().route(LEAVING, post(leaving)).with_state(workers)
 }
 
 /// What serves to other datacenters what they may ask of `workers`: to take what they pass on. Whatever a caller says, it
@@ -239,10 +258,7 @@ async fn drain(AppState(workers): Served, call: Call<DrainOrder>) -> Answer<Drai
 }
 
 async fn leaving(AppState(workers): Served, _: Call<Nothing>) -> Answer<WireLeaving> {
-    let answer = workers.leaving().await;
-    Answer(
-        answer.map(|Leaving { phase, to }| WireLeaving { phase: phase.map(|phase| phase.name().into()), to }),
-    )
+    Answer(workers.leaving().await.map(WireLeaving::of))
 }
 
 /// The workers of other processes.
@@ -354,8 +370,6 @@ impl Workers for RemoteWorkers {
 
     async fn leaving(&self) -> Result<Leaving, Refusal> {
         let asked = self.0.ask(Head::own(LEAVING), &Nothing {}, Bytes::new(), Duration::ZERO);
-        let WireLeaving { phase, to } = asked.await?;
-        // A phase that this version does not know is none that it could act on.
-        Ok(Leaving { phase: phase.as_deref().and_then(Phase::from_name), to })
+        Ok(WireLeaving::parse(asked.await?))
     }
 }

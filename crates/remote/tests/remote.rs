@@ -139,7 +139,11 @@ impl Workers for Fake {
         Err(Refusal::new(Problem::Precondition, format!("{order:?}")))
     }
     async fn leaving(&self) -> Result<Leaving, Refusal> {
-        Ok(Leaving { phase: Some(Phase::Channels), to: Some("https://dc-b".into()) })
+        Ok(Leaving {
+            phase: Some(Phase::Channels),
+            target: Some(DcId::new(2)),
+            to: Some("https://dc-b".into()),
+        })
     }
 }
 
@@ -174,7 +178,7 @@ impl Bed {
                 memory: MemoryBudget::new(64 << 20),
                 tasks: tasks.clone(),
             };
-            let door = if role == Role::Worker { door.taking(passed) } else { door };
+            let door = if role == Role::Worker { door.taking([(Role::Worker, passed)]) } else { door };
             serve(door, routes, MemoryBudget::new(64 << 20), &tasks);
             address
         };

@@ -1,8 +1,6 @@
 //! Drain, as an operator asks for it: begun, shown and ended here; the engine decides whether it may be, remembers it, and
 //! tells the others. Runs in the caller's request.
 
-use std::sync::atomic::Ordering;
-
 use sluice_engine::aggregator::NodeEvent;
 use sluice_engine::drain::{Drain, DrainError};
 use sluice_engine::ids::DcId;
@@ -18,12 +16,6 @@ impl AggregatorService {
         match order {
             DrainOrder::Show => {}
             DrainOrder::End => self.set_drain(None).await?,
-            DrainOrder::Begin { .. } if !self.is_placed.load(Ordering::Relaxed) => {
-                let detail =
-                    "the workers of this datacenter are processes of their own, which pass nothing on";
-                return Err(Refusal::new(Problem::Precondition, detail)
-                    .hint("run it as one process, `sluice dc`, to drain it"));
-            }
             DrainOrder::Begin { to, phase, evacuate } => {
                 let target = self.parts.material.dc_named(&to).ok_or_else(|| {
                     let known: Vec<&str> = self.parts.material.dcs().map(|(_, name)| name).collect();

@@ -155,8 +155,6 @@ pub struct PeerAddress {
     pub address: String,
     /// Where its edges answer clients.
     pub edge_url: Option<String>,
-    /// `host:port` at which its workers take what is passed to them.
-    pub workers: Option<String>,
 }
 
 /// Why an aggregator does not start.
@@ -212,8 +210,6 @@ pub struct AggregatorService {
     pub(crate) edge_url: Option<String>,
     /// Files of which chunks were known to be damaged when that was last looked at.
     pub(crate) damaged: std::sync::atomic::AtomicUsize,
-    /// Whether anybody says how loaded the datacenter is, and so places chunks.
-    pub(crate) is_placed: std::sync::atomic::AtomicBool,
     /// What time it is for the engine.
     pub(crate) now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
     pub(crate) standings: tokio::sync::watch::Sender<Standings>,
@@ -271,7 +267,6 @@ pub async fn start(
         pulls: port.pulls(),
         edge_url,
         damaged: std::sync::atomic::AtomicUsize::new(0),
-        is_placed: std::sync::atomic::AtomicBool::new(false),
         now: Arc::new(now),
         standings: tokio::sync::watch::Sender::new(Standings::default()),
         leaving: tokio::sync::watch::Sender::new(Leaving::default()),

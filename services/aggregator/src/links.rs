@@ -107,7 +107,7 @@ impl Links {
     ) -> Result<Self, AggregatorError> {
         let config = tls::peer_client(&parts.material, parts.dc)?;
         let mut peers = BTreeMap::new();
-        for PeerAddress { dc, address, edge_url, workers: _ } in addresses {
+        for PeerAddress { dc, address, edge_url } in addresses {
             let connector = Connector {
                 address: address.clone(),
                 tls: TlsConnector::from(config.clone()),

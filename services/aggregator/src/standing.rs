@@ -2,12 +2,13 @@
 //! knows of the others to whoever places chunks. One task, which ends with the aggregator.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use sluice_engine::aggregator::NodeEvent;
 use sluice_engine::placement::{Load, Standings};
-use sluice_proto::calls::Leaving;
+use sluice_proto::calls::{Leaving, Placing};
+use sluice_proto::problem::Refusal;
 use tokio::sync::watch;
 
 use crate::AggregatorService;
@@ -26,19 +27,12 @@ impl AggregatorService {
         self.leaving.subscribe()
     }
 
-    /// Says that somebody places chunks, so that the datacenter can be drained.
-    pub fn set_placed(&self) {
-        self.is_placed.store(true, Ordering::Relaxed);
-    }
-
     /// From now on tells how loaded the datacenter is, as `load` says, and keeps [`standings`](Self::standings) up.
     pub fn report(self: &Arc<Self>, load: impl Fn() -> Load + Send + 'static) {
-        self.set_placed();
         let service = self.clone();
         self.parts.tasks.spawn(async move {
             loop {
-                service.ledgers.tell(NodeEvent::Load(load())).await;
-                if service.refresh().await.is_none() {
+                if service.exchange(load()).await.is_err() {
                     return;
                 }
                 tokio::select! {
@@ -55,13 +49,22 @@ impl AggregatorService {
         let standings = self.ledgers.ask(move |aggregator| aggregator.standings(now())).await.ok()?;
         self.metrics.drain_phase.set(standings.drain.map_or(0, |drain| i64::from(drain.phase as u8)));
         self.standings.send_replace(standings.clone());
-        let to = standings.drain.and_then(|drain| self.links.peer(drain.target)?.edge_url.clone());
-        let leaving = Leaving { phase: standings.drain.map(|drain| drain.phase), to };
+        let target = standings.drain.map(|drain| drain.target);
+        let to = target.and_then(|dc| self.links.peer(dc)?.edge_url.clone());
+        let leaving = Leaving { phase: standings.drain.map(|drain| drain.phase), target, to };
         self.leaving.send_if_modified(|known| {
             let changed = *known != leaving;
             *known = leaving;
             changed
         });
         Some(standings)
+    }
+}
+
+#[async_trait]
+impl Placing for AggregatorService {
+    async fn exchange(&self, load: Load) -> Result<Standings, Refusal> {
+        self.ledgers.tell(NodeEvent::Load(load)).await;
+        self.refresh().await.ok_or_else(crate::refusal::stopping)
     }
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use axum::extract::{Request, State};
 use http::{HeaderValue, StatusCode, header};
+use sluice_engine::context::SignedContext;
 use sluice_engine::drain::Phase;
 use sluice_proto::calls::{DrainOrder, Way};
-use sluice_proto::http::StartDrain;
+use sluice_proto::http::{DrainStatus, StartDrain};
 use sluice_proto::problem::Refusal;
 
 use crate::App;
@@ -22,7 +23,7 @@ pub(crate) const ABOUT: &str = "/v1";
 
 /// `GET /v1/drain`
 pub(crate) async fn show(State(app): State<Arc<App>>, Caller(context): Caller) -> Answer {
-    json(StatusCode::OK, &app.parts.workers.drain(&context, DrainOrder::Show).await?)
+    order(&app, &context, DrainOrder::Show).await
 }
 
 /// `PUT /v1/drain`
@@ -33,13 +34,19 @@ pub(crate) async fn begin(State(app): State<Arc<App>>, Caller(context): Caller, 
         let names = Phase::ALL.map(Phase::name).join(", ");
         invalid(format!("{phase:?} is no phase of a drain")).hint(format!("one of {names}"))
     })?;
-    let order = DrainOrder::Begin { to, phase, evacuate };
-    json(StatusCode::OK, &app.parts.workers.drain(&context, order).await?)
+    order(&app, &context, DrainOrder::Begin { to, phase, evacuate }).await
 }
 
 /// `DELETE /v1/drain`
 pub(crate) async fn end(State(app): State<Arc<App>>, Caller(context): Caller) -> Answer {
-    json(StatusCode::OK, &app.parts.workers.drain(&context, DrainOrder::End).await?)
+    order(&app, &context, DrainOrder::End).await
+}
+
+async fn order(app: &App, context: &SignedContext, order: DrainOrder) -> Answer {
+    let status = app.parts.workers.drain(context, order).await?;
+    // One of them asks.
+    let connections = u64::try_from(app.parts.metrics.connections.get()).unwrap_or(0).saturating_sub(1);
+    json(StatusCode::OK, &DrainStatus { connections, ..status })
 }
 
 /// Sends a client away that goes where it is sent, once the channels of the datacenter end. Who asks where it is must be told

@@ -464,9 +464,7 @@ impl Workers for Worker {
     async fn drain(&self, context: &SignedContext, order: DrainOrder) -> Result<DrainStatus, Refusal> {
         self.parts.access.require(context, Scope::Operate)?;
         let status = self.ask(self.parts.slots.drain(context, order)).await?;
-        // One of them asks.
-        let connections = u64::try_from(self.parts.metrics.connections.get()).unwrap_or(0).saturating_sub(1);
-        Ok(DrainStatus { bodies: self.bodies.used() as u64, connections, ..status })
+        Ok(DrainStatus { bodies: self.bodies.used() as u64, ..status })
     }
 
     async fn leaving(&self) -> Result<Leaving, Refusal> {
