@@ -1,9 +1,10 @@
 """Checks `k8s`: renders the manifests, checks them, then runs what they describe and restarts all of it under load.
 
-What runs is every container's own command, arguments, environment, mounts, user and probes, with the root filesystem of the
-image, in a network namespace each; Services are names, NetworkPolicies packet filters, and a rolling restart goes as the
-manifests say. A Prometheus scrapes it, and is asked all that the dashboard and the alerts ask. Needs root, iproute2,
-iptables, prometheus and kubectl (which renders, and asks no server).
+What runs is every container's own command, arguments, environment, mounts, user and probes, with the root filesystem of
+Sluice's image, or with this machine's redis-server, in a network namespace each; Services are names, NetworkPolicies packet
+filters, and a rolling restart goes as the manifests say. Where there is a Redis, aggregators must divide the files, and it is
+away for a while. A Prometheus scrapes it, and is asked all that the dashboard and the alerts ask. Needs root, iproute2,
+iptables, prometheus, redis-server and kubectl (which renders, and asks no server).
 
   check_kubernetes.py --manifests                      only renders and checks
   check_kubernetes.py --binary target/debug/sluice --overlay dc-a --overlay dc-b
@@ -20,9 +21,10 @@ import tempfile
 import threading
 import time
 
+from kubernetes.image import of_redis, of_sluice
 from kubernetes.manifests import Manifests
 from kubernetes.node import Node, secrets
-from kubernetes.observed import Prometheus, check
+from kubernetes.observed import BUCKET, REDIS, TOGETHER, Prometheus, check
 from kubernetes.pod import Pod, run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -30,6 +32,11 @@ OVERLAYS = ("dc-a", "dc-b", "minimal")
 SIZES = (700, 3 << 20, (12 << 20) + 5)
 CLIENTS = 3
 READ_BACK = 40
+# As k8s/README.md says.
+SHARES = 16
+# How long Redis is away, in seconds: longer than leases last.
+AWAY = 5
+PATIENCE = 60
 
 
 def overlay(name):
@@ -50,6 +57,8 @@ class Load:
         self.node, self.binary, self.home, self.urls = node, binary, home, urls
         self.stop, self.sent, self.failed, self.lock = threading.Event(), [], [], threading.Lock()
         self.threads = [threading.Thread(target=self.run, args=(n,), daemon=True) for n in range(CLIENTS)]
+
+    def begin(self):
         for thread in self.threads:
             thread.start()
 
@@ -116,8 +125,15 @@ class Cluster:
         pod.start()
         return pod
 
-    def restart(self, workload):
-        """A rolling restart, as the controller of the workload does it."""
+    def of(self, namespace, name):
+        return self.running[namespace, name]
+
+    def pods(self, namespace=None):
+        return [pod for (of, _), pods in self.running.items() for pod in pods if namespace in (None, of)]
+
+    def restart(self, workload, meanwhile=None):
+        """A rolling restart, as the controller of the workload does it; `meanwhile`: between the end of a process and the
+        start of the next, where that is the order."""
         pods = self.running[self.key(workload)]
         order = list(enumerate(pods))
         if workload["kind"] == "StatefulSet":
@@ -126,6 +142,11 @@ class Cluster:
         for ordinal, old in order:
             if workload["kind"] == "StatefulSet":
                 took = old.terminate()
+                pods[ordinal] = self.start(workload, ordinal)
+                pods[ordinal].wait_ready()
+            elif workload["spec"]["strategy"] == {"type": "Recreate"}:
+                took = old.terminate()
+                meanwhile()
                 pods[ordinal] = self.start(workload, ordinal)
                 pods[ordinal].wait_ready()
             else:
@@ -138,27 +159,110 @@ class Cluster:
             self.node.check()
 
 
-def cannot_connect(node, address, port):
-    """Whether a client is kept from a port."""
+def eventually(what, true):
+    until = time.monotonic() + PATIENCE
+    while not true():
+        assert time.monotonic() < until, what()
+        time.sleep(0.2)
+
+
+def cannot_connect(node, address, port, outsider="client"):
+    """Whether somebody is kept from a port."""
     script = f"import socket; socket.create_connection(('{address}', {port}), timeout=1)"
-    return node.command("client", [sys.executable, "-c", script]).wait() != 0
+    return node.command(outsider, [sys.executable, "-c", script]).wait() != 0
 
 
 def check_policies(node, cluster):
-    """Clients reach edges and nothing else; whoever reads metrics reaches every admin port."""
-    for pods in cluster.running.values():
-        for pod in pods:
-            public = {p["targetPort"] for s in node.manifests.of("Service", pod.namespace)
-                      if s["spec"].get("type") == "LoadBalancer" and pod in node.endpoints(s) and s["metadata"]["name"] == "edge"
-                      for p in s["spec"]["ports"]}
-            for name, port in pod.ports.items():
-                kept_out = cannot_connect(node, pod.address, port)
-                assert kept_out != (name in public), f"{pod.name}: a client and port {name}: kept out is {kept_out}"
-            url = f"http://{pod.address}:{pod.ports['admin']}/metrics"
-            script = f"import urllib.request; print(urllib.request.urlopen('{url}', timeout=5).read().decode())"
-            reader = node.command("prometheus", [sys.executable, "-c", script])
-            text, errors = reader.communicate(timeout=10)
-            assert "sluice_build_info" in text, errors
+    """Clients reach edges and nothing else, whoever reads metrics every admin port, and nobody from outside a Redis."""
+    for pod in cluster.pods():
+        public = {p["targetPort"] for s in node.manifests.of("Service", pod.namespace)
+                  if s["spec"].get("type") == "LoadBalancer" and pod in node.endpoints(s) and s["metadata"]["name"] == "edge"
+                  for p in s["spec"]["ports"]}
+        for name, port in pod.ports.items():
+            kept_out = cannot_connect(node, pod.address, port)
+            assert kept_out != (name in public), f"{pod.name}: a client and port {name}: kept out is {kept_out}"
+        if not pod.is_sluice:
+            # Of its namespace, too, only those who are named.
+            for outsider in ("prometheus", f"stranger-{pod.namespace}"):
+                assert cannot_connect(node, pod.address, pod.ports["redis"], outsider), f"{outsider} reaches {pod.name}"
+            continue
+        url = f"http://{pod.address}:{pod.ports['admin']}/metrics"
+        script = f"import urllib.request; print(urllib.request.urlopen('{url}', timeout=5).read().decode())"
+        reader = node.command("prometheus", [sys.executable, "-c", script])
+        text, errors = reader.communicate(timeout=10)
+        assert "sluice_build_info" in text, errors
+
+
+ASK = """
+import socket, ssl, sys
+ca, name, address, token = sys.argv[1:]
+token = open(token).read().strip()
+plain = socket.create_connection((address, 8443), timeout=30)
+with ssl.create_default_context(cafile=ca).wrap_socket(plain, server_hostname=name) as edge:
+    edge.sendall(f"GET /v1/files HTTP/1.1\\r\\nHost: {name}\\r\\nAuthorization: Bearer {token}\\r\\n\\r\\n".encode())
+    print(edge.recv(4096).split()[1].decode())
+"""
+
+
+class Shared:
+    """What the processes of a namespace share through its Redis."""
+
+    def __init__(self, cluster, load, namespace):
+        self.cluster, self.load, self.namespace = cluster, load, namespace
+
+    def shares(self):
+        return {pod.name: pod.metric("sluice_shares") for pod in self.cluster.of(self.namespace, "aggregator")}
+
+    # Each share goes to whom a hash says: none at all go to one of two once in 30,000 times.
+    def is_divided(self):
+        shares = self.shares().values()
+        return len(shares) > 1 and min(shares) > 0 and sum(shares) == SHARES
+
+    def check(self, when):
+        """All are connected, and each aggregator has a part of the files, until it is so."""
+        eventually(lambda: f"{when} {', '.join(self.cut_off())} cannot reach Redis", lambda: not self.cut_off())
+        eventually(lambda: f"{when} not each has some of {SHARES} shares: {self.shares()}", self.is_divided)
+        parts = ", ".join(f"{name} has {number:.0f}" for name, number in self.shares().items())
+        print(f"  {when}, of {SHARES} shares {parts}", flush=True)
+
+    def cut_off(self):
+        """Who cannot reach Redis."""
+        pods = self.cluster.pods(self.namespace)
+        return [pod.name for pod in pods if pod.is_sluice and pod.metric("sluice_redis_up") != 1]
+
+    def logs_in(self, token):
+        """What each edge answers to whoever comes with a token."""
+        answers = []
+        name = f"{self.namespace.removeprefix('sluice-')}.edge.prod.sluice"
+        for edge in self.cluster.of(self.namespace, "edge"):
+            script = [sys.executable, "-c", ASK, str(self.load.home / "keys/ca.pem"), name, edge.address, str(token)]
+            out, errors = self.cluster.node.command("client", script).communicate(timeout=60)
+            assert out, errors
+            answers.append(int(out))
+        return answers
+
+    def without(self):
+        """While Redis is away: who had shares has them, sessions that began go on, none begin."""
+        known, new = self.load.home / "token", self.load.home / f"token-{self.namespace}"
+        time.sleep(AWAY)
+        answers = self.logs_in(known), self.logs_in(new)
+        assert (set(answers[0]), set(answers[1])) == ({200}, {503}), f"without Redis known and new sessions got {answers}"
+        assert self.is_divided(), f"without Redis not each has some of {SHARES} shares: {self.shares()}"
+        path = self.load.home / f"without-redis-{self.namespace}"
+        path.write_bytes(os.urandom(SIZES[-1]))
+        (url,) = [url for url in self.load.urls if self.namespace.removeprefix("sluice-") in url]
+        code, _, errors = self.load.sluice("put", "--url", url, "--retry-for", "0s", str(path))
+        assert code == 0, f"without Redis: {errors}"
+        print(f"  {self.namespace} without Redis: uploads went on, known sessions got 200, new ones 503", flush=True)
+
+    def restart(self, workload):
+        """Takes Redis away for a while."""
+        known, new = self.load.home / "token", self.load.home / f"token-{self.namespace}"
+        # So that the session has begun with each edge.
+        eventually(lambda: f"a known session gets {self.logs_in(known)}", lambda: set(self.logs_in(known)) == {200})
+        self.cluster.restart(workload, self.without)
+        self.check("with another Redis")
+        eventually(lambda: f"a new session gets {self.logs_in(new)}", lambda: set(self.logs_in(new)) == {200})
 
 
 CALL = """
@@ -178,8 +282,10 @@ def check_seen(node, cluster, load):
         process = node.command("client", [sys.executable, "-c", CALL, str(load.home / "keys/ca.pem"), at])
         out, errors = process.communicate(timeout=30)
         assert process.returncode == 0, errors
-    pods = [pod for pods in cluster.running.values() for pod in pods]
-    prometheus = Prometheus(node, pods)
+    prometheus = Prometheus(node, [pod for pod in cluster.pods() if pod.is_sluice])
+    apart = any(name == "worker" for _, name in cluster.running)
+    shared = any(name == "redis" for _, name in cluster.running)
+    absent = [BUCKET, *[TOGETHER] * apart, *[REDIS] * (not shared)]
     try:
         prometheus.wait()
         until = time.monotonic() + 60
@@ -189,7 +295,7 @@ def check_seen(node, cluster, load):
         # A rate is there once two scrapes have seen it.
         while True:
             try:
-                queries, alerts = check(prometheus, ROOT, any(name == "worker" for _, name in cluster.running))
+                queries, alerts = check(prometheus, ROOT, absent)
                 break
             except AssertionError:
                 if time.monotonic() > until:
@@ -206,39 +312,53 @@ def check_cluster(binary, overlays):
         home = pathlib.Path(directory)
         # Whoever runs as another user must get to what is theirs.
         home.chmod(0o755)
-        image = home / "image"
-        run(ROOT / "k8s" / "image", image, binary)
+        images = {"sluice": of_sluice(ROOT / "k8s" / "image", home / "image", binary)}
+        with_redis = [namespace for namespace in manifests.namespaces() if manifests.has_redis(namespace)]
+        if with_redis:
+            images["redis"] = of_redis(home / "redis", manifests)
         keys = home / "keys"
-        run(binary, "admin", "key", "make", keys, "--cluster", "prod", "--dc", "dc-a", "--dc", "dc-b")
-        run(binary, "admin", "token", "mint", "--keys", keys / "authority", "--tenant", "7", "--out", home / "token")
-        node = Node(home, image, manifests, secrets(ROOT / "k8s" / "secret", keys, manifests))
+        divided = ("--shares", str(SHARES)) if with_redis else ()
+        run(binary, "admin", "key", "make", keys, "--cluster", "prod", "--dc", "dc-a", "--dc", "dc-b", *divided)
+        for name in ("token", *(f"token-{namespace}" for namespace in with_redis)):
+            run(binary, "admin", "token", "mint", "--keys", keys / "authority", "--tenant", "7", "--out", home / name)
+        node = Node(home, images, manifests, secrets(ROOT / "k8s", keys, home / "passwords", manifests))
         node.outsider("client", "clients")
         node.outsider("prometheus", "monitoring")
+        for namespace in with_redis:
+            node.outsider(f"stranger-{namespace}", namespace)
         began = time.monotonic()
         cluster = Cluster(node, manifests)
         try:
-            count = sum(len(pods) for pods in cluster.running.values())
+            count = len(cluster.pods())
             print(f"{' + '.join(overlays)}: {count} processes are ready after {time.monotonic() - began:.1f} s", flush=True)
             check_policies(node, cluster)
             urls = [f"https://{name.removeprefix('sluice-')}.edge.prod.sluice:8443" for name in manifests.namespaces()]
             load = Load(node, binary, home, urls)
+            shared = {namespace: Shared(cluster, load, namespace) for namespace in with_redis}
+            for namespace in with_redis:
+                shared[namespace].check("at first")
+            load.begin()
             check_seen(node, cluster, load)
             for workload in manifests.workloads():
-                cluster.restart(workload)
+                namespace, name = cluster.key(workload)
+                if name == "redis":
+                    shared[namespace].restart(workload)
+                else:
+                    cluster.restart(workload)
+            for namespace in with_redis:
+                shared[namespace].check("when all were restarted")
             sent, read = load.finish()
             assert sent > 2 * CLIENTS, f"only {sent} uploads"
             print(f"  {sent} uploads, none failed; {read} were read back, and equal", flush=True)
         except BaseException:
-            for pods in cluster.running.values():
-                for pod in pods:
-                    print(f"--- what {pod.name} said last:\n{pod.tail()}", file=sys.stderr)
+            for pod in cluster.pods():
+                print(f"--- what {pod.name} said last:\n{pod.tail()}", file=sys.stderr)
             raise
         finally:
-            for pods in cluster.running.values():
-                for pod in pods:
-                    pod.terminating = True
-                    pod.process.kill()
-                    pod.process.wait()
+            for pod in cluster.pods():
+                pod.terminating = True
+                pod.process.kill()
+                pod.process.wait()
         node.check()
 
 

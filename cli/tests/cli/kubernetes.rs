@@ -17,7 +17,7 @@ pub(crate) fn asked_by_the_dashboard(prefix: &str) -> BTreeSet<String> {
 }
 
 /// What has to be there for it, on a machine whose network may be divided.
-const PROGRAMS: [&str; 4] = ["kubectl", "ip", "iptables-restore", "prometheus"];
+const PROGRAMS: [&str; 5] = ["kubectl", "ip", "iptables-restore", "prometheus", "redis-server"];
 
 fn is_there(program: &str) -> bool {
     let found = Command::new("sh").args(["-c", &format!("command -v {program}")]).output();
@@ -28,7 +28,10 @@ fn is_there(program: &str) -> bool {
 fn lacking() -> Option<String> {
     let missing: Vec<&str> = PROGRAMS.into_iter().filter(|program| !is_there(program)).collect();
     if !missing.is_empty() {
-        return Some(format!("{} is missing: apt install iproute2 iptables prometheus", missing.join(", ")));
+        return Some(format!(
+            "{} is missing: apt install iproute2 iptables prometheus redis-server",
+            missing.join(", ")
+        ));
     }
     (!rustix::process::geteuid().is_root()).then(|| "only root may divide the network".to_owned())
 }

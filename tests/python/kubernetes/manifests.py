@@ -52,6 +52,9 @@ class Manifests:
     def workloads(self, namespace=None):
         return self.of("StatefulSet", namespace) + self.of("Deployment", namespace)
 
+    def has_redis(self, namespace):
+        return any(workload["metadata"]["name"] == "redis" for workload in self.workloads(namespace))
+
     def replicas(self, workload):
         """How many processes it begins with: what its autoscaler says, if it has one."""
         for scaler in self.of("HorizontalPodAutoscaler", workload["metadata"]["namespace"]):
@@ -85,7 +88,9 @@ class Manifests:
                         if matches(wanted, s["metadata"]["labels"])
                         and any(port["name"] == "admin" for port in s["spec"]["ports"])]
             selected = {tuple(s["spec"]["selector"].items()) for s in services}
-            assert len(selected) == len(services) == len(self.workloads(monitor["metadata"]["namespace"]))
+            scraped = [workload for workload in self.workloads(monitor["metadata"]["namespace"])
+                       if matches(wanted, workload["metadata"]["labels"])]
+            assert len(selected) == len(services) == len(scraped)
         return unchecked
 
     def check_workload(self, workload):
@@ -98,26 +103,43 @@ class Manifests:
         within = container["securityContext"]
         assert within["readOnlyRootFilesystem"] and within["allowPrivilegeEscalation"] is False
         assert within["capabilities"] == {"drop": ["ALL"]}
-        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-            assert container[probe]["httpGet"]["port"] == "admin"
-        stop = int(container["args"][container["args"].index("--stop-within") + 1].removesuffix("s"))
-        pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
-        # A chunk takes 80 s at the most.
-        assert 80 < stop and stop + pause < spec["terminationGracePeriodSeconds"]
-        assert container["resources"]["requests"] and container["resources"]["limits"]
+        if name == "redis":
+            self.check_redis(workload, container)
+        else:
+            self.check_sluice(workload, spec, container)
+        assert container["image"].count(":") == 1, f"{container['image']} is whatever is newest"
+        assert container["resources"]["requests"] and container["resources"]["limits"]["memory"]
         for volume in spec["volumes"]:
             if "configMap" in volume:
                 self.named("ConfigMap", namespace, volume["configMap"]["name"])
             else:
-                assert volume["secret"]["secretName"].startswith("sluice-keys-")
+                assert volume["secret"]["secretName"] in (f"sluice-keys-{name}", "sluice-redis")
         assert not self.of("Secret"), "secrets are referred to, and not in here"
         labels = workload["spec"]["template"]["metadata"]["labels"]
         assert matches(workload["spec"]["selector"], labels)
         budgets = [b for b in self.of("PodDisruptionBudget", namespace) if matches(b["spec"]["selector"], labels)]
         assert len(budgets) == 1, f"{name} has {len(budgets)} budgets"
         assert self.replicas(workload) >= 1
+
+    def check_sluice(self, workload, spec, container):
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            assert container[probe]["httpGet"]["port"] == "admin"
+        stop = int(container["args"][container["args"].index("--stop-within") + 1].removesuffix("s"))
+        pause = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+        # A chunk takes 80 s at the most.
+        assert 80 < stop and stop + pause < spec["terminationGracePeriodSeconds"]
         if workload["kind"] == "Deployment":
             assert self.replicas(workload) > 1 and spec["topologySpreadConstraints"]
+        named = {volume.get("secret", {}).get("secretName") for volume in spec["volumes"]}
+        assert ("sluice-redis" in named) == self.has_redis(workload["metadata"]["namespace"])
+
+    def check_redis(self, workload, container):
+        assert self.replicas(workload) == 1 and workload["spec"]["strategy"] == {"type": "Recreate"}
+        settings = dict(zip(container["args"][::2], container["args"][1::2], strict=True))
+        assert (settings["--save"], settings["--appendonly"]) == ("", "no"), "it would write"
+        assert settings["--maxmemory-policy"] == "noeviction"
+        most, limit = settings["--maxmemory"], container["resources"]["limits"]["memory"]
+        assert int(most.removesuffix("mb")) * 5 / 4 < int(limit.removesuffix("Mi")), f"{most} within {limit}"
 
     def check_selection(self, found):
         """Whatever selects something, and names a port of it, finds it."""

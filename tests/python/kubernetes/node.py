@@ -22,8 +22,8 @@ NAMESPACE = "kubernetes.io/metadata.name"
 
 
 class Node:
-    def __init__(self, directory, image, manifests, secrets):
-        self.directory, self.image, self.manifests, self.secrets = pathlib.Path(directory), image, manifests, secrets
+    def __init__(self, directory, images, manifests, secrets):
+        self.directory, self.images, self.manifests, self.secrets = pathlib.Path(directory), images, manifests, secrets
         self.environment, self.pods, self.failures, self.hosts = {}, [], [], {}
         self.lock, self.count = threading.RLock(), 0
         # This process's alone: nothing of it is seen outside.
@@ -167,14 +167,18 @@ class Node:
         run("ip", "netns", "exec", pod.name, "iptables-restore", input="\n".join([*rules, "COMMIT", ""]))
 
 
-def secrets(script, keys, manifests):
-    """What an operator makes of `sluice admin key make` with `k8s/secret`, by namespace and name."""
+def secrets(scripts, keys, passwords, manifests):
+    """What an operator makes with `k8s/secret`, by namespace and name: of `sluice admin key make`, and `k8s/redis-password`."""
     found = {}
     for namespace in manifests.namespaces():
         name = namespace.removeprefix("sluice-")
         for workload in manifests.workloads(namespace):
             component = workload["metadata"]["name"]
-            directory = keys / name if component == "dc" else keys / "roles" / name / component
-            made = run(script, f"sluice-keys-{component}", directory).stdout
-            found[namespace, f"sluice-keys-{component}"] = yaml.safe_load(made)
+            if component == "redis":
+                secret, directory = "sluice-redis", passwords / name
+                run(scripts / "redis-password", directory)
+            else:
+                secret = f"sluice-keys-{component}"
+                directory = keys / name if component == "dc" else keys / "roles" / name / component
+            found[namespace, secret] = yaml.safe_load(run(scripts / "secret", secret, directory).stdout)
     return found

@@ -5,6 +5,7 @@ import ctypes
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,7 @@ class Pod:
         (self.container,) = self.spec["containers"]
         self.claims = workload["spec"].get("volumeClaimTemplates", [])
         self.ports = {port["name"]: port["containerPort"] for port in self.container["ports"]}
+        self.is_sluice = self.labels["app.kubernetes.io/name"] == "sluice"
         self.directory = node.directory / "pods" / self.namespace / name
         self.ready, self.process, self.ended = False, None, threading.Event()
         self.terminating = False
@@ -58,8 +60,10 @@ class Pod:
                 files, mode = {n: text.encode() for n, text in found["data"].items()}, 0o444
             else:
                 found = self.node.secrets[self.namespace, volume["secret"]["secretName"]]
-                files = {n: base64.b64decode(text) for n, text in found["data"].items()}
-                mode = volume["secret"]["defaultMode"]
+                data = found["data"]
+                if "items" in volume["secret"]:
+                    data = {item["path"]: data[item["key"]] for item in volume["secret"]["items"]}
+                files, mode = {n: base64.b64decode(text) for n, text in data.items()}, volume["secret"]["defaultMode"]
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
             for file, content in files.items():
@@ -76,25 +80,25 @@ class Pod:
         return [(m["mountPath"], sources[m["name"]], m.get("readOnly", False)) for m in self.container["volumeMounts"]]
 
     def start(self):
-        assert self.container["image"].split(":")[0] == "sluice"
+        image = self.node.images[self.container["image"].split(":")[0]]
         self.directory.mkdir(parents=True, exist_ok=True)
         root, hosts = self.directory / "root", self.directory / "hosts"
         root.mkdir(exist_ok=True)
         hosts.touch()
         self.node.plug(self)
         mounts = self.volumes()
-        environment = {e["name"]: e["value"] for e in self.container["env"]}
+        environment = dict(image.environment)
+        environment.update({e["name"]: e["value"] for e in self.container.get("env", [])})
         for source in self.container.get("envFrom", []):
             assert source["configMapRef"]["optional"]
         environment.update(self.node.environment)
         network = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
-        user, group = (self.spec["securityContext"][k] for k in ("runAsUser", "runAsGroup"))
 
         def enter():
             call("setns", network, CLONE_NEWNET)
             call("unshare", CLONE_NEWNS)
             mount(None, "/", None, MS_REC | MS_PRIVATE)
-            mount(self.node.image, root, None, MS_BIND)
+            mount(image.root, root, None, MS_BIND)
             for place, source, _ in mounts:
                 mount(source, f"{root}{place}", None, MS_BIND)
             mount(hosts, f"{root}/etc/hosts", None, MS_BIND)
@@ -103,25 +107,49 @@ class Pod:
             for place, _, read_only in mounts:
                 if read_only:
                     mount(None, f"{root}{place}", None, MS_REMOUNT | MS_BIND | MS_RDONLY)
-            os.chroot(root)
-            os.chdir("/")
-            for capability in range(41):
-                LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-            os.setgroups([self.spec["securityContext"]["fsGroup"]])
-            os.setgid(group)
-            os.setuid(user)
-            call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+            self.become(root)
 
-        self.log = open(self.directory / "log", "ab")
+        self.log, self.environment = open(self.directory / "log", "ab"), environment
         self.process = subprocess.Popen(
-            ["/usr/local/bin/sluice", *self.container["args"]],
+            [*self.container.get("command", image.entrypoint), *self.container["args"]],
             preexec_fn=enter, env=environment, stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
         )
         os.close(network)
         threading.Thread(target=self.watch, daemon=True).start()
 
+    def become(self, root):
+        """What this process may do and see from now on: what the container may."""
+        security = self.spec["securityContext"]
+        os.chroot(root)
+        os.chdir("/")
+        for capability in range(41):
+            LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+        os.setgroups([security["fsGroup"]])
+        os.setgid(security["runAsGroup"])
+        os.setuid(security["runAsUser"])
+        call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+    def runs(self, command, timeout):
+        """Whether a command ends well inside the container, in time."""
+        network, root = f"/run/netns/{self.name}", f"/proc/{self.process.pid}/root"
+
+        def enter():
+            handle = os.open(network, os.O_RDONLY)
+            call("setns", handle, CLONE_NEWNET)
+            self.become(root)
+
+        try:
+            done = subprocess.run(command, preexec_fn=enter, env=self.environment, stdin=subprocess.DEVNULL,
+                                  capture_output=True, timeout=timeout)
+            return done.returncode == 0
+        except (OSError, subprocess.SubprocessError):
+            # It ended meanwhile, or does not answer.
+            return False
+
     def probe(self, name):
         probe = self.container[name]
+        if "exec" in probe:
+            return self.runs(probe["exec"]["command"], probe.get("timeoutSeconds", 1))
         url = f"http://{self.address}:{self.ports[probe['httpGet']['port']]}{probe['httpGet']['path']}"
         try:
             with urllib.request.urlopen(url, timeout=probe.get("timeoutSeconds", 1)) as answer:
@@ -131,8 +159,8 @@ class Pod:
 
     def watch(self):
         """The kubelet: starts with the startup probe, then follows readiness and liveness."""
-        failed, startup = 0, self.container["startupProbe"]
-        while not self.probe("startupProbe"):
+        failed, startup = 0, self.container.get("startupProbe")
+        while startup and not self.probe("startupProbe"):
             failed += 1
             if failed > startup["failureThreshold"] or self.process.poll() is not None:
                 self.node.fail(f"{self.name} did not start: {self.tail()}")
@@ -169,7 +197,8 @@ class Pod:
         began = time.monotonic()
         self.terminating, self.ready = True, False
         self.node.changed()
-        time.sleep(self.container["lifecycle"]["preStop"]["sleep"]["seconds"])
+        if "lifecycle" in self.container:
+            time.sleep(self.container["lifecycle"]["preStop"]["sleep"]["seconds"])
         assert self.process.poll() is None, f"{self.name} ended before it was told: {self.tail()}"
         self.process.send_signal(signal.SIGTERM)
         left = self.spec["terminationGracePeriodSeconds"] - (time.monotonic() - began)
@@ -179,6 +208,9 @@ class Pod:
         self.node.unplug(self)
         return time.monotonic() - began
 
-    def metrics(self):
+    def metric(self, name):
+        """What it says of a metric that it has one series of; 0 if there is none."""
         with urllib.request.urlopen(f"http://{self.address}:{self.ports['admin']}/metrics", timeout=5) as answer:
-            return answer.read().decode()
+            found = re.findall(rf"^{name}(?:\{{.*\}})? (\S+)$", answer.read().decode(), re.MULTILINE)
+        assert len(found) <= 1, f"{self.name} has several series of {name}"
+        return float(found[0]) if found else 0
