@@ -14,6 +14,7 @@ mod dev;
 mod failure;
 mod fsck;
 mod get;
+mod kept;
 mod length;
 mod ls;
 mod peers;

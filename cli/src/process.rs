@@ -32,12 +32,12 @@ use sluice_remote::{
     serve_sessions,
 };
 use sluice_session::MemorySessions;
-use sluice_store::{ChunkStore, FsStore};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::datacenter::StartError;
 use crate::live::Live;
+use crate::place::OpenStore;
 use crate::shared::Shared;
 use crate::ways::{OtherDc, Ways};
 
@@ -110,8 +110,8 @@ pub struct Process {
     tasks: Tasks,
     listens: SocketAddr,
     admin: SocketAddr,
-    /// The volume, if it owns one: closed last.
-    store: Option<Arc<FsStore>>,
+    /// The store, if it owns one: closed last.
+    store: Option<OpenStore>,
 }
 
 /// What runs, by the order in which it ends.
@@ -243,10 +243,10 @@ impl Process {
         self.tasks.callers.kill().await;
         self.tasks.shared.kill().await;
         if let Some(store) = self.store {
-            match tokio::time::timeout(left(), store.close()).await {
+            match tokio::time::timeout(left(), store.as_dyn().close()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::warn!(%error, "the volume was not closed in order"),
-                Err(_) => tracing::warn!("the volume was not closed in time"),
+                Ok(Err(error)) => tracing::warn!(%error, "the store was not closed in order"),
+                Err(_) => tracing::warn!("the store was not closed in time"),
             }
         }
         if killed == 0 { Stopped::Clean } else { Stopped::Killed { tasks: killed } }

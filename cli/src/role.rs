@@ -60,8 +60,8 @@ Examples:
   sluice session --config /etc/sluice/session.toml";
 
 pub(crate) const WORKER_EXAMPLES: &str = "\
-A worker owns the volume in `data`: one process, and one worker for each datacenter on a
-filesystem. It takes and gives chunks for edges, and lets one aggregator at a time reach the
+A worker owns the volume in `data`, or the prefix of a bucket: one process, and one worker for
+each datacenter. It takes and gives chunks for edges, and lets one aggregator at a time reach the
 store. It may be stopped or killed at any time, and started again: clients try again, and
 nothing that was acknowledged is lost. Its file looks like this:
   role = \"worker\"
@@ -70,7 +70,7 @@ nothing that was acknowledged is lost. Its file looks like this:
   listen = \"0.0.0.0:8445\"              # where edges and aggregators ask
   admin = \"127.0.0.1:9093\"
   aggregators = \"aggregators.dc-a:8447\" # each address of the name is a process
-  data = \"/var/lib/sluice\"
+  data = \"/var/lib/sluice\"            # or, instead of it, a bucket: see `sluice dc --help`
   memory = \"256MiB\"                    # for bodies in flight and chunks read ahead
   upload_rate = \"1GiB\"                 # bytes a second of uploads that are taken; what is more waits,
                                        # or goes to a datacenter that has room

@@ -16,9 +16,9 @@ use sluice_node::clock::SystemClock;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::telemetry;
 use sluice_redis::RedisConfig;
-use sluice_store::{S3Credentials, S3Options};
 
 use crate::failure::Failure;
+use crate::kept::{self, Store};
 use crate::length::{Length, Takeover};
 use crate::peers::{self, Peer};
 use crate::reload::ConfigFile;
@@ -65,34 +65,6 @@ fn warn() -> String {
     "warn".to_owned()
 }
 
-/// Where files are kept that are in no directory.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Store {
-    s3: Bucket,
-}
-
-/// A prefix of a bucket.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Bucket {
-    endpoint: String,
-    bucket: String,
-    region: String,
-    /// The file of the key that the bucket is asked with.
-    credentials: PathBuf,
-    /// What every key begins with: the datacenter's name and a slash, unless the file says.
-    prefix: Option<String>,
-}
-
-/// What the file of a key says.
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Credentials {
-    key_id: String,
-    secret: String,
-}
-
 /// Where it listens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -114,8 +86,8 @@ impl ConfigFile for DcFile {
         let directory = path.parent().unwrap_or(Path::new(""));
         file.keys = directory.join(&file.keys);
         file.data = file.data.map(|data| directory.join(data));
-        if let Some(Store { s3 }) = &mut file.store {
-            s3.credentials = directory.join(&s3.credentials);
+        if let Some(store) = &mut file.store {
+            store.relative_to(directory);
         }
         for path in [&mut file.redis_password, &mut file.redis_ca].into_iter().flatten() {
             *path = directory.join(&*path);
@@ -213,42 +185,8 @@ impl DcFile {
 
     /// Where it keeps its files.
     fn place(&self) -> anyhow::Result<StorePlace> {
-        match (&self.data, &self.store) {
-            (Some(data), None) => Ok(StorePlace::Directory(data.clone())),
-            (None, Some(Store { s3 })) => Ok(StorePlace::Bucket(Box::new(self.bucket(s3)?))),
-            (Some(_), Some(_)) | (None, None) => {
-                let message = "expected either data or store: where the datacenter keeps its files";
-                let hint =
-                    "data = \"a directory\", or store = { s3 = { endpoint, bucket, region, credentials } }";
-                Err(Failure::usage("configuration", message, hint).into())
-            }
-        }
-    }
-
-    fn bucket(&self, bucket: &Bucket) -> anyhow::Result<S3Options> {
-        let Bucket { endpoint, bucket, region, credentials: path, prefix } = bucket;
-        let hint = "a file with two lines: key_id = \"...\" and secret = \"...\"";
-        let text = std::fs::read_to_string(path).map_err(|error| {
-            let message = format!("store.s3.credentials: cannot read {}: {error}", path.display());
-            Failure::usage("configuration", message, hint)
-        })?;
-        // What the parser says of it might show the secret.
-        let Credentials { key_id, secret } = toml::from_str(&text).map_err(|_| {
-            let message = format!("store.s3.credentials: {} is no file of credentials", path.display());
-            Failure::usage("configuration", message, hint)
-        })?;
-        let credentials = S3Credentials { key_id, secret };
         let memory = self.memory.map_or(DatacenterSettings::default().memory, |Bytes(memory)| memory);
-        let options = S3Options {
-            prefix: prefix.clone().unwrap_or_else(|| format!("{}/", self.dc)),
-            bodies: (memory / 2).max(S3Options::MIN_BODIES),
-            ..S3Options::new(endpoint.clone(), bucket.clone(), region.clone(), credentials)
-        };
-        options.check().map_err(|(key, reason)| {
-            let message = format!("store.s3.{key}: {reason}");
-            Failure::usage("configuration", message, "such as endpoint = \"https://s3.example:443\"")
-        })?;
-        Ok(options)
+        kept::place(self.data.as_deref(), self.store.as_ref(), &self.dc, memory)
     }
 
     /// The datacenter that the file describes, with its keys read and its ports reserved.

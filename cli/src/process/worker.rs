@@ -1,8 +1,7 @@
-//! A worker as a process: the one that owns a volume. It takes and gives chunks, asks the aggregator that has its store
+//! A worker as a process: the one that owns a volume, or a prefix of a bucket. It takes and gives chunks, asks the aggregator that has its store
 //! about files, and lets that one reach the store.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,9 +22,9 @@ use sluice_worker::{Rates, Worker, WorkerParts, WorkerSettings};
 use tokio::sync::watch;
 
 use super::{Process, ProcessConfig, SLOTS_PATIENCE, Tasks, serve_until_drained};
-use crate::datacenter::{StartError, open_store};
+use crate::datacenter::StartError;
+use crate::place::StorePlace;
 use crate::shared::Shared;
-use crate::volume;
 use crate::ways::{OtherDc, Ways};
 
 /// How often the aggregator is told how loaded it is, and says how the datacenters stand.
@@ -42,8 +41,8 @@ pub struct WorkerProcess {
     pub listen: SocketAddr,
     /// `host:port` of the aggregators.
     pub aggregators: String,
-    /// The directory of its volume; made if it is missing.
-    pub data: PathBuf,
+    /// Where it keeps its files.
+    pub place: StorePlace,
     /// Bytes of memory for bodies in flight and chunks read ahead.
     pub memory: u64,
     /// Settings of the volume.
@@ -71,8 +70,8 @@ impl Process {
             &tasks,
             &live.metrics,
         )?;
-        let store = Arc::new(open_store(worker.data.clone(), worker.store.clone()).await?);
-        volume::show(&store, &live.metrics);
+        let opened = worker.place.open(worker.store.clone(), &live.metrics).await?;
+        let store = opened.as_dyn().clone();
         let (tenures, revocations) = (Tenures::new(material.shares()), Revocations::new());
         let shared = config.share(&live, &tasks).await?;
         if let Some(shared) = &shared {
@@ -124,7 +123,7 @@ impl Process {
         let answers = [(Role::Edge, edges), (Role::Session, sessions), (Role::Aggregator, aggregators)];
         door.taking([(Role::Worker, passed)]).serve(answers, &tasks.inside);
         serve_until_drained(&health, &tasks);
-        Ok(Self { live, tasks, listens, admin, store: Some(store) })
+        Ok(Self { live, tasks, listens, admin, store: Some(opened) })
     }
 }
 

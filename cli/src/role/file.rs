@@ -20,6 +20,7 @@ use sluice_store::FsOptions;
 use sluice_worker::WorkerSettings;
 
 use crate::failure::Failure;
+use crate::kept::{self, Store};
 use crate::length::{Length, Takeover};
 use crate::peers::{self, Linked, Way};
 use crate::reload::ConfigFile;
@@ -30,7 +31,7 @@ const EDGE_KEYS: &str =
     "role, dc, keys, listen, admin, sessions, workers, memory, redis, redis_password, redis_ca, log";
 const SESSION_KEYS: &str =
     "role, dc, keys, listen, admin, workers, redis, redis_password, redis_ca, log, peers";
-const WORKER_KEYS: &str = "role, dc, keys, listen, admin, aggregators, data, memory, upload_rate, redis, redis_password, redis_ca, log, peers";
+const WORKER_KEYS: &str = "role, dc, keys, listen, admin, aggregators, data, store, memory, upload_rate, redis, redis_password, redis_ca, log, peers";
 const AGGREGATOR_KEYS: &str = "role, dc, keys, listen, peer, admin, workers, url, memory, scrub_rate, \
                                takeover_after, absent_after, redis, redis_password, redis_ca, log, peers";
 
@@ -106,7 +107,7 @@ pub(crate) struct SessionFile {
     peers: BTreeMap<String, Way>,
 }
 
-/// The worker that owns a volume.
+/// The worker that owns a volume, or the prefix of a bucket.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WorkerFile {
@@ -116,7 +117,10 @@ pub(crate) struct WorkerFile {
     listen: SocketAddr,
     admin: SocketAddr,
     aggregators: String,
-    data: PathBuf,
+    /// The directory of its volume, if it keeps its files in one.
+    data: Option<PathBuf>,
+    /// Where else it keeps them.
+    store: Option<Store>,
     #[serde(default = "memory")]
     memory: Bytes,
     upload_rate: Option<Bytes>,
@@ -206,8 +210,11 @@ impl ConfigFile for RoleFile {
         if let Some(path) = of_all!(&mut file, redis_ca) {
             *path = directory.join(&*path);
         }
-        if let Self::Worker(WorkerFile { data, .. }) = &mut file {
-            *data = directory.join(&*data);
+        if let Self::Worker(WorkerFile { data, store, .. }) = &mut file {
+            *data = data.take().map(|data| directory.join(data));
+            if let Some(store) = store {
+                store.relative_to(directory);
+            }
         }
         Ok(file)
     }
@@ -363,7 +370,7 @@ impl WorkerFile {
         Ok(WorkerProcess {
             listen: self.listen,
             aggregators: self.aggregators.clone(),
-            data: self.data.clone(),
+            place: kept::place(self.data.as_deref(), self.store.as_ref(), &self.dc, self.memory.0)?,
             memory: self.memory.0,
             store: FsOptions::default(),
             settings: WorkerSettings { upload_rate, ..WorkerSettings::default() },
@@ -471,7 +478,9 @@ address = "dc-b.example:8444"
         assert!(read(&format!("{session}workers = \"w:1\"\n{peers}"), Role::Session).is_ok());
         let file = read(WORKER, Role::Worker).unwrap();
         let RoleFile::Worker(WorkerFile { data, .. }) = &file else { unreachable!() };
-        assert!(data.is_absolute() && data.ends_with("data"), "{}", data.display());
+        assert!(data.as_ref().is_some_and(|data| data.is_absolute() && data.ends_with("data")), "{data:?}");
+        let neither = read(&WORKER.replace("data = \"data\"\n", ""), Role::Worker).unwrap_err().to_string();
+        assert!(neither.contains("either data or store"), "{neither}");
         let way = "upload_rate = \"1MiB\"\n[peers.dc-b]\nworkers = \"dc-b:8445\"\n";
         assert_eq!(read(&format!("{WORKER}{way}"), Role::Worker).unwrap().upload_rate(), Some(1 << 20));
         let itself = read(&format!("{WORKER}{}", way.replace("dc-b]", "dc-a]")), Role::Worker);

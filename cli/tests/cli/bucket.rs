@@ -1,6 +1,6 @@
 //! A datacenter that keeps its files in a bucket, beside one that keeps them in a directory.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 use sluice_client::{Client, ClientConfig, Event, Source, Token, UploadOptions, WaitFor};
@@ -12,13 +12,14 @@ use sluice_store::{ChunkStore, S3Credentials, S3Options, S3Store};
 use uuid::Uuid;
 
 use crate::Ended;
+use crate::divided::{Divided, put, upload_here};
 use crate::fake::noise;
 use crate::kubernetes::asked_by_the_dashboard;
-use crate::processes::{Site, done, eventually};
+use crate::processes::{Running, Site, done, eventually};
 
 const MIB: usize = 1 << 20;
 
-/// Has `name` keep its files in a bucket, asked with this key.
+/// Has the process `name` of dc-a keep its files in a bucket, asked with this key.
 fn move_to_bucket(site: &Site, name: &str, garage: &Garage, key: &Key) {
     let path = site.home.path(&format!("{name}.toml"));
     let text = std::fs::read_to_string(&path).unwrap();
@@ -28,10 +29,7 @@ fn move_to_bucket(site: &Site, name: &str, garage: &Garage, key: &Key) {
         garage.bucket(),
         garage.region()
     );
-    site.home.write(
-        &format!("{name}.toml"),
-        text.replace(&format!("data = \"data/{name}\"\n"), &store).as_bytes(),
-    );
+    site.home.write(&format!("{name}.toml"), text.replace("data = \"data/dc-a\"\n", &store).as_bytes());
     let credentials = format!("key_id = \"{}\"\nsecret = \"{}\"\n", key.id, key.secret);
     site.home.write("s3.toml", credentials.as_bytes());
 }
@@ -134,6 +132,60 @@ async fn files_go_through_a_datacenter_in_a_bucket_and_one_in_a_directory() {
             }
             (_, _) => assert!(summary.is_none_or(|summary| summary.published.is_none())),
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_of_its_own_keeps_its_files_in_a_bucket() {
+    let Some(garage) = Garage::start() else { return };
+    let divided = Divided::sharing(1, 4, None);
+    move_to_bucket(&divided.site, "worker", &garage, garage.key());
+    let b = divided.site.start("dc-b");
+    let (aggregator, worker) = (divided.begin("aggregator-0"), divided.begin("worker"));
+    let others = ["session", "edge"].map(|name| divided.begin(name));
+    let both = divided.client(&[0, 1]);
+    let mut files = Vec::new();
+    for len in [70 * MIB + 7, 3 * MIB, 9, 0] {
+        let bytes = noise(len as u64, len);
+        files.push((put(&both, &bytes).await.id.to_string(), bytes));
+    }
+
+    // Killed under an upload, one after the other.
+    let (bytes, killed) = (noise(91, 64 * MIB), Mutex::new(vec![Some(worker), Some(aggregator)]));
+    let killed = Arc::new(killed);
+    for (which, name) in ["worker", "aggregator-0"].into_iter().enumerate() {
+        let (kill, asked) = std::sync::mpsc::channel();
+        let observer = move |event: &Event| {
+            if let Event::Acknowledged { .. } = event {
+                // Nobody waits for the second.
+                let _ = kill.send(());
+            }
+        };
+        let (client, source) = (divided.client(&[0]), Source::memory(bytes.clone()));
+        let upload =
+            tokio::spawn(async move { client.upload(&source, &upload_here(), Arc::new(observer)).await });
+        tokio::task::block_in_place(|| asked.recv().unwrap());
+        drop(killed.lock().unwrap()[which].take());
+        killed.lock().unwrap()[which] = Some(divided.begin(name));
+        let sent = upload.await.unwrap().unwrap();
+        assert_eq!(sent.root, Root::of_bytes(&bytes));
+        files.push((sent.id.to_string(), bytes.clone()));
+    }
+    for (id, bytes) in &files {
+        for dc in [0, 1] {
+            done(divided.run(dc, &["get", id, "-o", "copy", "--force"]));
+            assert!(std::fs::read(divided.site.home.path("copy")).unwrap() == *bytes, "{id}");
+        }
+    }
+    assert!(
+        divided.metric("worker", "sluice_bucket_sent_bytes_total{dc=\"dc-a\"} ") >= Some(100 * MIB as i64)
+    );
+    let processes: Vec<_> = killed.lock().unwrap().iter_mut().filter_map(Option::take).collect();
+    processes.into_iter().chain(others).chain([b]).for_each(Running::stop);
+    let store = store(&garage).await;
+    for (id, bytes) in &files {
+        let file = FileId::derive(TenantId::new(7), id.parse().unwrap());
+        assert_eq!(store.recheck(file).await.unwrap(), Root::of_bytes(bytes));
     }
 }
 

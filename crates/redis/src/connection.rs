@@ -279,13 +279,30 @@ async fn connect(config: &RedisConfig) -> Result<(MultiplexedConnection, Driver)
         let (mut connection, driver) =
             made.map_err(|error| RedisError::of(&address, config.patience, &error))?;
         let mut driver: Driver = Box::pin(driver);
+        let found_out = async {
+            role(config, &mut connection).await?;
+            rights(config, &mut connection).await
+        };
         tokio::select! {
-            result = role(config, &mut connection) => result?,
+            result = found_out => result?,
             () = &mut driver => return Err(RedisError::Unreachable { address: address.clone(), reason: "it hung up".to_owned() }),
         }
         Ok((connection, driver))
     };
     timeout(config.connect, whole).await.unwrap_or_else(|_| Err(late()))
+}
+
+/// Whether the user may do what scripts do here. What is missing is told apart from other errors now only: inside of a
+/// script it is an error like any.
+async fn rights(config: &RedisConfig, connection: &mut MultiplexedConnection) -> Result<(), RedisError> {
+    let script =
+        redis::Script::new("redis.call('TIME') redis.call('GET', KEYS[1]) return redis.call('DEL', KEYS[1])");
+    let tried: RedisResult<i64> = script.key("sluice:rights").invoke_async(connection).await;
+    let failed = |error| match RedisError::of(&config.address(), config.patience, &error) {
+        RedisError::Failed { address, reason } => RedisError::Refused { address, reason },
+        other => other,
+    };
+    tried.map(|_| ()).map_err(failed)
 }
 
 /// Whether it answers, and takes writes.

@@ -79,6 +79,30 @@ async fn a_password_that_is_changed_later_is_seen_in_the_metrics() {
 }
 
 #[tokio::test]
+async fn a_user_that_may_do_too_little_is_refused_at_the_start() {
+    if !available() {
+        return;
+    }
+    let server = Server::start();
+    let (metrics, tasks) = (Metrics::new("dc-a"), Shutdown::new());
+    let open = async |rights: &str| {
+        let user: Vec<&str> =
+            "ACL SETUSER default reset on nopass +role".split(' ').chain(rights.split(' ')).collect();
+        assert_eq!(server.cli(&user), "OK");
+        Redis::open(server.config(), &metrics, &tasks).await.map(|_| ())
+    };
+    // What docs/operations.md says (and what lets the next change be made), and each time something of it missing.
+    let enough = "~sluice:* +@read +@write +@scripting +@connection +time +acl";
+    for missing in ["+time", "+@scripting", "+@write", "~sluice:*"] {
+        let rights = enough.replace(&format!("{missing} "), "");
+        let error = open(&rights).await.unwrap_err();
+        assert!(matches!(error, RedisError::Refused { .. }), "without {missing}: {error}");
+    }
+    open(enough).await.unwrap();
+    tasks.kill().await;
+}
+
+#[tokio::test]
 async fn one_that_comes_late_or_again_is_found() {
     if !available() {
         return;
