@@ -9,12 +9,20 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::routing::post;
+use hyper_util::rt::TokioIo;
+use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
+    TraceService, TraceServiceServer,
+};
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value};
 use prost::Message as _;
 use serde_json::Value;
+use sluice_engine::ids::DcId;
+use sluice_node::clock::SystemClock;
+use sluice_node::material::ClusterMaterial;
+use tokio_rustls::TlsAcceptor;
 use uuid::Uuid;
 
 use crate::processes::{Running, Site, any, done, eventually};
@@ -54,32 +62,77 @@ fn said(attributes: Vec<KeyValue>) -> BTreeMap<String, String> {
 
 async fn take(State(collector): State<Collector>, headers: HeaderMap, body: Bytes) -> Vec<u8> {
     assert_eq!(headers["content-type"], "application/x-protobuf");
-    let request = ExportTraceServiceRequest::decode(body).unwrap();
-    let mut spans = collector.0.lock().unwrap();
-    for group in request.resource_spans {
-        let resource = said(group.resource.unwrap().attributes);
-        for span in group.scope_spans.into_iter().flat_map(|scope| scope.spans) {
-            spans.push(Span {
-                service: resource["service.name"].clone(),
-                dc: resource.get("sluice.dc").cloned().unwrap_or_default(),
-                name: span.name,
-                trace: hex::encode(span.trace_id),
-                id: hex::encode(span.span_id),
-                parent: hex::encode(span.parent_span_id),
-                said: said(span.attributes),
-            });
-        }
-    }
+    collector.keep(ExportTraceServiceRequest::decode(body).unwrap());
     ExportTraceServiceResponse::default().encode_to_vec()
 }
 
+#[tonic::async_trait]
+impl TraceService for Collector {
+    async fn export(
+        &self,
+        request: tonic::Request<ExportTraceServiceRequest>,
+    ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+        self.keep(request.into_inner());
+        Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
 impl Collector {
+    fn keep(&self, request: ExportTraceServiceRequest) {
+        let mut spans = self.0.lock().unwrap();
+        for group in request.resource_spans {
+            let resource = said(group.resource.unwrap().attributes);
+            for span in group.scope_spans.into_iter().flat_map(|scope| scope.spans) {
+                spans.push(Span {
+                    service: resource["service.name"].clone(),
+                    dc: resource.get("sluice.dc").cloned().unwrap_or_default(),
+                    name: span.name,
+                    trace: hex::encode(span.trace_id),
+                    id: hex::encode(span.span_id),
+                    parent: hex::encode(span.parent_span_id),
+                    said: said(span.attributes),
+                });
+            }
+        }
+    }
+
     /// Begins to listen; returns where.
     async fn start(&self) -> String {
+        let routes = Router::new().route("/v1/traces", post(take)).with_state(self.clone());
+        Self::serve(routes).await
+    }
+
+    /// The same for gRPC.
+    async fn start_grpc(&self) -> String {
+        Self::serve(tonic::service::Routes::new(TraceServiceServer::new(self.clone())).into_axum_router())
+            .await
+    }
+
+    async fn serve(routes: Router) -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let at = format!("http://{}", listener.local_addr().unwrap());
-        let routes = Router::new().route("/v1/traces", post(take)).with_state(self.clone());
         tokio::spawn(async move { axum::serve(listener, routes).await.unwrap() });
+        at
+    }
+
+    /// The same as over HTTP, behind TLS.
+    async fn start_secure(&self, tls: Arc<rustls::ServerConfig>) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let at = format!("https://{}", listener.local_addr().unwrap());
+        let routes = Router::new().route("/v1/traces", post(take)).with_state(self.clone());
+        tokio::spawn(async move {
+            loop {
+                let stream = listener.accept().await.unwrap().0;
+                let (tls, routes) = (TlsAcceptor::from(tls.clone()), routes.clone());
+                tokio::spawn(async move {
+                    // Who does not trust it breaks off.
+                    let Ok(stream) = tls.accept(stream).await else { return };
+                    let service = hyper_util::service::TowerToHyperService::new(routes);
+                    let connection = hyper::server::conn::http1::Builder::new();
+                    let _ = connection.serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
         at
     }
 
@@ -225,6 +278,36 @@ async fn a_trace_follows_a_chunk_from_its_client_to_its_home_in_another_datacent
     assert!(!all.contains(token.trim()) && !all.contains(SECRET));
     let traces: BTreeSet<&str> = spans.iter().map(|span| span.trace.as_str()).collect();
     assert!(traces.len() < spans.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn spans_reach_a_collector_over_grpc_and_over_tls() {
+    sluice_node::tls::install_provider();
+    let collectors = [(); 3].map(|()| Collector::default());
+    let traced = Traced::new(collectors[0].start_grpc().await);
+    let material = ClusterMaterial::load(&traced.site.home.path("keys/authority")).unwrap();
+    let tls = || sluice_node::tls::edge_server(&material, SystemClock::shared()).unwrap();
+    let secure = [collectors[1].start_secure(tls()).await, collectors[2].start_secure(tls()).await];
+    let ca = traced.site.home.path("ca.pem");
+    // Of a CA that did not sign the collector's certificate.
+    let other = ClusterMaterial::generate("test", &[(DcId::new(1), "dc-a")]).unwrap();
+    traced.site.home.write("other.pem", other.ca_pem().as_bytes());
+    let other = traced.site.home.path("other.pem");
+    for (at, variables) in [
+        (&traced.collector, vec![("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc".as_ref())]),
+        (&secure[0], vec![("OTEL_EXPORTER_OTLP_CERTIFICATE", ca.as_os_str())]),
+        (&secure[1], vec![("OTEL_EXPORTER_OTLP_CERTIFICATE", other.as_os_str())]),
+    ] {
+        // Nobody is there to ask; the span says so.
+        let mut command = traced.command(&["ls", "--retry-for", "0s"]);
+        command.env("OTEL_EXPORTER_OTLP_ENDPOINT", at).envs(variables);
+        let ended: crate::Ended = command.output().unwrap().into();
+        assert_eq!(ended.code, Some(6), "{}", ended.stderr);
+    }
+    let heard = collectors.each_ref().map(|collector| collector.spans().len());
+    assert_eq!(heard, [1, 1, 0]);
+    assert_eq!(collectors[0].spans()[0].name, "sluice ls");
+    assert_eq!(collectors[1].spans()[0].service, "sluice-cli");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
