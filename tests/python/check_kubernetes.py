@@ -3,14 +3,17 @@
 What runs is every container's own command, arguments, environment, mounts, user and probes, with the root filesystem of
 Sluice's image, or with this machine's redis-server, in a network namespace each; Services are names, NetworkPolicies packet
 filters, and a rolling restart goes as the manifests say. Where there is a Redis, aggregators must divide the files, and it is
-away for a while. A Prometheus scrapes it, and is asked all that the dashboard and the alerts ask. Needs root, iproute2,
-iptables, prometheus, redis-server and kubectl (which renders, and asks no server).
+away for a while. Where workers are processes of their own, one datacenter is drained to the other, and taken back. A Prometheus
+scrapes it, and is asked all that the dashboard and the alerts ask. Needs root, iproute2, iptables, prometheus, redis-server and
+kubectl (which renders, and asks no server).
 
   check_kubernetes.py --manifests                      only renders and checks
   check_kubernetes.py --binary target/debug/sluice --overlay dc-a --overlay dc-b
 """
 
 import argparse
+import concurrent.futures
+import hashlib
 import os
 import pathlib
 import shutil
@@ -24,7 +27,7 @@ import time
 from kubernetes.image import of_redis, of_sluice
 from kubernetes.manifests import Manifests
 from kubernetes.node import Node, secrets
-from kubernetes.observed import BUCKET, REDIS, TOGETHER, Prometheus, check
+from kubernetes.observed import BUCKET, REDIS, Prometheus, check
 from kubernetes.pod import Pod, run
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -53,18 +56,18 @@ def check_manifests():
 class Load:
     """Clients that send files until they are told to stop; each upload must succeed."""
 
-    def __init__(self, node, binary, home, urls):
-        self.node, self.binary, self.home, self.urls = node, binary, home, urls
+    def __init__(self, node, binary, home, urls, tag="file", clients=CLIENTS):
+        self.node, self.binary, self.home, self.urls, self.tag = node, binary, home, urls, tag
         self.stop, self.sent, self.failed, self.lock = threading.Event(), [], [], threading.Lock()
-        self.threads = [threading.Thread(target=self.run, args=(n,), daemon=True) for n in range(CLIENTS)]
+        self.threads = [threading.Thread(target=self.run, args=(n,), daemon=True) for n in range(clients)]
 
     def begin(self):
         for thread in self.threads:
             thread.start()
 
-    def sluice(self, *args):
+    def sluice(self, *args, token="token"):
         environment = {"HOME": str(self.home), "SLUICE_CA": str(self.home / "keys/ca.pem"),
-                       "SLUICE_TOKEN_FILE": str(self.home / "token"), "SLUICE_URL": ",".join(self.urls)}
+                       "SLUICE_TOKEN_FILE": str(self.home / token), "SLUICE_URL": ",".join(self.urls)}
         process = self.node.command("client", [str(self.binary), *args], env=environment)
         out, errors = process.communicate(timeout=300)
         return process.returncode, out.strip(), errors
@@ -74,16 +77,20 @@ class Load:
         while not self.stop.is_set():
             number += 1
             size = SIZES[number % len(SIZES)]
-            path = self.home / f"file-{client}-{number}"
-            path.write_bytes(os.urandom(size))
+            path = self.home / f"{self.tag}-{client}-{number}"
+            content = os.urandom(size)
+            path.write_bytes(content)
             code, id, errors = self.sluice("put", str(path))
+            # What it was is enough: all of them together are several gigabytes.
+            path.unlink()
             with self.lock:
                 if code == 0:
-                    self.sent.append((id, path))
+                    self.sent.append((id, size, hashlib.sha256(content).digest()))
                 else:
                     self.failed.append(f"put of {size} bytes ended with {code}: {errors}")
 
-    def finish(self):
+    def finish(self, read_at=None):
+        """Ends it, and reads back some of what was sent, wherever it is or at one URL."""
         self.stop.set()
         for thread in self.threads:
             thread.join()
@@ -91,11 +98,12 @@ class Load:
         # Some of all of them, the first and the last too.
         step = max(1, len(self.sent) // READ_BACK)
         read = [*self.sent[::step], self.sent[-1]]
-        for id, path in read:
-            copy = path.with_suffix(".copy")
-            code, _, errors = self.sluice("get", id, "-o", str(copy))
+        for id, _, digest in read:
+            copy = self.home / f"{self.tag}-copy"
+            where = ("--url", read_at) if read_at else ()
+            code, _, errors = self.sluice("get", id, "-o", str(copy), *where)
             assert code == 0, errors
-            assert copy.read_bytes() == path.read_bytes(), f"{id} came back as something else"
+            assert hashlib.sha256(copy.read_bytes()).digest() == digest, f"{id} came back as something else"
             copy.unlink()
         return len(self.sent), len(read)
 
@@ -173,24 +181,68 @@ def cannot_connect(node, address, port, outsider="client"):
 
 
 def check_policies(node, cluster):
-    """Clients reach edges and nothing else, whoever reads metrics every admin port, and nobody from outside a Redis."""
+    """Clients reach edges and nothing else, whoever reads metrics every admin port, and what else is in a namespace neither
+    its Redis nor what is there for the other datacenter."""
+    def check(case):
+        pod, name, outsider, may = case
+        kept_out = cannot_connect(node, pod.address, pod.ports[name], outsider)
+        assert kept_out != may, f"{pod.name}: {outsider} and port {name}: kept out is {kept_out}"
+
+    cases = []
     for pod in cluster.pods():
         public = {p["targetPort"] for s in node.manifests.of("Service", pod.namespace)
                   if s["spec"].get("type") == "LoadBalancer" and pod in node.endpoints(s) and s["metadata"]["name"] == "edge"
                   for p in s["spec"]["ports"]}
-        for name, port in pod.ports.items():
-            kept_out = cannot_connect(node, pod.address, port)
-            assert kept_out != (name in public), f"{pod.name}: a client and port {name}: kept out is {kept_out}"
+        for name in pod.ports:
+            cases += [(pod, name, outsider, name in public) for outsider in ("client", f"stranger-{pod.namespace}")]
+            cases.append((pod, name, "prometheus", name in public or (name == "admin" and pod.is_sluice)))
+    # Who is kept out finds out by waiting: all at once.
+    with concurrent.futures.ThreadPoolExecutor(32) as pool:
+        list(pool.map(check, cases))
+    for pod in cluster.pods():
         if not pod.is_sluice:
-            # Of its namespace, too, only those who are named.
-            for outsider in ("prometheus", f"stranger-{pod.namespace}"):
-                assert cannot_connect(node, pod.address, pod.ports["redis"], outsider), f"{outsider} reaches {pod.name}"
             continue
         url = f"http://{pod.address}:{pod.ports['admin']}/metrics"
         script = f"import urllib.request; print(urllib.request.urlopen('{url}', timeout=5).read().decode())"
         reader = node.command("prometheus", [sys.executable, "-c", script])
         text, errors = reader.communicate(timeout=10)
         assert "sluice_build_info" in text, errors
+
+
+# What comes of a request with a certificate and its key, or without.
+KNOCK = """
+import socket, ssl, sys
+address, port, *identity = sys.argv[1:]
+context = ssl.create_default_context()
+context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+if identity:
+    context.load_cert_chain(*identity)
+plain = socket.create_connection((address, int(port)), timeout=10)
+try:
+    with context.wrap_socket(plain) as inside:
+        inside.sendall(b"GET / HTTP/1.1\\r\\nHost: inside\\r\\nConnection: close\\r\\n\\r\\n")
+        print("answered" if inside.recv(64).startswith(b"HTTP/1.1 ") else "refused")
+except (ssl.SSLError, ConnectionError):
+    print("refused")
+"""
+
+
+def check_doors(node, cluster, load):
+    """Of what is there for the other datacenter, its network reaches the port, and its role alone gets an answer."""
+    namespaces = node.manifests.namespaces()
+    for namespace, other in zip(namespaces, reversed(namespaces), strict=True):
+        roles = load.home / "keys/roles" / other.removeprefix("sluice-")
+        for component, port in (("worker", "inside"), ("session", "session")):
+            for pod in cluster.of(namespace, component):
+                def knock(*role):
+                    identity = [next((roles / of).glob(f"dc-*/{of}{end}")) for of in role for end in (".pem", "-key.pem")]
+                    args = [sys.executable, "-c", KNOCK, pod.address, str(pod.ports[port]), *map(str, identity)]
+                    out, errors = node.command(f"stranger-{other}", args).communicate(timeout=30)
+                    assert out, f"{pod.name}, from {other}: {errors}"
+                    return out.strip()
+
+                answers = knock(), knock("edge"), knock(component)
+                assert answers == ("refused", "refused", "answered"), f"{pod.name}, from {other}: {answers}"
 
 
 ASK = """
@@ -265,6 +317,82 @@ class Shared:
         eventually(lambda: f"a new session gets {self.logs_in(new)}", lambda: set(self.logs_in(new)) == {200})
 
 
+# Sends a chunk without a wish to be sent elsewhere; prints where it is.
+SEND = """
+import http.client, json, os, ssl, sys
+ca, name, token = sys.argv[1:]
+headers = {"Authorization": f"Bearer {open(token).read().strip()}"}
+def ask(method, path, kind, body):
+    edge = http.client.HTTPSConnection(name, 8443, context=ssl.create_default_context(cafile=ca), timeout=60)
+    edge.request(method, path, body, headers | {"Content-Type": kind})
+    answer = edge.getresponse()
+    text = answer.read().decode()
+    assert answer.status < 300, f"{method} {path}: {answer.status} {text}"
+    return json.loads(text)
+size = 1 << 20
+id = ask("POST", "/v1/files", "application/json", json.dumps({"size": size}))["id"]
+print(ask("PUT", f"/v1/files/{id}/chunks/0", "application/octet-stream", os.urandom(size))["dc"])
+"""
+
+
+class Drain:
+    """Hands over the work of one datacenter to the other, and takes it back."""
+
+    def __init__(self, cluster, load, shared):
+        self.cluster, self.load, self.shared = cluster, load, shared
+        self.namespace, other = cluster.manifests.namespaces()
+        self.dc, self.to = (namespace.removeprefix("sluice-") for namespace in (self.namespace, other))
+        self.url, self.there = (f"https://{dc}.edge.prod.sluice:8443" for dc in (self.dc, self.to))
+
+    def order(self, *args):
+        return self.load.sluice("admin", *args, "--url", self.url, token="operator")
+
+    def begin(self):
+        until = time.monotonic() + PATIENCE
+        while True:
+            code, said, errors = self.order("drain", self.dc, "--to", self.to, "--evacuate", "--wait", "2min")
+            # A link of one of the shares may only just come up.
+            if code == 0 or "cannot be reached from here" not in errors or time.monotonic() > until:
+                return code, said, errors
+            time.sleep(0.5)
+
+    def takes(self):
+        """Where a chunk is that came to it from a client that goes nowhere else."""
+        name = f"{self.dc}.edge.prod.sluice"
+        script = [sys.executable, "-c", SEND, str(self.load.home / "keys/ca.pem"), name, str(self.load.home / "token")]
+        out, errors = self.cluster.node.command("client", script).communicate(timeout=120)
+        assert out, errors
+        return out.strip()
+
+    def counted(self, component, metric):
+        return sum(pod.metric(metric) for pod in self.cluster.of(self.namespace, component))
+
+    def check(self):
+        began = time.monotonic()
+        own = Load(self.load.node, self.load.binary, self.load.home, [self.url], f"from-{self.dc}", 1)
+        own.begin()
+        code, said, errors = self.begin()
+        is_empty = f"none: {self.dc} holds the sole copy of nothing" in said
+        assert code == 0 and is_empty, f"drain ended with {code}: {said} {errors}"
+        took, there = time.monotonic() - began, self.takes()
+        assert there == self.to, f"while {self.dc} is drained {there} took a chunk"
+        passed = self.counted("worker", "sluice_spill_bytes_total")
+        assert passed > 0, f"nothing was passed on by the worker of {self.dc}"
+        answers = self.shared.logs_in(self.load.home / "token-moved")
+        moved = self.counted("session", "sluice_moved_contexts_total")
+        assert set(answers) == {200} and moved > 0, f"a new session got {answers}, {moved} contexts came from {self.to}"
+        sent, read = own.finish(read_at=self.there)
+        print(f"  {self.dc} was drained to {self.to} after {took:.1f} s; {sent} uploads to it meanwhile, none failed; {read}"
+              f" were read back at {self.to}; {passed / (1 << 20):.0f} MiB were passed on, {moved:.0f} contexts came from there",
+              flush=True)
+        code, said, errors = self.order("undrain", self.dc)
+        assert code == 0 and "does not drain" in said, f"undrain ended with {code}: {said} {errors}"
+        eventually(lambda: f"{self.dc} still passes on what it is sent", lambda: self.takes() == self.dc)
+        sent = len(self.load.sent)
+        eventually(lambda: "nothing is sent any more", lambda: len(self.load.sent) > sent + CLIENTS or self.load.failed)
+        assert not self.load.failed, "\n".join(self.load.failed)
+
+
 CALL = """
 import os, sys
 os.environ["GRPC_DNS_RESOLVER"] = "native"
@@ -283,13 +411,12 @@ def check_seen(node, cluster, load):
         out, errors = process.communicate(timeout=30)
         assert process.returncode == 0, errors
     prometheus = Prometheus(node, [pod for pod in cluster.pods() if pod.is_sluice])
-    apart = any(name == "worker" for _, name in cluster.running)
     shared = any(name == "redis" for _, name in cluster.running)
-    absent = [BUCKET, *[TOGETHER] * apart, *[REDIS] * (not shared)]
+    absent = [BUCKET, *[REDIS] * (not shared)]
     try:
         prometheus.wait()
         until = time.monotonic() + 60
-        while len({size for _, path in load.sent if (size := path.stat().st_size)}) < len(SIZES):
+        while len({size for _, size, _ in load.sent}) < len(SIZES):
             assert time.monotonic() < until and not load.failed, load.failed
             time.sleep(0.2)
         # A rate is there once two scrapes have seen it.
@@ -308,7 +435,8 @@ def check_seen(node, cluster, load):
 
 def check_cluster(binary, overlays):
     manifests = Manifests(*(overlay(name) for name in overlays))
-    with tempfile.TemporaryDirectory(prefix="sluice-kubernetes-") as directory:
+    # When something failed clients may still write there.
+    with tempfile.TemporaryDirectory(prefix="sluice-kubernetes-", ignore_cleanup_errors=True) as directory:
         home = pathlib.Path(directory)
         # Whoever runs as another user must get to what is theirs.
         home.chmod(0o755)
@@ -319,12 +447,14 @@ def check_cluster(binary, overlays):
         keys = home / "keys"
         divided = ("--shares", str(SHARES)) if with_redis else ()
         run(binary, "admin", "key", "make", keys, "--cluster", "prod", "--dc", "dc-a", "--dc", "dc-b", *divided)
-        for name in ("token", *(f"token-{namespace}" for namespace in with_redis)):
+        # One for the load; the others begin sessions when that is to be seen.
+        for name in ("token", "token-moved", *(f"token-{namespace}" for namespace in with_redis)):
             run(binary, "admin", "token", "mint", "--keys", keys / "authority", "--tenant", "7", "--out", home / name)
+        run(binary, "admin", "token", "mint", "--keys", keys / "authority", "--operator", "--out", home / "operator")
         node = Node(home, images, manifests, secrets(ROOT / "k8s", keys, home / "passwords", manifests))
         node.outsider("client", "clients")
         node.outsider("prometheus", "monitoring")
-        for namespace in with_redis:
+        for namespace in manifests.namespaces():
             node.outsider(f"stranger-{namespace}", namespace)
         began = time.monotonic()
         cluster = Cluster(node, manifests)
@@ -337,8 +467,14 @@ def check_cluster(binary, overlays):
             shared = {namespace: Shared(cluster, load, namespace) for namespace in with_redis}
             for namespace in with_redis:
                 shared[namespace].check("at first")
+            # One process is told of the other's URL alone, and passes nothing on by itself.
+            apart = [namespace for namespace, name in cluster.running if name == "worker"]
+            if len(apart) == 2:
+                check_doors(node, cluster, load)
             load.begin()
             check_seen(node, cluster, load)
+            if len(apart) == 2:
+                Drain(cluster, load, shared[apart[0]]).check()
             for workload in manifests.workloads():
                 namespace, name = cluster.key(workload)
                 if name == "redis":

@@ -18,10 +18,8 @@ LABEL = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
 BY = re.compile(r"\bby \(([^)]*)\)")
 # What no cluster here has: tests of the binary with a real one look for these metrics.
 BUCKET = re.compile(r"\bsluice_bucket_")
-# What only some have: it is looked for where there is a Redis,
+# What only some have: it is looked for where there is a Redis.
 REDIS = re.compile(r"\bsluice_redis_")
-# and where worker and aggregator are one process.
-TOGETHER = re.compile(r"\bsluice_(spill_|moved_contexts_)")
 
 
 class Prometheus:
