@@ -1,5 +1,5 @@
 //! Roles of a datacenter as processes of their own: edges and session services, which keep nothing, the worker that owns
-//! the volume, and aggregators, one of which has it.
+//! the volume, and aggregators, which have the shares of it.
 //!
 //! [`Process::edge`], [`session`](Process::session), [`worker`](Process::worker) and [`aggregator`](Process::aggregator)
 //! start one. Like a [`Datacenter`](crate::datacenter::Datacenter) it stops in
@@ -56,6 +56,9 @@ const STORE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// How often workers are asked whether their datacenter hands its clients over.
 const ASK_LEAVING: Duration = Duration::from_secs(1);
+
+/// How long they have for that, before they are asked anew.
+const LEAVING_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a session service may take for an answer.
 const SESSION_PATIENCE: Duration = Duration::from_secs(5);
@@ -260,7 +263,7 @@ fn watch_leaving(workers: RemoteWorkers, tasks: &Shutdown) -> watch::Receiver<Le
     tasks.spawn(async move {
         loop {
             // While they cannot be asked, what they said last counts.
-            if let Ok(leaving) = workers.leaving().await {
+            if let Ok(Ok(leaving)) = tokio::time::timeout(LEAVING_PATIENCE, workers.leaving()).await {
                 sender.send_if_modified(|known| {
                     let changed = *known != leaving;
                     *known = leaving;

@@ -1,7 +1,7 @@
 //! The calls between services, as traits.
 //!
-//! The edge calls [`Sessions`], [`Workers`] and [`Tenants`], workers call [`Slots`]. In one process the composition passes the
-//! services themselves; as separate processes it passes gRPC clients. Every call carries the signed session context,
+//! The edge calls [`Sessions`], [`Workers`] and [`Tenants`], workers call [`Slots`] and [`Placing`]. In one process the composition
+//! passes the services themselves; as separate processes it passes what asks them over the network. Every call carries the signed session context,
 //! and whoever acts on it verifies it itself (G4).
 
 use std::ops::Range;
@@ -204,6 +204,9 @@ pub enum DrainOrder {
         phase: Phase,
         /// Whether files move too.
         evacuate: bool,
+        /// Whether to see only if it may be: nothing changes.
+        #[serde(default)]
+        is_trial: bool,
     },
     /// End it: the datacenter takes its work up again.
     End,
@@ -252,8 +255,11 @@ pub trait Elsewhere: Send + Sync + 'static {
     /// This datacenter could not be asked: nothing is to be passed to it for a moment.
     fn failed(&self, dc: DcId);
 
-    /// Where clients should go.
-    fn leaving(&self) -> Leaving;
+    /// Where clients should go; `None`: that is not known yet.
+    fn leaving(&self) -> Option<Leaving>;
+
+    /// Whether there is a way to the datacenter with this name, for clients or what is passed.
+    fn has_way_to(&self, name: &str) -> bool;
 }
 
 /// A file to create.

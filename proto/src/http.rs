@@ -163,7 +163,7 @@ pub struct DrainStatus {
     pub files_left: u64,
     /// Bodies of uploads that flow into its store now.
     pub bodies: u64,
-    /// Connections of clients to the edge in the datacenter's own process, without the one that asks.
+    /// Connections of clients to the edge that answers, without the one that asks.
     pub connections: u64,
 }
 

@@ -48,7 +48,8 @@ one run of this, after which the directories are copied to where they belong, an
   1. New keys are made. Everybody knows them, nobody uses them. For `ca`: give ca.pem to clients.
   2. The new keys are used, and the old ones still count. For `tokens`: mint everybody's anew. For
      `contexts`: wait five more minutes.
-  3. The old keys end. What is signed with them is refused, whenever it was signed.
+  3. The old keys end. What is signed with them is refused, whenever it was signed; what began with
+     a token that ended goes on for five minutes at the most.
 
 Whoever has not yet taken over a step is understood, and understands, as long as others are one step
 away. Tokens and the CA concern clients, so they have to be named.
@@ -155,9 +156,10 @@ fn save(material: &ClusterMaterial, directory: &Path) -> anyhow::Result<()> {
             part.save(&directory.join("roles").join(name).join(role.name())).map_err(StartError::from)?;
         }
     }
-    // For clients.
-    let ca = directory.join(CA);
-    fs::write(&ca, material.ca_pem()).with_context(|| format!("cannot write {}", ca.display()))
+    // For clients: there all the time, whoever reads it.
+    let (new, ca) = (directory.join(".ca.pem.new"), directory.join(CA));
+    let written = fs::write(&new, material.ca_pem()).and_then(|()| fs::rename(&new, &ca));
+    written.with_context(|| format!("cannot write {}", ca.display()))
 }
 
 /// What is wrong with a directory that should hold keys.
@@ -213,8 +215,45 @@ fn then(kinds: &[KeyKind], stage: Option<Stage>) -> String {
     }
 }
 
+/// The directories, and the certificates for clients, that are not of the revision of the authority: a step was cut short.
+fn behind(material: &ClusterMaterial, directory: &Path) -> Vec<PathBuf> {
+    let names = material.dcs().flat_map(|(_, name)| {
+        let roles = Role::ALL.map(|role| directory.join("roles").join(name).join(role.name()));
+        std::iter::once(directory.join(name)).chain(roles)
+    });
+    let is_behind = |place: &PathBuf| {
+        ClusterMaterial::load_keys(place).map(|part| part.revision()).ok() != Some(material.revision())
+    };
+    let ca = directory.join(CA);
+    let others = fs::read_to_string(&ca).ok() != Some(material.ca_pem());
+    names.filter(is_behind).chain(others.then_some(ca)).collect()
+}
+
+/// All that the authority has. A step of the CA that was cut short may have left a certificate without its key.
+fn authority(directory: &Path) -> Result<ClusterMaterial, Failure> {
+    let place = directory.join(AUTHORITY);
+    ClusterMaterial::load(&place).or_else(|error| {
+        let keys = ClusterMaterial::load_keys(&place).map_err(|_| unreadable(error))?;
+        keys.reissued().map_err(unreadable)
+    })
+}
+
 fn rotate(directory: &Path, kinds: &[KeyKind], context: &Context) -> anyhow::Result<()> {
-    let material = ClusterMaterial::load(&directory.join(AUTHORITY)).map_err(unreadable)?;
+    let material = authority(directory)?;
+    // Processes never see two steps at once: one that was cut short is finished before there is another.
+    let behind = behind(&material, directory);
+    if !behind.is_empty() {
+        save(&material, directory)?;
+        let revision = material.revision();
+        let object = json!({ "revision": revision, "finished": behind });
+        return context.answer(&object, || {
+            let line = |place: &PathBuf| format!("{}\n", place.display());
+            let places: String = behind.iter().map(line).collect();
+            format!(
+                "revision  {revision}: a step that was cut short is finished, and no other was made\n{places}"
+            )
+        });
+    }
     let stage = kinds.first().and_then(|kind| material.stage(*kind));
     if let Some(other) = kinds.iter().find(|kind| material.stage(**kind) != stage) {
         let hint = "name those that stand where the others do: `sluice admin key show` tells";
@@ -239,9 +278,15 @@ fn show(directory: &Path, context: &Context) -> anyhow::Result<()> {
     let stages = KeyKind::ALL.map(|kind| (kind.name(), material.stage(kind)));
     let rotation: BTreeMap<_, _> =
         stages.iter().map(|(kind, stage)| (kind, stage.map(Stage::name))).collect();
-    let object = json!({ "cluster": material.name(), "revision": material.revision(), "rotation": rotation });
+    let behind = if *place == authority { behind(&material, directory) } else { Vec::new() };
+    let object = json!({
+        "cluster": material.name(), "revision": material.revision(), "rotation": rotation, "behind": behind,
+    });
     context.answer(&object, || {
         let line = |(kind, stage): &(&str, _)| format!("{kind:<9} {}\n", standing(*stage));
-        format!("revision  {}\n", material.revision()) + &stages.iter().map(line).collect::<String>()
+        let late =
+            |place: &PathBuf| format!("behind    {}: run `sluice admin key rotate` again\n", place.display());
+        let stages: String = stages.iter().map(line).collect();
+        format!("revision  {}\n{stages}{}", material.revision(), behind.iter().map(late).collect::<String>())
     })
 }

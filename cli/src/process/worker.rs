@@ -30,6 +30,9 @@ use crate::ways::{OtherDc, Ways};
 /// How often the aggregator is told how loaded it is, and says how the datacenters stand.
 const EXCHANGE: Duration = Duration::from_millis(200);
 
+/// How long it has for that, before it is asked anew.
+const ANSWER: Duration = Duration::from_secs(2);
+
 /// What calls to the store may take that are collected before they are acted on: apart from clients' bodies, so that these
 /// never keep an aggregator from what they wait for.
 const STORE_MEMORY: u64 = 64 << 20;
@@ -140,9 +143,12 @@ fn exchange(
         loop {
             tokio::select! {
                 () = owner.draining() => return,
-                answer = placing.exchange(worker.load()) => match answer {
-                    Ok(heard) => drop(standings.send_replace(heard)),
-                    Err(error) => tracing::debug!(%error, "the aggregator does not say how the datacenters stand"),
+                answer = tokio::time::timeout(ANSWER, placing.exchange(worker.load())) => match answer {
+                    Ok(Ok(heard)) => drop(standings.send_replace(heard)),
+                    Ok(Err(error)) => {
+                        tracing::debug!(%error, "the aggregator does not say how the datacenters stand");
+                    }
+                    Err(_) => tracing::debug!("the aggregator does not say in time how the datacenters stand"),
                 },
             }
             tokio::select! {

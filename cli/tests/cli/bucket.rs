@@ -177,9 +177,9 @@ async fn a_worker_of_its_own_keeps_its_files_in_a_bucket() {
             assert!(std::fs::read(divided.site.home.path("copy")).unwrap() == *bytes, "{id}");
         }
     }
-    assert!(
-        divided.metric("worker", "sluice_bucket_sent_bytes_total{dc=\"dc-a\"} ") >= Some(100 * MIB as i64)
-    );
+    // Since it was killed.
+    let sent = divided.metric("worker", "sluice_bucket_sent_bytes_total{dc=\"dc-a\"} ");
+    assert!(sent >= Some(64 * MIB as i64), "{sent:?}");
     let processes: Vec<_> = killed.lock().unwrap().iter_mut().filter_map(Option::take).collect();
     processes.into_iter().chain(others).chain([b]).for_each(Running::stop);
     let store = store(&garage).await;

@@ -194,3 +194,43 @@ async fn every_kind_of_key_is_rotated_and_no_upload_fails() {
         process.stop();
     }
 }
+
+#[test]
+fn a_step_that_was_cut_short_is_finished_before_there_is_another() {
+    let home = Home::new(None);
+    let run = |args: &[&str]| -> Value {
+        let said = done(home.command(&[args, &["--json"]].concat()).output().unwrap().into());
+        serde_json::from_str(&said).unwrap()
+    };
+    run(&["admin", "key", "make", "keys", "--cluster", "test", "--dc", "dc-a", "--dc", "dc-b"]);
+    let rotate = ["admin", "key", "rotate", "keys", "--kind", "ca,commands"];
+    for step in 1..=3 {
+        copy(&home.path("keys"), &home.path("before"));
+        assert_eq!(run(&rotate)["revision"], step);
+        // What was written last is as it was; of the authority a certificate has no key that belongs to it.
+        for late in ["dc-b", "roles/dc-b"] {
+            copy(&home.path(&format!("before/{late}")), &home.path(&format!("keys/{late}")));
+        }
+        let key = "keys/authority/edge-key.pem";
+        std::fs::copy(home.path("keys/authority/dc-1/peer-key.pem"), home.path(key)).unwrap();
+        let behind = run(&["admin", "key", "show", "keys"])["behind"].as_array().unwrap().len();
+        assert_eq!(behind, 5, "a datacenter, and its four roles");
+        let finished = run(&rotate);
+        assert_eq!(
+            (&finished["revision"], finished["finished"].as_array().unwrap().len()),
+            (&step.into(), 5)
+        );
+        let shown = run(&["admin", "key", "show", "keys"]);
+        assert_eq!((&shown["revision"], &shown["behind"]), (&step.into(), &Value::Array(Vec::new())));
+        std::fs::remove_dir_all(home.path("before")).unwrap();
+    }
+    // A second key that is lost is missed before it is used.
+    assert_eq!(run(&rotate)["revision"], 4);
+    let seeds = home.path("keys/authority/dc-1/command.key");
+    let first = std::fs::read_to_string(&seeds).unwrap();
+    std::fs::write(&seeds, format!("{}\n", first.lines().next().unwrap())).unwrap();
+    let refused: Ended = home.command(&rotate).output().unwrap().into();
+    assert!(refused.code != Some(0) && refused.stderr.contains("the keys of commands"), "{}", refused.stderr);
+    std::fs::write(&seeds, first).unwrap();
+    assert_eq!(run(&rotate)["revision"], 5);
+}

@@ -275,6 +275,7 @@ impl Aggregator {
             }
         }
         self.evacuate_when_due(now);
+        self.say_drain_when_due(now);
         self.compare_when_due(now);
         self.serve_waiting(now);
         self.peers.values_mut().for_each(|peer| peer.note_backlog(now));
@@ -290,7 +291,7 @@ impl Aggregator {
         let resend_ms = self.config.resend_ms;
         let told = self.peers.values().filter_map(|peer| peer.revocations.next_timeout(resend_ms)).min();
         let evacuation = self.next_evacuation().filter(|_| !self.rest.is_loading());
-        files.into_iter().chain(peers).chain(told).chain(evacuation).min()
+        files.into_iter().chain(peers).chain(told).chain(evacuation).chain(self.next_drain_said()).min()
     }
 
     /// What is known of a file that is not [asleep](Self::is_asleep).

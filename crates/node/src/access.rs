@@ -2,7 +2,7 @@
 //!
 //! Every service that acts on a request holds a [`ContextVerifier`] and asks it first. Verdicts are cached until
 //! their context ends, since an Ed25519 verification costs 50 µs; what can change meanwhile (time, revocations) is
-//! checked every time. [`Revocations`] are shared by the services of a datacenter, and fed from REVOKE facts.
+//! checked every time, and what was verified with keys of an earlier revision is verified again. [`Revocations`] are shared by the services of a datacenter, and fed from REVOKE facts.
 //! Nothing has to be stopped.
 
 use std::sync::{Arc, PoisonError, RwLock};

@@ -14,6 +14,7 @@
 //! | tokens | one Ed25519 key; only who mints tokens has the secret half | the cluster's |
 //! | TLS tickets | one secret, from which keys are derived by time | shared by all edges |
 //!
+//! During a rotation there are two of what is rotated.
 //! Certificates and keys give way to others while processes run: certificates in an [`Identity`] each, keys and CA all at
 //! once (`keys.rs`). Whoever uses a key asks for it each time.
 
@@ -33,6 +34,7 @@ use sluice_engine::ids::{DcId, Timestamp};
 use sluice_engine::keys::{ClusterTag, KeyRing, Purpose, SigningKey};
 use sluice_engine::limits::MAX_DCS;
 use sluice_engine::share::Shares;
+use tokio::sync::watch;
 
 pub use self::identity::Identity;
 pub use self::keys::{KeyKind, Stage};
@@ -134,6 +136,8 @@ pub struct ClusterMaterial {
     dcs: BTreeMap<DcId, DcMaterial>,
     edge: Option<Identity>,
     keys: Arc<ArcSwap<Keys>>,
+    /// The revision, for whoever wants to know when it changes.
+    changes: Arc<watch::Sender<u64>>,
 }
 
 impl fmt::Debug for ClusterMaterial {
@@ -236,8 +240,9 @@ impl ClusterMaterial {
     ) -> Result<Self, MaterialError> {
         let mut set = self.keys.load().set.clone();
         change(&mut set)?;
-        let keys = Arc::new(ArcSwap::from_pointee(Keys::new(&self.name, set)?));
-        Ok(Self { keys, ..self })
+        let (revision, keys) = (set.revision, Keys::new(&self.name, set)?);
+        let (keys, changes) = (Arc::new(ArcSwap::from_pointee(keys)), Arc::new(watch::Sender::new(revision)));
+        Ok(Self { keys, changes, ..self })
     }
 
     /// The same with new certificates, and new keys of these. It takes the key of the CA.
@@ -287,7 +292,9 @@ impl ClusterMaterial {
         }
         // First whom to trust, then what others have to trust.
         if set != held.set {
+            let revision = set.revision;
             self.keys.store(Arc::new(Keys::new(&self.name, set)?));
+            self.changes.send_replace(revision);
         }
         pairs.iter().for_each(|(mine, new)| mine.renew(new));
         Ok(pairs.len())
@@ -377,6 +384,22 @@ impl ClusterMaterial {
     /// The certificates of the CA in PEM, for clients.
     pub fn ca_pem(&self) -> String {
         self.cas().iter().map(disk::certificate_pem).collect()
+    }
+
+    /// Waits until whoever has shown these certificates is trusted no more, since their CA ended. Connections on which
+    /// nothing else says who speaks end with that.
+    pub async fn distrusts(&self, chain: Option<&[CertificateDer<'static>]>) {
+        let mut changes = self.changes.subscribe();
+        loop {
+            let now = SystemClock.now();
+            if !chain.is_some_and(|chain| tls::is_trusted(&self.trust(), chain, now)) {
+                return;
+            }
+            // The sender lives as long as the material.
+            if changes.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Whom to trust now.

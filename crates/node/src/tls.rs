@@ -352,6 +352,14 @@ pub(crate) fn check_chain(
     Ok(())
 }
 
+/// Whether a client that shows this chain is let in.
+pub(crate) fn is_trusted(trust: &Trust, chain: &[CertificateDer<'static>], now: Timestamp) -> bool {
+    let now = UnixTime::since_unix_epoch(Duration::from_millis(now.number()));
+    chain
+        .split_first()
+        .is_some_and(|(leaf, between)| trust.clients.verify_client_cert(leaf, between, now).is_ok())
+}
+
 /// When a certificate expires, in seconds since 1970: what a verifier says of it at the end of time.
 pub(crate) fn not_after(certificate: &CertificateDer<'_>) -> Option<u64> {
     let end = UnixTime::since_unix_epoch(Duration::from_secs(u64::from(u32::MAX) << 4));
@@ -574,7 +582,7 @@ mod tests {
         let ages_later = Timestamp::new(now.number() + 20 * 365 * 86_400_000);
         let expired = refused(&reissued, ages_later);
         assert!(expired.contains("not accepted") && expired.contains("expired"), "{expired}");
-        assert!(refused(&reissued.only(B).unwrap(), now).contains("dc-1.peer.test.sluice"));
+        assert!(refused(&reissued.only(B).unwrap(), now).contains("is not part of this material"));
         assert_eq!(shown().await, before);
 
         // The edge's, a peer's, and one for each role; who shares the material sees them.

@@ -31,6 +31,9 @@ const READ_BUFFER: usize = 32 << 10;
 
 /// How long a handshake may take, and the head of a call after the one before.
 const HANDSHAKE: Duration = Duration::from_secs(5);
+
+/// How long a call may go on once its caller's certificate no longer counts.
+const LAST_CALL: Duration = Duration::from_secs(30);
 const HEAD: Duration = Duration::from_secs(60);
 
 /// Why a door does not open.
@@ -123,14 +126,14 @@ impl Door {
                     continue;
                 };
                 let handshake = (self.tls.clone(), readers.clone(), self.who.clone());
-                let answers = answers.clone();
+                let (answers, material) = (answers.clone(), self.who.material.clone());
                 owner.spawn(async move {
                     let Some((stream, (routes, tasks))) = greeted(stream, handshake, &answers).await else {
                         return;
                     };
                     let owner = tasks.clone();
                     owner.spawn(async move {
-                        connection(stream, routes, tasks).await;
+                        connection(stream, routes, tasks, &material).await;
                         drop(permit);
                     });
                 });
@@ -181,7 +184,8 @@ async fn greeted(
     }
 }
 
-async fn connection(stream: Secure<TcpStream>, routes: Router, tasks: Shutdown) {
+async fn connection(stream: Secure<TcpStream>, routes: Router, tasks: Shutdown, material: &ClusterMaterial) {
+    let shown = stream.peer_certificates().map(<[_]>::to_vec);
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
@@ -193,6 +197,10 @@ async fn connection(stream: Secure<TcpStream>, routes: Router, tasks: Shutdown) 
         () = tasks.draining() => {
             connection.as_mut().graceful_shutdown();
             connection.await
+        }
+        () = material.distrusts(shown.as_deref()) => {
+            connection.as_mut().graceful_shutdown();
+            tokio::time::timeout(LAST_CALL, connection).await.unwrap_or(Ok(()))
         }
     };
     if let Err(error) = ended {

@@ -2,7 +2,7 @@
 //!
 //! Owned by the composition of one datacenter, and shared with its workers. What is known of the others comes from the
 //! aggregator, through a watch channel that keeps the newest; if it says nothing for a while, what was known is stale, and
-//! nothing is passed. It has no tasks, and nothing to stop.
+//! nothing is passed for want of room. It has no tasks, and nothing to stop.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -132,10 +132,21 @@ impl Elsewhere for RemoteElsewhere {
         }
     }
 
-    fn leaving(&self) -> Leaving {
-        let drain = self.standings.borrow().drain;
-        let target = drain.map(|drain| drain.target);
-        Leaving { phase: drain.map(|drain| drain.phase), target, to: target.and_then(|dc| self.url(dc)) }
+    fn leaving(&self) -> Option<Leaving> {
+        let (drain, at) = {
+            let standings = self.standings.borrow();
+            (standings.drain, standings.at)
+        };
+        // Nobody has said anything before the first time.
+        (at != Standings::default().at).then(|| {
+            let target = drain.map(|drain| drain.target);
+            Leaving { phase: drain.map(|drain| drain.phase), target, to: target.and_then(|dc| self.url(dc)) }
+        })
+    }
+
+    fn has_way_to(&self, name: &str) -> bool {
+        let other = self.others.values().find(|other| other.name == name);
+        other.is_some_and(|other| other.workers.is_some() || other.url.is_some())
     }
 
     fn failed(&self, dc: DcId) {

@@ -6,7 +6,7 @@
 //!    by calling such a process. Whoever holds the trait cannot tell the difference, but for the time it takes.
 //! 2. Mutual TLS 1.3 always. A process answers the roles that have to ask it, and nobody else ([`Role::answers`]); whoever
 //!    acts on a call still verifies its session context itself (G4). The workers of other datacenters may pass on files and
-//!    chunks, which then go no further ([`serve_passed`]), their session services have contexts renewed, and nothing else.
+//!    chunks, which then go no further ([`serve_passed`]), and have contexts renewed, as their session services may, and nothing else.
 //! 3. A call is one HTTP/1.1 request: arguments and answers are JSON, bytes of files are bodies as they are. A body is asked
 //!    for (100) once it is wanted, so that what is refused costs no bytes, and slows down with whoever takes it.
 //! 4. A call fails as a [`Refusal`](sluice_proto::problem::Refusal): the other side's own, or `unavailable` when it cannot

@@ -146,9 +146,10 @@ impl Sessions for MovingSessions {
                     self.moved.inc();
                     return Ok(context);
                 }
-                // One that cannot be asked, or that the token is not for, stops nobody.
-                Err(refusal) if refusal.problem.is_retryable() || refusal.problem == Problem::Forbidden => {}
-                Err(refusal) => return Err(refusal),
+                // What is revoked is so everywhere; all else this datacenter can say itself: that one cannot be asked, that
+                // the token is not for it, that its clock or its keys are others.
+                Err(refusal) if refusal.problem == Problem::RevokedToken => return Err(refusal),
+                Err(_) => {}
             }
         }
         self.own.context(token).await

@@ -257,7 +257,8 @@ async fn arguments_answers_and_refusals_come_through_as_they_are() {
     assert_eq!(remote.tree(context, id(), place).await.unwrap_err().detail, place.to_string());
     remote.remove(context, id()).await.unwrap();
     assert_eq!(remote.about(context).await.unwrap().dc, "dc-a");
-    let begin = DrainOrder::Begin { to: "dc-b".into(), phase: Phase::Sessions, evacuate: true };
+    let begin =
+        DrainOrder::Begin { to: "dc-b".into(), phase: Phase::Sessions, evacuate: true, is_trial: false };
     for order in [DrainOrder::Show, begin, DrainOrder::End] {
         let refused = remote.drain(context, order.clone()).await.unwrap_err();
         assert_eq!(refused.detail, format!("{order:?}"));

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::future::try_join_all;
+use futures_util::future::{join_all, try_join_all};
 use sluice_engine::context::{SessionContext, SignedContext};
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::ChainingValue;
@@ -371,13 +371,25 @@ impl Slots for Divided {
     }
 
     async fn drain(&self, context: &SignedContext, order: DrainOrder) -> Result<DrainStatus, Refusal> {
-        // What the first share refuses is asked of no other.
-        let first = self.first()?.slots.drain(context, order.clone()).await?;
-        let is_other = |share: &Share| !share.is_first();
-        let others = self.shares.iter().filter(|(share, _)| is_other(share));
-        let others = others.map(|(_, part)| part.slots.drain(context, order.clone()));
-        let files_left = try_join_all(others).await?.iter().map(|other| other.files_left).sum::<u64>();
-        Ok(DrainStatus { files_left: first.files_left + files_left, ..first })
+        if let DrainOrder::Begin { to, phase, evacuate, is_trial: false } = &order {
+            // What one share would refuse begins in none.
+            let trial =
+                DrainOrder::Begin { to: to.clone(), phase: *phase, evacuate: *evacuate, is_trial: true };
+            self.each(|part| part.slots.drain(context, trial.clone())).await?;
+        }
+        // All of them are asked, whatever becomes of some.
+        let asked = self.shares.values().map(|part| part.slots.drain(context, order.clone()));
+        let answers = join_all(asked).await.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let [first, ..] = &answers[..] else { return Err(crate::refusal::stopping()) };
+        let how = |status: &DrainStatus| (status.phase.clone(), status.to.clone(), status.evacuate);
+        if answers.iter().any(|other| how(other) != how(first)) {
+            let detail = "some shares of this datacenter drain otherwise than others";
+            return Err(
+                Refusal::new(Problem::Unavailable, detail).hint("begin the drain, or end it, once more")
+            );
+        }
+        let files_left = answers.iter().map(|share| share.files_left).sum();
+        Ok(DrainStatus { files_left, ..first.clone() })
     }
 }
 

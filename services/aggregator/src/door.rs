@@ -235,6 +235,7 @@ impl PeerPort {
                 return;
             }
         };
+        let shown = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
         let dc: Arc<str> = material.dc_name(*me).unwrap_or_default().into();
         let routes = tonic::service::Routes::new(PeerServer::new(self.clone())).prepare();
         let routes =
@@ -264,6 +265,11 @@ impl PeerPort {
             () = tasks.draining() => {
                 connection.as_mut().graceful_shutdown();
                 connection.await
+            }
+            // A link lasts for as long as it can: it is broken off, and made again with what counts now.
+            () = material.distrusts(shown.as_deref()) => {
+                debug!(peer = %caller.0, "the certificate of a peer's connection no longer counts");
+                return;
             }
         };
         if let Err(error) = ended {

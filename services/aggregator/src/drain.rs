@@ -16,7 +16,7 @@ impl AggregatorService {
         match order {
             DrainOrder::Show => {}
             DrainOrder::End => self.set_drain(None).await?,
-            DrainOrder::Begin { to, phase, evacuate } => {
+            DrainOrder::Begin { to, phase, evacuate, is_trial } => {
                 let target = self.parts.material.dc_named(&to).ok_or_else(|| {
                     let known: Vec<&str> = self.parts.material.dcs().map(|(_, name)| name).collect();
                     Refusal::new(Problem::InvalidParameter, format!("no datacenter is called {to:?}"))
@@ -25,7 +25,9 @@ impl AggregatorService {
                 let drain = Drain { phase, target, evacuate };
                 let may = self.ledgers.ask(move |aggregator| aggregator.may_drain(drain)).await?;
                 may.map_err(|error| self.refused(error))?;
-                self.set_drain(Some(drain)).await?;
+                if !is_trial {
+                    self.set_drain(Some(drain)).await?;
+                }
             }
         }
         let asked = self.ledgers.ask(|aggregator| (aggregator.drain(), aggregator.files_left()));
@@ -43,7 +45,7 @@ impl AggregatorService {
 
     async fn set_drain(&self, drain: Option<Drain>) -> Result<(), Refusal> {
         self.ledgers.settle_node(None, NodeEvent::Drain(drain)).await?;
-        // Whoever places chunks knows before the operator does.
+        // Whoever places chunks in this process knows before the operator does.
         self.refresh().await.map(|_| ()).ok_or_else(crate::refusal::stopping)
     }
 

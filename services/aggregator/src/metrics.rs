@@ -68,6 +68,8 @@ pub(crate) struct Seen {
     damaged: usize,
     /// For how many seconds.
     assembling: f64,
+    /// The phase of the drain; 0: none.
+    phase: u8,
     peers: BTreeMap<DcId, SeenPeer>,
 }
 
@@ -91,6 +93,7 @@ impl Seen {
             files: aggregator.counts().collect(),
             damaged,
             assembling: seconds(aggregator.assembling_since()),
+            phase: aggregator.drain().map_or(0, |drain| drain.phase as u8),
             peers: aggregator.config().peers.iter().map(peer).collect(),
         }
     }
@@ -114,7 +117,7 @@ pub struct AggregatorMetrics {
     pub(crate) scrub_passes: Counter,
     damaged_files: Gauge,
     pub(crate) reincarnations: Counter,
-    pub(crate) drain_phase: Gauge,
+    drain_phase: Gauge,
     pub(crate) calls: OutgoingCalls,
     /// Asks the aggregator of each share that runs now.
     asks: Mutex<BTreeMap<Share, Ask>>,
@@ -254,6 +257,7 @@ impl AggregatorMetrics {
             FileState::Conflict,
             FileState::Dropped,
         ];
+        self.drain_phase.set(seen.iter().map(|seen| i64::from(seen.phase)).max().unwrap_or(0));
         // Those of a share that has gone elsewhere are shown there.
         let mut files: BTreeMap<&'static str, u64> = states.map(|at| (state(at).name(), 0)).into();
         for (at, count) in seen.iter().flat_map(|seen| &seen.files) {

@@ -1,5 +1,6 @@
 //! How this datacenter and the others stand: its load is told to the engine a few times a second, and what the engine
-//! knows of the others to whoever places chunks. One task, which ends with the aggregator.
+//! knows of the others to whoever places chunks. In one process a task of the aggregator does it, which ends with it; a worker of its
+//! own asks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::AggregatorService;
 const EVERY: Duration = Duration::from_millis(200);
 
 impl AggregatorService {
-    /// What is known of the datacenters, as it changes. Never kept up before [`report`](Self::report).
+    /// What is known of the datacenters, as it changes. Kept up by whoever [exchanges](Placing::exchange).
     pub fn standings(&self) -> watch::Receiver<Standings> {
         self.standings.subscribe()
     }
@@ -47,7 +48,6 @@ impl AggregatorService {
     pub(crate) async fn refresh(&self) -> Option<Standings> {
         let now = self.now.clone();
         let standings = self.ledgers.ask(move |aggregator| aggregator.standings(now())).await.ok()?;
-        self.metrics.drain_phase.set(standings.drain.map_or(0, |drain| i64::from(drain.phase as u8)));
         self.standings.send_replace(standings.clone());
         let target = standings.drain.map(|drain| drain.target);
         let to = target.and_then(|dc| self.links.peer(dc)?.edge_url.clone());

@@ -34,7 +34,7 @@ pub(crate) async fn begin(State(app): State<Arc<App>>, Caller(context): Caller, 
         let names = Phase::ALL.map(Phase::name).join(", ");
         invalid(format!("{phase:?} is no phase of a drain")).hint(format!("one of {names}"))
     })?;
-    order(&app, &context, DrainOrder::Begin { to, phase, evacuate }).await
+    order(&app, &context, DrainOrder::Begin { to, phase, evacuate, is_trial: false }).await
 }
 
 /// `DELETE /v1/drain`

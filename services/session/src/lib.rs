@@ -208,7 +208,7 @@ mod tests {
     use sluice_engine::context::Scope;
     use sluice_engine::revocations::Revocation;
     use sluice_node::access::ContextVerifier;
-    use sluice_node::clock::ManualClock;
+    use sluice_node::clock::{Clock as _, ManualClock, SystemClock};
     use sluice_node::material::KeyKind;
     use sluice_node::token::{TokenGrant, TokenMint};
 
@@ -272,7 +272,7 @@ mod tests {
         let mut all = material;
         for step in 1..=3 {
             all = all.rotated(&[KeyKind::Contexts]).unwrap();
-            sessions.material.renew(&all, NOW).unwrap();
+            sessions.material.renew(&all, SystemClock.now()).unwrap();
             contexts.push(sessions.context(&token).await.unwrap());
             for context in &contexts[step - 1..] {
                 assert!(elsewhere.verify(context).is_ok() || step == 3, "one step behind");
@@ -289,7 +289,7 @@ mod tests {
 
         for step in 1..=3 {
             all = all.rotated(&[KeyKind::Tokens]).unwrap();
-            sessions.material.renew(&all, NOW).unwrap();
+            sessions.material.renew(&all, SystemClock.now()).unwrap();
             let new = all.token_mint().unwrap().mint(&grant(60), NOW).unwrap();
             assert!(sessions.context(&new).await.is_ok(), "step {step}");
             assert_eq!(sessions.context(&token).await.is_ok(), step < 3, "step {step}");

@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sluice_engine::context::{Scope, SignedContext};
+use sluice_engine::context::{Scope, SessionContext, SignedContext};
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::ids::{ClientFileId, DcId, FileId};
 use sluice_engine::limits::CHUNK_LEN;
@@ -156,6 +156,7 @@ impl Worker {
     /// sent is sent there.
     async fn place(
         &self,
+        session: &SessionContext,
         way: Way,
         file: FileId,
         run: Option<Run>,
@@ -168,6 +169,10 @@ impl Worker {
             Choice::Here => return Ok(None),
             Choice::There(dc) => dc,
         };
+        // A token that does not count there is no reason to be refused here.
+        if !session.allowed.is_empty() && !session.allowed.contains(&dc) {
+            return Ok(None);
+        }
         if let Some(run) = run {
             // What is here is compared here, and goes nowhere.
             let held = self.parts.store.values(file, run.range()).await;
@@ -186,6 +191,7 @@ impl Worker {
     /// takes it. After a while it is tried here in any case.
     async fn wait_for_room(
         &self,
+        session: &SessionContext,
         way: Way,
         file: FileId,
         run: Run,
@@ -193,7 +199,7 @@ impl Worker {
     ) -> Result<Option<Passage>, Refusal> {
         let until = Instant::now() + ROOM_PATIENCE;
         loop {
-            let passage = self.place(way, file, Some(run), len).await?;
+            let passage = self.place(session, way, file, Some(run), len).await?;
             if passage.is_some() || self.rate.load().pressure < FULL || Instant::now() >= until {
                 return Ok(passage);
             }
@@ -222,7 +228,7 @@ impl Worker {
             .hint("send one value per chunk, or none"));
         }
 
-        let Some(passage) = self.wait_for_room(put.way, file, run, put.len).await? else {
+        let Some(passage) = self.wait_for_room(&session, put.way, file, run, put.len).await? else {
             return self.put_here(context, file, run, put).await;
         };
         let (lender, body) = lent::lend(put.body);
@@ -235,7 +241,7 @@ impl Worker {
             }
             Err(refusal) => match lender.take_back().filter(|_| is_no_verdict(&refusal)) {
                 Some(body) => {
-                    passage.elsewhere.failed(passage.dc);
+                    passage.failed(&refusal);
                     self.put_here(context, file, run, PutChunks { body, ..put }).await
                 }
                 None => Err(refusal),
@@ -307,9 +313,20 @@ struct Passage {
     elsewhere: Arc<dyn Elsewhere>,
 }
 
-/// Whether a refusal says nothing of what was sent, only that it could not be taken there now.
+impl Passage {
+    /// It was not taken there.
+    fn failed(&self, refusal: &Refusal) {
+        // What concerns one session only keeps nothing else from going there.
+        if refusal.problem.status() == 503 {
+            self.elsewhere.failed(self.dc);
+        }
+    }
+}
+
+/// Whether a refusal says nothing of what was sent, only that it could not be taken there now, or not of this session: there
+/// clocks, quotas and rates are its own.
 fn is_no_verdict(refusal: &Refusal) -> bool {
-    refusal.problem.status() == 503
+    [401, 403, 429, 503].contains(&refusal.problem.status())
 }
 
 /// Awaits `answer` for at most `patience`.
@@ -330,9 +347,9 @@ impl Workers for Worker {
         self.parts.rates.take(&session, 0).await?;
         let record = MetadataRecord::new(session.tenant, new.id, new.fields.clone())
             .map_err(|error| refusal::of_metadata(&error))?;
-        if let Some(passage) = self.place(new.way, record.file_id(), None, 0).await? {
+        if let Some(passage) = self.place(&session, new.way, record.file_id(), None, 0).await? {
             match passage.workers.create(context, NewFile { way: Way::Passed, ..new.clone() }).await {
-                Err(refusal) if is_no_verdict(&refusal) => passage.elsewhere.failed(passage.dc),
+                Err(refusal) if is_no_verdict(&refusal) => passage.failed(&refusal),
                 created => return created,
             }
         }
@@ -356,10 +373,10 @@ impl Workers for Worker {
         let fields = MetadataFields { size: Some(len), ..new.fields.clone() };
         let record =
             MetadataRecord::new(session.tenant, id, fields).map_err(|error| refusal::of_metadata(&error))?;
-        if let Some(passage) = self.place(new.way, record.file_id(), None, len).await? {
+        if let Some(passage) = self.place(&session, new.way, record.file_id(), None, len).await? {
             let passed = NewFile { way: Way::Passed, ..new.clone() };
             match passage.workers.create_whole(context, passed, bytes.clone()).await {
-                Err(refusal) if is_no_verdict(&refusal) => passage.elsewhere.failed(passage.dc),
+                Err(refusal) if is_no_verdict(&refusal) => passage.failed(&refusal),
                 created => {
                     if created.is_ok() {
                         passage.elsewhere.passed(passage.dc, len);
@@ -463,11 +480,27 @@ impl Workers for Worker {
 
     async fn drain(&self, context: &SignedContext, order: DrainOrder) -> Result<DrainStatus, Refusal> {
         self.parts.access.require(context, Scope::Operate)?;
+        if let (DrainOrder::Begin { to, phase, evacuate, .. }, Some(elsewhere)) =
+            (&order, &self.parts.elsewhere)
+        {
+            // Whether there is such a datacenter is for others to say, and what is none of theirs first.
+            let trial =
+                DrainOrder::Begin { to: to.clone(), phase: *phase, evacuate: *evacuate, is_trial: true };
+            self.ask(self.parts.slots.drain(context, trial)).await?;
+            if !elsewhere.has_way_to(to) {
+                let detail = format!("the workers of this datacenter know no way to {to}");
+                let hint = format!("say in their files where it is: [peers.{to}], with url or workers");
+                return Err(Refusal::new(Problem::Precondition, detail).hint(hint));
+            }
+        }
         let status = self.ask(self.parts.slots.drain(context, order)).await?;
         Ok(DrainStatus { bodies: self.bodies.used() as u64, ..status })
     }
 
     async fn leaving(&self) -> Result<Leaving, Refusal> {
-        Ok(self.parts.elsewhere.as_ref().map(|elsewhere| elsewhere.leaving()).unwrap_or_default())
+        let Some(elsewhere) = &self.parts.elsewhere else { return Ok(Leaving::default()) };
+        elsewhere.leaving().ok_or_else(|| {
+            Refusal::new(Problem::Unavailable, "whether this datacenter drains is not known yet")
+        })
     }
 }

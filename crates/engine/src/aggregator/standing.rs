@@ -14,6 +14,9 @@ const SAY_EVERY_MS: u64 = 2_000;
 /// While there is pressure, it is said this often.
 const SAY_PRESSED_MS: u64 = 500;
 
+/// For how long it is said that a drain has ended.
+const SAY_ENDED_MS: u64 = 60_000;
+
 /// A change of the pressure by this much is said at once.
 const NOTABLE: u16 = 100;
 
@@ -37,6 +40,9 @@ pub(super) struct Own {
     pub(super) drain: Option<Drain>,
     /// Whether this process drained or ended a drain, so that a peer may not have heard the last of it.
     has_drained: bool,
+    /// When the drain is said again, and until when one that has ended is.
+    say_drain_at: Option<Timestamp>,
+    say_drain_until: Timestamp,
     load: Load,
     said: Option<(Load, Timestamp)>,
     /// When files are looked for next that are to move.
@@ -113,8 +119,26 @@ impl Aggregator {
         if self.own.is_due(now) {
             self.own.said = Some((load, now));
             for peer in self.reachable() {
-                self.say_standing(peer, self.own.has_drained, now);
+                self.say_standing(peer, false, now);
             }
+        }
+    }
+
+    /// When the drain is said again.
+    pub(super) fn next_drain_said(&self) -> Option<Timestamp> {
+        self.own.say_drain_at
+    }
+
+    /// Says the drain again, since nobody acknowledges it; one that has ended for a while. Whoever was away for longer hears
+    /// of it when its link comes up.
+    pub(super) fn say_drain_when_due(&mut self, now: Timestamp) {
+        if self.own.say_drain_at.is_none_or(|at| now < at) {
+            return;
+        }
+        let goes_on = self.own.drain.is_some() || now < self.own.say_drain_until;
+        self.own.say_drain_at = goes_on.then(|| now.plus(SAY_EVERY_MS));
+        for peer in self.reachable() {
+            self.say_drain(peer, now);
         }
     }
 
@@ -126,6 +150,8 @@ impl Aggregator {
         self.own.drain = drain;
         self.own.has_drained = true;
         self.own.evacuate_at = now;
+        self.own.say_drain_at = Some(now.plus(SAY_EVERY_MS));
+        self.own.say_drain_until = now.plus(SAY_ENDED_MS);
         self.effects.push(Effect::PersistNode(self.node_memory()));
         for peer in self.reachable() {
             self.say_standing(peer, true, now);
@@ -138,10 +164,17 @@ impl Aggregator {
             self.say(to, FileId::NIL, Statement::Load(self.own.load), now);
         }
         if with_drain {
-            let drain = self.own.drain;
-            let left = if drain.is_some() { self.files_left() } else { 0 };
-            self.say(to, FileId::NIL, Statement::Drain { drain, left }, now);
+            self.say_drain(to, now);
+            if self.own.drain.is_some() {
+                self.own.say_drain_at.get_or_insert(now.plus(SAY_EVERY_MS));
+            }
         }
+    }
+
+    fn say_drain(&mut self, to: DcId, now: Timestamp) {
+        let drain = self.own.drain;
+        let left = if drain.is_some() { self.files_left() } else { 0 };
+        self.say(to, FileId::NIL, Statement::Drain { drain, left }, now);
     }
 
     fn reachable(&self) -> Vec<DcId> {
@@ -255,12 +288,27 @@ mod tests {
         assert_eq!(again.drain(), Some(DRAIN));
         assert_eq!(link(&mut again, B), [says(Some(DRAIN))], "a restart does not end it");
         assert_eq!(said(again.handle(NodeEvent::Drain(None), NOW), B), [says(None)]);
-        let load = Load::default();
-        assert_eq!(
-            said(again.handle(NodeEvent::Load(load), NOW), B),
-            [Statement::Load(load), says(None)],
-            "and again, for it may be lost"
-        );
+        // And again, for it may be lost; in a share that says no load, too.
+        let mut at = NOW;
+        let mut times = 0;
+        while let Some(due) = again.next_timeout().filter(|due| *due < NOW.plus(120_000)) {
+            at = due.max(at.plus(1));
+            times +=
+                said(again.handle(NodeEvent::Tick, at), B).iter().filter(|one| **one == says(None)).count();
+        }
+        assert!((29..=31).contains(&times), "{times}");
+    }
+
+    #[test]
+    fn a_drain_is_said_again_while_it_lasts() {
+        let mut a = started(A, NodeMemory::default());
+        link(&mut a, B);
+        a.handle(NodeEvent::Drain(Some(DRAIN)), NOW);
+        let again = |a: &mut Aggregator, ms| said(a.handle(NodeEvent::Tick, NOW.plus(ms)), B);
+        assert_eq!(again(&mut a, 1_999), []);
+        for ms in [2_000, 4_000, 200_000] {
+            assert_eq!(again(&mut a, ms), [Statement::Drain { drain: Some(DRAIN), left: 0 }]);
+        }
     }
 
     #[test]

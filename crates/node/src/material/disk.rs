@@ -30,6 +30,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde::{Deserialize, Serialize};
 use sluice_engine::ids::{DcId, KeyId};
 use sluice_engine::share::Shares;
+use tokio::sync::watch;
 
 use super::keys::{Ca, DcKeys, KeyKind, KeySet, Keys, Pair, PrivateKey, SigningMaterial, Stage, TokenKey};
 use super::{ClusterMaterial, DcMaterial, Identity, MaterialError, check_dcs, check_name, issue};
@@ -249,6 +250,7 @@ pub(super) fn load(directory: &Path, certificates: bool) -> Result<ClusterMateri
         dcs,
         edge: if certificates { read_identity(directory, "edge")? } else { None },
         keys: Arc::new(ArcSwap::from_pointee(Keys::new(&index.cluster, set)?)),
+        changes: Arc::new(watch::Sender::new(index.revision)),
         name: index.cluster,
     })
 }

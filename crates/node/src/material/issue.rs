@@ -55,6 +55,7 @@ pub(super) fn generate(name: &str, dcs: &[(DcId, &str)]) -> Result<ClusterMateri
         dcs: dcs.iter().map(|(dc, dc_name)| (*dc, unsigned(dc_name))).collect(),
         edge: None,
         keys: Arc::new(ArcSwap::from_pointee(Keys::new(name, set)?)),
+        changes: Arc::default(),
     };
     reissue(&material)
 }
@@ -90,6 +91,7 @@ pub(super) fn rotate(
             |keys: &DcKeys| keys.commands.all().chain(keys.contexts.all()).map(|key| key.id).collect();
         let mut ids: Vec<KeyId> = keys.dcs.values().flat_map(|keys| -> Vec<KeyId> { of_dcs(keys) }).collect();
         for kind in &kinds {
+            keys.check_step(*kind)?;
             let stage = keys.stages.get(kind).copied();
             match kind {
                 KeyKind::Commands | KeyKind::Contexts => {

@@ -212,6 +212,56 @@ impl KeySet {
         }
     }
 
+    /// What is used of a kind, of every datacenter.
+    fn used(&self, kind: KeyKind) -> Vec<(DcId, Vec<u8>)> {
+        let mut one = self.clone();
+        for keys in one.dcs.values_mut() {
+            (keys.commands.other, keys.contexts.other) = (None, None);
+        }
+        one.tokens.other = None;
+        one.ca.other = None;
+        if let Some(tickets) = &mut one.tickets {
+            tickets.other = None;
+        }
+        one.public(kind)
+    }
+
+    /// Whether there are two of a kind.
+    fn is_double(&self, kind: KeyKind) -> bool {
+        let mut dcs = self.dcs.values();
+        match kind {
+            KeyKind::Commands => dcs.all(|keys| keys.commands.other.is_some()),
+            KeyKind::Contexts => dcs.all(|keys| keys.contexts.other.is_some()),
+            KeyKind::Tokens => self.tokens.other.is_some(),
+            KeyKind::Tickets => self.tickets.as_ref().is_none_or(|tickets| tickets.other.is_some()),
+            KeyKind::Ca => self.ca.other.is_some(),
+        }
+    }
+
+    /// Whether the next step in the rotation of a kind can be made: the key that is used after it is here, and its secret.
+    pub(super) fn check_step(&self, kind: KeyKind) -> Result<(), MaterialError> {
+        fn after<T>(pair: &Pair<T>, stage: Option<Stage>) -> Option<&T> {
+            match stage {
+                Some(Stage::Next) => pair.other.as_ref(),
+                None | Some(Stage::Previous) => Some(&pair.current),
+            }
+        }
+        let stage = self.stages.get(&kind).copied();
+        let signs = |pair: &Pair<SigningMaterial>| after(pair, stage).is_some_and(|key| key.seed.is_some());
+        let is_here = match kind {
+            KeyKind::Commands => self.dcs.values().all(|keys| signs(&keys.commands)),
+            KeyKind::Contexts => self.dcs.values().all(|keys| signs(&keys.contexts)),
+            KeyKind::Tokens => after(&self.tokens, stage).is_some_and(|key| key.secret.is_some()),
+            KeyKind::Tickets => self.tickets.as_ref().is_some_and(|pair| after(pair, stage).is_some()),
+            KeyKind::Ca => after(&self.ca, stage).is_some_and(|ca| ca.key.is_some()),
+        };
+        if is_here {
+            Ok(())
+        } else {
+            Err(MaterialError::Absent(format!("what is used next of {}", kind.whose())))
+        }
+    }
+
     /// The same without secrets of which `held` has none.
     pub(super) fn no_more_than(mut self, held: &Self) -> Self {
         for (dc, keys) in &mut self.dcs {
@@ -250,8 +300,16 @@ impl KeySet {
             if kind == KeyKind::Tickets && held.is_empty() {
                 continue;
             }
+            // Whoever says that it knows a key has it.
+            let stage = fresh.stages.get(&kind).copied();
+            if stage == Some(Stage::Next) && !fresh.is_double(kind) {
+                return Err(MaterialError::Absent(format!("the next of {}", kind.whose())));
+            }
             let goes_on = if is_same {
                 came.starts_with(&held)
+            } else if fresh.revision == self.revision + 1 {
+                // One step on, what is used then is known now.
+                fresh.used(kind).iter().all(|key| held.contains(key))
             } else {
                 let is_known = |dc| came.iter().any(|key| key.0 == dc && held.contains(key));
                 held.iter().all(|(dc, _)| is_known(*dc))
