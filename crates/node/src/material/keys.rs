@@ -197,33 +197,33 @@ pub(super) struct KeySet {
 impl KeySet {
     /// What is public of a kind, of every datacenter: that by which it is told apart. Of tickets the secret itself.
     fn public(&self, kind: KeyKind) -> Vec<(DcId, Vec<u8>)> {
+        self.public_of(kind, 2)
+    }
+
+    /// What is used of a kind, of every datacenter.
+    fn used(&self, kind: KeyKind) -> Vec<(DcId, Vec<u8>)> {
+        self.public_of(kind, 1)
+    }
+
+    /// The first so many of each pair.
+    fn public_of(&self, kind: KeyKind, count: usize) -> Vec<(DcId, Vec<u8>)> {
         let signing = |purpose| {
-            let of = self.dcs.iter();
-            let keys = of.flat_map(move |(dc, keys)| keys.of(purpose).all().map(move |key| (*dc, key)));
+            let keys = self
+                .dcs
+                .iter()
+                .flat_map(move |(dc, keys)| keys.of(purpose).all().take(count).map(move |key| (*dc, key)));
             keys.map(|(dc, key)| (dc, [&key.id.number().to_be_bytes()[..], &key.public].concat())).collect()
         };
         let shared = |bytes: &[u8]| (DcId::EVERY, bytes.to_vec());
         match kind {
             KeyKind::Commands => signing(Purpose::Command),
             KeyKind::Contexts => signing(Purpose::Context),
-            KeyKind::Tokens => self.tokens.all().map(|key| shared(&key.public)).collect(),
-            KeyKind::Tickets => self.tickets.iter().flat_map(Pair::all).map(|key| shared(key)).collect(),
-            KeyKind::Ca => self.ca.all().map(|ca| shared(&ca.certificate)).collect(),
+            KeyKind::Tokens => self.tokens.all().take(count).map(|key| shared(&key.public)).collect(),
+            KeyKind::Tickets => {
+                self.tickets.iter().flat_map(|pair| pair.all().take(count)).map(|key| shared(key)).collect()
+            }
+            KeyKind::Ca => self.ca.all().take(count).map(|ca| shared(&ca.certificate)).collect(),
         }
-    }
-
-    /// What is used of a kind, of every datacenter.
-    fn used(&self, kind: KeyKind) -> Vec<(DcId, Vec<u8>)> {
-        let mut one = self.clone();
-        for keys in one.dcs.values_mut() {
-            (keys.commands.other, keys.contexts.other) = (None, None);
-        }
-        one.tokens.other = None;
-        one.ca.other = None;
-        if let Some(tickets) = &mut one.tickets {
-            tickets.other = None;
-        }
-        one.public(kind)
     }
 
     /// Whether there are two of a kind.
