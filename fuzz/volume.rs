@@ -14,7 +14,7 @@ use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::{MetadataFields, MetadataRecord};
 use sluice_engine::share::Share;
-use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError, Whole};
+use sluice_store::{ChunkStore, Chunks, FsOptions, FsStore, StoreError, Whole};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use uuid::Uuid;

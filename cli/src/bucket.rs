@@ -1,28 +1,31 @@
 //! What metrics tell of a bucket: asked of the store each time they are read.
 
 use std::fmt;
-use std::sync::{Arc, Weak};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use sluice_node::metrics::Metrics;
-use sluice_store::{S3Request, S3Store};
+use sluice_store::{S3Metrics, S3Request};
 
-/// Has `metrics` tell of this bucket, for as long as it is open.
-pub(crate) fn show(store: &Arc<S3Store>, metrics: &Metrics) {
-    let bucket = Bucket(Arc::downgrade(store));
+/// Has `metrics` tell what `counted` says of a bucket, for as long as it is open.
+pub(crate) fn show(metrics: &Metrics, counted: impl Fn() -> Option<S3Metrics> + Send + Sync + 'static) {
+    let bucket = Bucket(Box::new(counted));
     metrics.register(|registry| registry.register_collector(Box::new(bucket)));
 }
 
-#[derive(Debug)]
-struct Bucket(Weak<S3Store>);
+struct Bucket(Box<dyn Fn() -> Option<S3Metrics> + Send + Sync>);
+
+impl fmt::Debug for Bucket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bucket")
+    }
+}
 
 impl Collector for Bucket {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
-        let Some(store) = self.0.upgrade() else { return Ok(()) };
-        let counted = store.metrics();
+        let Some(counted) = (self.0)() else { return Ok(()) };
         let help = "Requests to the bucket, each attempt counted";
         let mut requests =
             encoder.encode_descriptor("sluice_bucket_requests", help, None, MetricType::Counter)?;

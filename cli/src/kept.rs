@@ -62,6 +62,23 @@ pub(crate) fn place(
     }
 }
 
+/// The bucket of a porter, which another worker keeps.
+pub(crate) fn carried(
+    data: Option<&Path>,
+    store: Option<&Store>,
+    dc: &str,
+    memory: u64,
+) -> anyhow::Result<Box<S3Options>> {
+    match (data, store) {
+        (None, Some(Store { s3 })) => Ok(Box::new(bucket(s3, dc, memory)?)),
+        (Some(_), _) | (None, None) => {
+            let message = "keeper is given, and not the bucket that it keeps";
+            let hint = "store = { s3 = { .. } } as the keeper has it; a volume (data) belongs to one process";
+            Err(Failure::usage("configuration", message, hint).into())
+        }
+    }
+}
+
 fn bucket(bucket: &Bucket, dc: &str, memory: u64) -> anyhow::Result<S3Options> {
     let Bucket { endpoint, bucket, region, credentials: path, prefix } = bucket;
     let hint = "a file with two lines: key_id = \"...\" and secret = \"...\"";

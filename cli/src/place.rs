@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sluice_node::metrics::Metrics;
+use sluice_store::s3::Keeper;
 use sluice_store::{ChunkStore, FsOptions, FsStore, S3Options, S3Store};
 
 use crate::datacenter::{StartError, open_store};
@@ -38,7 +39,8 @@ impl StorePlace {
             Self::Bucket(options) => {
                 let opened = S3Store::open((**options).clone()).await;
                 let store = Arc::new(opened.map_err(StartError::Bucket)?);
-                bucket::show(&store, metrics);
+                let shown = Arc::downgrade(&store);
+                bucket::show(metrics, move || Some(shown.upgrade()?.metrics()));
                 Ok(OpenStore { any: store.clone(), kind: Kind::Bucket(store) })
             }
         }
@@ -63,6 +65,14 @@ impl OpenStore {
     /// The store, whatever it is.
     pub(crate) fn as_dyn(&self) -> &Arc<dyn ChunkStore> {
         &self.any
+    }
+
+    /// What it does for porters, if it is in a bucket.
+    pub(crate) fn keeper(&self) -> Option<Arc<dyn Keeper>> {
+        match &self.kind {
+            Kind::Volume(_) => None,
+            Kind::Bucket(store) => Some(store.clone()),
+        }
     }
 
     /// Stops it at once, as a crash of the process would. Blocks for the disk operations under way.

@@ -37,12 +37,12 @@ use tokio::time::Instant;
 
 use crate::datacenter::StartError;
 use crate::live::Live;
-use crate::place::OpenStore;
 use crate::shared::Shared;
 use crate::ways::{OtherDc, Ways};
 
 pub use self::aggregator::AggregatorProcess;
-pub use self::worker::WorkerProcess;
+use self::worker::Held;
+pub use self::worker::{WorkerProcess, WorkerStore};
 
 /// What a worker may take for an answer: longer than it waits itself for everyone whom it asks, one after the other.
 const WORKER_PATIENCE: Duration = Duration::from_secs(120);
@@ -113,8 +113,8 @@ pub struct Process {
     tasks: Tasks,
     listens: SocketAddr,
     admin: SocketAddr,
-    /// The store, if it owns one: closed last.
-    store: Option<OpenStore>,
+    /// What a worker holds: closed last.
+    held: Option<Held>,
 }
 
 /// What runs, by the order in which it ends.
@@ -178,7 +178,7 @@ impl Process {
         let listens = door.address();
         health.set_started();
         door.serve(&tasks.requests);
-        Ok(Self { live, tasks, listens, admin, store: None })
+        Ok(Self { live, tasks, listens, admin, held: None })
     }
 
     /// Starts a session service.
@@ -215,7 +215,7 @@ impl Process {
         let passed = [Role::Session, Role::Worker].map(|caller| (caller, answer(own.clone())));
         door.taking(passed).serve([(Role::Edge, answer(moving))], &tasks.requests);
         serve_until_drained(&health, &tasks);
-        Ok(Self { live, tasks, listens, admin, store: None })
+        Ok(Self { live, tasks, listens, admin, held: None })
     }
 
     /// What can be changed while it runs.
@@ -245,12 +245,14 @@ impl Process {
         }
         self.tasks.callers.kill().await;
         self.tasks.shared.kill().await;
-        if let Some(store) = self.store {
-            match tokio::time::timeout(left(), store.as_dyn().close()).await {
+        match self.held {
+            Some(Held::Store(store, _)) => match tokio::time::timeout(left(), store.as_dyn().close()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "the store was not closed in order"),
                 Err(_) => tracing::warn!("the store was not closed in time"),
-            }
+            },
+            Some(Held::Bucket(store)) => store.close(),
+            None => {}
         }
         if killed == 0 { Stopped::Clean } else { Stopped::Killed { tasks: killed } }
     }

@@ -60,10 +60,10 @@ Examples:
   sluice session --config /etc/sluice/session.toml";
 
 pub(crate) const WORKER_EXAMPLES: &str = "\
-A worker owns the volume in `data`, or the prefix of a bucket: one process, and one worker for
-each datacenter. It takes and gives chunks for edges, and lets one aggregator at a time reach the
-store. It may be stopped or killed at any time, and started again: clients try again, and
-nothing that was acknowledged is lost. Its file looks like this:
+A worker keeps the volume in `data`, or the prefix of a bucket: one process for each datacenter. It
+takes and gives chunks for edges, and lets one aggregator at a time reach the store. It may be
+stopped or killed at any time, and started again: clients try again, and nothing that was
+acknowledged is lost. Its file looks like this:
   role = \"worker\"
   dc = \"dc-a\"
   keys = \"keys/roles/dc-a/worker\"      # made by `sluice admin key make`
@@ -80,6 +80,11 @@ nothing that was acknowledged is lost. Its file looks like this:
   [peers.dc-b]                         # where what is too much goes, and all of it in a drain
   url = \"https://dc-b.example:8443\"    # for clients that go where they are sent
   workers = \"dc-b.example:8445\"        # for all others: what listens there is dc-b's worker
+
+Beside one that keeps a bucket there may be any number of others, porters, that keep nothing: chunks
+go through them past the keeper, which only says what is where. Their files are the same, but that
+they ask the keeper instead of aggregators; edges are told all of them in workers = \"...\":
+  keeper = \"worker.dc-a:8445\"         # instead of aggregators; store = { s3 = ... } as the keeper has it
 
 Examples:
   sluice config check /etc/sluice/worker.toml

@@ -141,7 +141,7 @@ impl Process {
         for share in material.shares().all() {
             tasks.requests.spawn(lives.clone().run(share, fallen.clone(), tasks.requests.clone()));
         }
-        Ok(Self { live, tasks, listens, admin, store: None })
+        Ok(Self { live, tasks, listens, admin, held: None })
     }
 }
 

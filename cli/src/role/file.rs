@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use sluice::datacenter::StartError;
 use sluice::process::{
-    AggregatorProcess, EdgeProcess, Process, ProcessConfig, SessionProcess, WorkerProcess,
+    AggregatorProcess, EdgeProcess, Process, ProcessConfig, SessionProcess, WorkerProcess, WorkerStore,
 };
 use sluice_aggregator::AggregatorSettings;
 use sluice_edge::EdgeSettings;
@@ -31,7 +31,7 @@ const EDGE_KEYS: &str =
     "role, dc, keys, listen, admin, sessions, workers, memory, redis, redis_password, redis_ca, log";
 const SESSION_KEYS: &str =
     "role, dc, keys, listen, admin, workers, redis, redis_password, redis_ca, log, peers";
-const WORKER_KEYS: &str = "role, dc, keys, listen, admin, aggregators, data, store, memory, upload_rate, redis, redis_password, redis_ca, log, peers";
+const WORKER_KEYS: &str = "role, dc, keys, listen, admin, aggregators, data, store, keeper, memory, upload_rate, redis, redis_password, redis_ca, log, peers";
 const AGGREGATOR_KEYS: &str = "role, dc, keys, listen, peer, admin, workers, url, memory, scrub_rate, \
                                takeover_after, absent_after, redis, redis_password, redis_ca, log, peers";
 
@@ -107,7 +107,7 @@ pub(crate) struct SessionFile {
     peers: BTreeMap<String, Way>,
 }
 
-/// The worker that owns a volume, or the prefix of a bucket.
+/// The worker that keeps a volume, or the prefix of a bucket; or a porter beside that one.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct WorkerFile {
@@ -116,7 +116,10 @@ pub(crate) struct WorkerFile {
     keys: PathBuf,
     listen: SocketAddr,
     admin: SocketAddr,
-    aggregators: String,
+    /// Whom it asks about files, if it keeps them.
+    aggregators: Option<String>,
+    /// The worker that keeps the bucket, if it does not.
+    keeper: Option<String>,
     /// The directory of its volume, if it keeps its files in one.
     data: Option<PathBuf>,
     /// Where else it keeps them.
@@ -367,12 +370,27 @@ impl WorkerFile {
     /// What the process is told beside.
     fn process(&self, config: &ProcessConfig, material: &ClusterMaterial) -> anyhow::Result<WorkerProcess> {
         let upload_rate = self.upload_rate.map(|Bytes(rate)| rate);
+        let (data, store) = (self.data.as_deref(), self.store.as_ref());
+        let store = match (&self.aggregators, &self.keeper) {
+            (Some(aggregators), None) => WorkerStore::Kept {
+                place: kept::place(data, store, &self.dc, self.memory.0)?,
+                options: FsOptions::default(),
+                aggregators: aggregators.clone(),
+            },
+            (None, Some(keeper)) => WorkerStore::Carried {
+                bucket: kept::carried(data, store, &self.dc, self.memory.0)?,
+                keeper: keeper.clone(),
+            },
+            (Some(_), Some(_)) | (None, None) => {
+                let message = "expected either aggregators or keeper: whom the worker asks";
+                let hint = "aggregators = \"host:port\"; or, of a worker beside one that keeps the same bucket, keeper = \"host:port\" of that one";
+                return Err(Failure::usage("configuration", message, hint).into());
+            }
+        };
         Ok(WorkerProcess {
             listen: self.listen,
-            aggregators: self.aggregators.clone(),
-            place: kept::place(self.data.as_deref(), self.store.as_ref(), &self.dc, self.memory.0)?,
+            store,
             memory: self.memory.0,
-            store: FsOptions::default(),
             settings: WorkerSettings { upload_rate, ..WorkerSettings::default() },
             others: peers::ways(&self.peers, &config.name(), &self.keys, material)?,
         })
@@ -481,6 +499,11 @@ address = "dc-b.example:8444"
         assert!(data.as_ref().is_some_and(|data| data.is_absolute() && data.ends_with("data")), "{data:?}");
         let neither = read(&WORKER.replace("data = \"data\"\n", ""), Role::Worker).unwrap_err().to_string();
         assert!(neither.contains("either data or store"), "{neither}");
+        let whom = WORKER.lines().find(|line| line.starts_with("aggregators")).unwrap();
+        let wrong = |to: &str| read(&WORKER.replace(whom, to), Role::Worker).unwrap_err().to_string();
+        assert!(wrong("").contains("either aggregators or keeper"));
+        assert!(wrong(&format!("{whom}\nkeeper = \"w:1\"")).contains("either aggregators or keeper"));
+        assert!(wrong("keeper = \"w:1\"").contains("not the bucket that it keeps"));
         let way = "upload_rate = \"1MiB\"\n[peers.dc-b]\nworkers = \"dc-b:8445\"\n";
         assert_eq!(read(&format!("{WORKER}{way}"), Role::Worker).unwrap().upload_rate(), Some(1 << 20));
         let itself = read(&format!("{WORKER}{}", way.replace("dc-b]", "dc-a]")), Role::Worker);

@@ -1,8 +1,10 @@
 //! A datacenter that keeps its files in a bucket, beside one that keeps them in a directory.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
+use sluice::ports::ReservedPort;
 use sluice_client::{Client, ClientConfig, Event, Source, Token, UploadOptions, WaitFor};
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{ClientFileId, FileId, TenantId};
@@ -15,7 +17,7 @@ use crate::Ended;
 use crate::divided::{Divided, put, upload_here};
 use crate::fake::noise;
 use crate::kubernetes::asked_by_the_dashboard;
-use crate::processes::{Running, Site, done, eventually};
+use crate::processes::{Running, Site, any, done, eventually};
 
 const MIB: usize = 1 << 20;
 
@@ -187,6 +189,96 @@ async fn a_worker_of_its_own_keeps_its_files_in_a_bucket() {
         let file = FileId::derive(TenantId::new(7), id.parse().unwrap());
         assert_eq!(store.recheck(file).await.unwrap(), Root::of_bytes(bytes));
     }
+}
+
+/// Two porters beside the worker that keeps the bucket of dc-a, and an edge that knows only them.
+fn with_porters(divided: &Divided, garage: &Garage) -> [ReservedPort; 2] {
+    let (home, keeper) = (&divided.site.home, divided.site.inside[0].address());
+    move_to_bucket(&divided.site, "worker", garage, garage.key());
+    let text = std::fs::read_to_string(home.path("worker.toml")).unwrap();
+    let asks = text.lines().find(|line| line.starts_with("aggregators")).unwrap();
+    let ports = [any(), any()];
+    for (n, port) in ports.iter().enumerate() {
+        let name = format!("worker-{}.toml", n + 1);
+        let text = text.replace(asks, &format!("keeper = \"{keeper}\""));
+        let text =
+            text.replace(&format!("listen = \"{keeper}\""), &format!("listen = \"{}\"", port.address()));
+        home.write(&name, text.as_bytes());
+        done(home.command(&["config", "check", &name]).output().unwrap().into());
+    }
+    let edge = std::fs::read_to_string(home.path("edge.toml")).unwrap();
+    let known = edge.lines().find(|line| line.starts_with("workers")).unwrap();
+    let porters = format!("workers = \"{},{}\"", ports[0].address(), ports[1].address());
+    home.write("edge.toml", edge.replace(known, &porters).as_bytes());
+    ports
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn porters_carry_bytes_past_the_worker_that_keeps_the_bucket_and_each_may_be_killed() {
+    let Some(garage) = Garage::start() else { return };
+    let divided = Divided::sharing(1, 4, None);
+    let _ports = with_porters(&divided, &garage);
+    let b = divided.site.start("dc-b");
+    let names = ["aggregator-0", "worker", "worker-1", "worker-2", "session", "edge"];
+    let running: BTreeMap<&str, Running> =
+        names.into_iter().map(|name| (name, divided.begin(name))).collect();
+    let running = Arc::new(Mutex::new(running));
+    let (here, both) = (divided.client(&[0]), divided.client(&[0, 1]));
+    let sent = |name: &str| {
+        divided.metric(name, "sluice_bucket_sent_bytes_total{dc=\"dc-a\"} ").unwrap_or_default()
+    };
+    let mut files = Vec::new();
+    for (client, len) in [(&here, 48 * MIB), (&both, 70 * MIB + 7), (&both, 3 * MIB), (&both, 9), (&both, 0)] {
+        let bytes = noise(len as u64, len);
+        files.push((put(client, &bytes).await.id.to_string(), bytes));
+        if len == 48 * MIB {
+            let (kept, carried) = (sent("worker"), [sent("worker-1"), sent("worker-2")]);
+            assert!(carried.iter().all(|sent| *sent >= 4 * MIB as i64), "{carried:?}");
+            assert!(kept < MIB as i64, "{kept}");
+        }
+    }
+
+    // Each is killed under an upload, and comes back.
+    for (n, name) in ["worker-1", "worker", "worker-2", "aggregator-0"].into_iter().enumerate() {
+        let bytes = noise(300 + n as u64, 64 * MIB);
+        let (kill, asked) = std::sync::mpsc::channel();
+        let observer = move |event: &Event| {
+            if let Event::Acknowledged { .. } = event {
+                // Nobody waits for the second.
+                let _ = kill.send(());
+            }
+        };
+        let (client, source) = (divided.client(&[0]), Source::memory(bytes.clone()));
+        let upload =
+            tokio::spawn(async move { client.upload(&source, &upload_here(), Arc::new(observer)).await });
+        tokio::task::block_in_place(|| asked.recv().unwrap());
+        let killed = running.lock().unwrap().remove(name);
+        drop(killed);
+        running.lock().unwrap().insert(name, divided.begin(name));
+        let sent = upload.await.unwrap().unwrap();
+        assert_eq!(sent.root, Root::of_bytes(&bytes));
+        files.push((sent.id.to_string(), bytes));
+    }
+    for (id, bytes) in &files {
+        for dc in [0, 1] {
+            done(divided.run(dc, &["get", id, "-o", "copy", "--force"]));
+            assert!(std::fs::read(divided.site.home.path("copy")).unwrap() == *bytes, "{id}");
+        }
+    }
+    // What is asked by way of a porter is answered as anywhere.
+    let listed = done(divided.run(0, &["ls", "--json"]));
+    assert!(files.iter().all(|(id, _)| listed.contains(id)), "{listed}");
+    done(divided.run(0, &["rm", &files[2].0, "--yes"]));
+    assert_eq!(divided.run(0, &["get", &files[2].0, "-o", "gone"]).code, Some(3));
+    let removed = files.remove(2).0;
+
+    std::mem::take(&mut *running.lock().unwrap()).into_values().chain([b]).for_each(Running::stop);
+    let store = store(&garage).await;
+    let inside = |id: &str| FileId::derive(TenantId::new(7), id.parse().unwrap());
+    for (id, bytes) in &files {
+        assert_eq!(store.recheck(inside(id)).await.unwrap(), Root::of_bytes(bytes));
+    }
+    assert!(store.summary(inside(&removed)).await.unwrap().unwrap().held.is_empty());
 }
 
 #[test]

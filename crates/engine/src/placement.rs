@@ -59,6 +59,43 @@ pub struct Load {
     pub pressure: u16,
 }
 
+/// A worker of a datacenter, for as long as its process lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WorkerId(u64);
+
+impl WorkerId {
+    /// A number that no other worker of the datacenter has.
+    pub const fn new(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+}
+
+/// The workers of a datacenter whose loads are known at once. What more of them say is left out.
+const MAX_WORKERS: usize = 1_024;
+
+/// The loads of a datacenter's workers, as each said it last. What is older than [`STALE_MS`] is forgotten.
+#[derive(Clone, Debug, Default)]
+pub struct Loads(BTreeMap<WorkerId, (Load, Timestamp)>);
+
+impl Loads {
+    /// Notes what a worker says of its load, and returns that of all of them: their room together, and the highest pressure.
+    /// Clients come to all of them alike, and who is at a limit is not hidden by one that nobody asks.
+    pub fn note(&mut self, worker: WorkerId, load: Load, now: Timestamp) -> Load {
+        self.0.retain(|_, (_, said)| now.since(*said) <= STALE_MS);
+        if self.0.len() < MAX_WORKERS || self.0.contains_key(&worker) {
+            self.0.insert(worker, (load, now));
+        }
+        let loads = || self.0.values().map(|(load, _)| load);
+        let room = loads().fold(0u64, |room, load| room.saturating_add(load.room));
+        Load { room, pressure: loads().map(|load| load.pressure).max().unwrap_or_default() }
+    }
+}
+
 /// What is known of another datacenter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
@@ -246,6 +283,21 @@ mod tests {
         assert_eq!(stripe_level(file(1 << 20), 1), 6);
         let all: Vec<_> = stripes(file(130), 1).collect();
         assert_eq!(all, [0..64, 64..128, 128..130]);
+    }
+
+    #[test]
+    fn the_load_of_a_datacenter_is_that_of_the_workers_that_say_theirs() {
+        let (mut loads, load) = (Loads::default(), |room, pressure| Load { room, pressure });
+        let [one, other] = [1, 2].map(WorkerId::new);
+        assert_eq!(loads.note(one, load(10, 1000), NOW), load(10, 1000));
+        assert_eq!(loads.note(other, load(5, 301), NOW.plus(200)), load(15, 1000));
+        assert_eq!(loads.note(one, load(u64::MAX, 0), NOW.plus(400)), load(u64::MAX, 301));
+        // One that is gone is forgotten.
+        assert_eq!(loads.note(other, load(7, 8), NOW.plus(400 + STALE_MS + 1)), load(7, 8));
+        for n in 3..3000 {
+            loads.note(WorkerId::new(n), load(1, 0), NOW.plus(10_000));
+        }
+        assert!(loads.0.len() <= MAX_WORKERS);
     }
 
     const NOW: Timestamp = Timestamp::new(1_000_000);

@@ -36,12 +36,13 @@ impl Role {
     }
 
     /// Whether a process of this role answers `caller`: edges ask sessions and workers; workers ask aggregators about files,
-    /// which ask workers about the store; sessions ask workers where clients go.
+    /// which ask workers about the store; sessions ask workers where clients go; and porters the worker that keeps their
+    /// bucket.
     pub const fn answers(self, caller: Self) -> bool {
         match self {
             Self::Edge => false,
             Self::Session => matches!(caller, Self::Edge),
-            Self::Worker => matches!(caller, Self::Edge | Self::Session | Self::Aggregator),
+            Self::Worker => true,
             Self::Aggregator => matches!(caller, Self::Worker),
         }
     }
@@ -86,6 +87,7 @@ mod tests {
             (Role::Edge, Role::Session),
             (Role::Edge, Role::Worker),
             (Role::Session, Role::Worker),
+            (Role::Worker, Role::Worker),
             (Role::Worker, Role::Aggregator),
             (Role::Aggregator, Role::Worker),
         ];

@@ -43,7 +43,7 @@ pub use owner::Owned;
 pub use placing::{RemotePlacing, serve_placing};
 pub use sessions::{MovingSessions, RemoteSessions, serve_sessions};
 pub use slots::{RemoteSlots, serve_slots};
-pub use store::{NoTenure, RemoteStore, serve_store};
+pub use store::{NoTenure, RemoteKeeper, RemoteStore, serve_keeper, serve_store};
 pub use tenants::{RemoteTenants, serve_tenants};
 pub use tenure::{Tenure, Tenures};
 pub use workers::{RemoteWorkers, serve_leaving, serve_passed, serve_workers};

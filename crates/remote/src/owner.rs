@@ -37,18 +37,24 @@ const TRY_FOR: Duration = Duration::from_secs(8);
 /// The shortest and the longest pause between two tries.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(500));
 
-/// Asks the aggregator that has a share of this process's store, whichever that is.
+/// Asks the aggregator that has a share of this process's store, whichever that is; or the worker that keeps the bucket,
+/// which knows.
 #[derive(Clone, Debug)]
 pub(crate) struct Owner {
     caller: Caller,
-    tenures: Tenures,
-    share: Share,
+    /// Which share, and the tenures of this process's store; `None`: the keeper is asked.
+    of: Option<(Tenures, Share)>,
 }
 
 impl Owner {
     /// Asked by way of `caller`, under the tenure that stands in `tenures`.
     pub(crate) fn new(caller: Caller, tenures: Tenures, share: Share) -> Self {
-        Self { caller, tenures, share }
+        Self { caller, of: Some((tenures, share)) }
+    }
+
+    /// The worker that keeps the bucket, asked by way of `caller`.
+    pub(crate) fn keeper(caller: Caller) -> Self {
+        Self { caller, of: None }
     }
 
     pub(crate) async fn ask<A: DeserializeOwned>(
@@ -82,12 +88,18 @@ impl Owner {
         let until = Instant::now() + TRY_FOR;
         let mut pause = PAUSES.0;
         loop {
-            let tenure = self.tenure(until).await?;
-            let mut current = self.tenures.watch(self.share);
-            let answer = tokio::select! {
-                answer = self.caller.ask_bytes(call.under(tenure), arguments, bytes.clone(), longer) => answer,
-                // One that hangs answers nobody, and another has it now.
-                _ = current.wait_for(|now| *now != Some(tenure)) => Err(Failed::Unknown(self.nobody())),
+            let answer = match &self.of {
+                None => self.caller.ask_bytes(call, arguments, bytes.clone(), longer).await,
+                Some((tenures, share)) => {
+                    let tenure = tenure_of(tenures, *share, until).await?;
+                    let mut current = tenures.watch(*share);
+                    let call = call.under(tenure);
+                    tokio::select! {
+                        answer = self.caller.ask_bytes(call, arguments, bytes.clone(), longer) => answer,
+                        // One that hangs answers nobody, and another has it now.
+                        _ = current.wait_for(|now| *now != Some(tenure)) => Err(Failed::Unknown(nobody(*share))),
+                    }
+                }
             };
             let failed = match answer {
                 Ok(answer) => return Ok(answer),
@@ -103,24 +115,24 @@ impl Owner {
             pause = (pause * 2).min(PAUSES.1);
         }
     }
+}
 
-    /// The tenure that stands, or comes until then.
-    async fn tenure(&self, until: Instant) -> Result<Tenure, Refusal> {
-        let mut current = self.tenures.watch(self.share);
-        let found = current.wait_for(Option::is_some);
-        match tokio::time::timeout_at(until, found).await {
-            Ok(Ok(found)) => found.ok_or_else(|| self.nobody()),
-            Ok(Err(_)) | Err(_) => Err(self.nobody()),
-        }
+/// The tenure that stands, or comes until then.
+async fn tenure_of(tenures: &Tenures, share: Share, until: Instant) -> Result<Tenure, Refusal> {
+    let mut current = tenures.watch(share);
+    let found = current.wait_for(Option::is_some);
+    match tokio::time::timeout_at(until, found).await {
+        Ok(Ok(found)) => found.ok_or_else(|| nobody(share)),
+        Ok(Err(_)) | Err(_) => Err(nobody(share)),
     }
+}
 
-    fn nobody(&self) -> Refusal {
-        let what = match self.share {
-            Share::WHOLE => "the store".to_owned(),
-            share => format!("share {share} of the store"),
-        };
-        Refusal::new(Problem::Unavailable, format!("no aggregator of this datacenter has {what} now"))
-    }
+fn nobody(share: Share) -> Refusal {
+    let what = match share {
+        Share::WHOLE => "the store".to_owned(),
+        share => format!("share {share} of the store"),
+    };
+    Refusal::new(Problem::Unavailable, format!("no aggregator of this datacenter has {what} now"))
 }
 
 /// What a process answers under each tenure that it has. A clone means the same.

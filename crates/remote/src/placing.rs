@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sluice_engine::drain::{Drain, Phase};
 use sluice_engine::ids::{DcId, Timestamp};
-use sluice_engine::placement::{Load, Standing, Standings};
+use sluice_engine::placement::{Load, Standing, Standings, WorkerId};
 use sluice_engine::share::Share;
 use sluice_proto::calls::Placing;
 use sluice_proto::problem::Refusal;
@@ -28,6 +28,15 @@ const EXCHANGE: &str = "/v1/placing/exchange";
 struct WireLoad {
     room: u64,
     pressure: u16,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WireOwn {
+    /// Missing: an older version, of which there is one.
+    #[serde(default)]
+    worker: u64,
+    #[serde(flatten)]
+    load: WireLoad,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -99,13 +108,14 @@ impl WireStandings {
 
 type Served = AppState<Arc<dyn Placing>>;
 
-/// What serves `placing` to workers: to be [owned](crate::Owned) under a tenure.
+/// What serves `placing` to workers: to be [owned](crate::Owned) under a tenure; or to porters.
 pub fn serve_placing(placing: Arc<dyn Placing>) -> Router {
     Router::new().route(EXCHANGE, post(exchange)).with_state(placing)
 }
 
-async fn exchange(AppState(placing): Served, call: Call<WireLoad>) -> Answer<WireStandings> {
-    Answer(placing.exchange(call.arguments.parse()).await.map(WireStandings::of))
+async fn exchange(AppState(placing): Served, call: Call<WireOwn>) -> Answer<WireStandings> {
+    let WireOwn { worker, load } = call.arguments;
+    Answer(placing.exchange(WorkerId::new(worker), load.parse()).await.map(WireStandings::of))
 }
 
 /// What the aggregator answers that has a share of this process's store.
@@ -117,12 +127,17 @@ impl RemotePlacing {
     pub fn new(caller: Caller, tenures: Tenures, share: Share) -> Self {
         Self(Owner::new(caller, tenures, share))
     }
+
+    /// What the worker passes on that keeps the bucket, asked by way of `caller`.
+    pub fn of_keeper(caller: Caller) -> Self {
+        Self(Owner::keeper(caller))
+    }
 }
 
 #[async_trait]
 impl Placing for RemotePlacing {
-    async fn exchange(&self, load: Load) -> Result<Standings, Refusal> {
-        let load = WireLoad::of(load);
+    async fn exchange(&self, worker: WorkerId, load: Load) -> Result<Standings, Refusal> {
+        let load = WireOwn { worker: worker.number(), load: WireLoad::of(load) };
         let asked = self.0.ask_with(Head::own(EXCHANGE), &load, Bytes::new(), Duration::ZERO);
         Ok(WireStandings::parse(asked.await?))
     }

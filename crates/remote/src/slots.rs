@@ -146,7 +146,7 @@ impl Register {
 
 type Served = AppState<Arc<dyn Slots>>;
 
-/// What serves `slots` to workers: to be [owned](crate::Owned) under a tenure.
+/// What serves `slots` to workers: to be [owned](crate::Owned) under a tenure; or to porters.
 pub fn serve_slots(slots: Arc<dyn Slots>) -> Router {
     Router::new()
         .route(CREATE, post(create))
@@ -308,6 +308,11 @@ impl RemoteSlots {
     /// Those of a share, asked by way of `caller`, under the tenure that stands in `tenures`.
     pub fn new(caller: Caller, tenures: Tenures, share: Share) -> Self {
         Self(Owner::new(caller, tenures, share))
+    }
+
+    /// Those that the worker asks which keeps the bucket, by way of `caller`.
+    pub fn of_keeper(caller: Caller) -> Self {
+        Self(Owner::keeper(caller))
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod errors;
 mod forms;
+mod keeper;
 mod run;
 mod serve;
 
@@ -30,17 +31,18 @@ use sluice_node::clock::random_bytes;
 use sluice_node::shutdown::Shutdown;
 use sluice_proto::problem::Refusal;
 use sluice_store::{
-    ChunkStore, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
+    ChunkStore, Chunks, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
     RecordOutcome, RunWriter, StoreError, Usage, Whole, WholeOutcome,
 };
 use tokio::sync::{Mutex as AsyncMutex, oneshot, watch};
 use tokio::time::Instant;
 
 use self::forms::{
-    Answered, Begin, Begun, Chunk, Chunks, Facts, File, Floor, List, ListOf, Numbered, OfShare, Part, Record,
-    Refused, Rooted, WireFound, WireListed, WireOutcome, WireSummary, WireUsage, bytes, decode_values, file,
-    ranges, root, text,
+    Answered, Begin, Begun, Chunk, ChunksOf, Facts, File, Floor, List, ListOf, Numbered, OfShare, Part,
+    Record, Refused, Rooted, WireFound, WireListed, WireOutcome, WireSummary, WireUsage, bytes,
+    decode_values, file, ranges, root, text,
 };
+pub use self::keeper::{RemoteKeeper, serve_keeper};
 use self::run::RemoteRun;
 pub use self::serve::serve_store;
 use crate::caller::{Caller, Failed, Head};
@@ -360,6 +362,34 @@ fn of(file: FileId) -> File {
 }
 
 #[async_trait]
+impl Chunks for RemoteStore {
+    async fn begin_run(
+        &self,
+        file: FileId,
+        tenant: TenantId,
+        run: Run,
+        len: u64,
+    ) -> Result<Box<dyn RunWriter>, StoreError> {
+        RemoteRun::begin(self.clone(), file, tenant, run, len).await
+    }
+
+    async fn values(
+        &self,
+        file: FileId,
+        range: Range<u64>,
+    ) -> Result<Vec<Option<ChainingValue>>, StoreError> {
+        let arguments = Part { file: file.to_string(), start: range.start, end: range.end };
+        let found = self.bytes(VALUES, &arguments).await?.unwrap_or_default();
+        decode_values(&found).map_err(unreachable)
+    }
+
+    async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError> {
+        let arguments = Chunk { file: file.to_string(), index: index.number() };
+        self.bytes(READ_CHUNK, &arguments).await?.ok_or(StoreError::Missing { index })
+    }
+}
+
+#[async_trait]
 impl ChunkStore for RemoteStore {
     async fn put_record(&self, record: &MetadataRecord) -> Result<RecordOutcome, StoreError> {
         let arguments = Record { record: text(&record.to_bytes()), facts: String::new() };
@@ -411,31 +441,6 @@ impl ChunkStore for RemoteStore {
         found.into_iter().map(WireListed::parse).collect::<Result<_, _>>().map_err(unreachable)
     }
 
-    async fn begin_run(
-        &self,
-        file: FileId,
-        tenant: TenantId,
-        run: Run,
-        len: u64,
-    ) -> Result<Box<dyn RunWriter>, StoreError> {
-        RemoteRun::begin(self.clone(), file, tenant, run, len).await
-    }
-
-    async fn values(
-        &self,
-        file: FileId,
-        range: Range<u64>,
-    ) -> Result<Vec<Option<ChainingValue>>, StoreError> {
-        let arguments = Part { file: file.to_string(), start: range.start, end: range.end };
-        let found = self.bytes(VALUES, &arguments).await?.unwrap_or_default();
-        decode_values(&found).map_err(unreachable)
-    }
-
-    async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError> {
-        let arguments = Chunk { file: file.to_string(), index: index.number() };
-        self.bytes(READ_CHUNK, &arguments).await?.ok_or(StoreError::Missing { index })
-    }
-
     async fn verify(&self, file: FileId, index: ChunkIndex) -> Result<u64, StoreError> {
         // Once more finds the same.
         self.look(VERIFY, &Chunk { file: file.to_string(), index: index.number() }).await
@@ -467,7 +472,7 @@ impl ChunkStore for RemoteStore {
         while generation.is_none() || !rest.is_empty() {
             let (some, others) = rest.split_at(rest.len().min(LOST_AT_ONCE));
             let chunks = some.iter().map(|index| index.number()).collect();
-            let arguments = Chunks { file: file.clone(), chunks };
+            let arguments = ChunksOf { file: file.clone(), chunks };
             (rest, generation) = (others, Some(self.change(LOSE, &arguments).await?));
         }
         Ok(Generation::new(generation.unwrap_or_default()))

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use sluice_engine::geometry::{ChunkIndex, Run};
 use sluice_engine::ids::{FileId, TenantId};
 use sluice_engine::limits::CHUNK_LEN;
-use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError};
+use sluice_store::{ChunkStore, Chunks, FsOptions, FsStore, StoreError};
 
 const TENANT: TenantId = TenantId::new(1);
 const RUN_CHUNKS: u64 = 8;

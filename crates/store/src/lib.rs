@@ -25,7 +25,7 @@ mod whole;
 pub use aligned::{ALIGN, AlignedBuffer};
 pub use error::{Advice, StoreError};
 pub use fs::{FsMetrics, FsOptions, FsStore, SYNC_BOUNDS};
-pub use s3::{S3Credentials, S3Metrics, S3Options, S3Request, S3Store};
+pub use s3::{PorterStore, S3Credentials, S3Metrics, S3Options, S3Request, S3Store};
 pub use whole::Whole;
 
 use std::collections::BTreeMap;
@@ -138,10 +138,35 @@ pub struct Usage {
     pub read_only: bool,
 }
 
+/// Chunks in and out: all that a worker needs of a store. The methods may be called at any time, from any task; dropping a
+/// future loses nothing that was acknowledged.
+#[async_trait]
+pub trait Chunks: Send + Sync + 'static {
+    /// Begins to write a run of `len` bytes. Waits while another writer holds any chunk of it.
+    ///
+    /// With a metadata record that says the size, or once that is settled, the run is checked against the file's
+    /// shape. Without a record the run is provisional, and the store remembers `tenant` as whose it is. A file that was dropped is [`StoreError::Dropped`].
+    async fn begin_run(
+        &self,
+        file: FileId,
+        tenant: TenantId,
+        run: Run,
+        len: u64,
+    ) -> Result<Box<dyn RunWriter>, StoreError>;
+
+    /// The recorded value of each chunk in `range`, `None` where there is none. At most 65,536 chunks.
+    async fn values(&self, file: FileId, range: Range<u64>)
+    -> Result<Vec<Option<ChainingValue>>, StoreError>;
+
+    /// The bytes of one chunk, verified. [`StoreError::Missing`] if it has no record, [`StoreError::Corrupt`] if
+    /// they do not hash to its value.
+    async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError>;
+}
+
 /// A chunk store. All methods may be called at any time, from any task; dropping a future loses nothing that was
 /// acknowledged.
 #[async_trait]
-pub trait ChunkStore: Send + Sync + 'static {
+pub trait ChunkStore: Chunks {
     /// Makes a metadata record durable. A different record for the same file is
     /// [`StoreError::RecordConflict`], and the first stays. After [`drop_file`](Self::drop_file) it is
     /// [`StoreError::Dropped`].
@@ -186,26 +211,6 @@ pub trait ChunkStore: Send + Sync + 'static {
         after: Option<ClientFileId>,
         limit: usize,
     ) -> Result<Vec<Listed>, StoreError>;
-
-    /// Begins to write a run of `len` bytes. Waits while another writer holds any chunk of it.
-    ///
-    /// With a metadata record that says the size, or once that is settled, the run is checked against the file's
-    /// shape. Without a record the run is provisional, and the store remembers `tenant` as whose it is. A file that was dropped is [`StoreError::Dropped`].
-    async fn begin_run(
-        &self,
-        file: FileId,
-        tenant: TenantId,
-        run: Run,
-        len: u64,
-    ) -> Result<Box<dyn RunWriter>, StoreError>;
-
-    /// The recorded value of each chunk in `range`, `None` where there is none. At most 65,536 chunks.
-    async fn values(&self, file: FileId, range: Range<u64>)
-    -> Result<Vec<Option<ChainingValue>>, StoreError>;
-
-    /// The bytes of one chunk, verified. [`StoreError::Missing`] if it has no record, [`StoreError::Corrupt`] if
-    /// they do not hash to its value.
-    async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError>;
 
     /// Hashes one chunk as the device gives it back now, and returns its length. If it is damaged that is remembered,
     /// durably: the chunk is [`StoreError::Corrupt`] from then on, its file fails [`recheck`](Self::recheck), and whoever

@@ -38,12 +38,12 @@ mod usage;
 mod whole;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use sluice_engine::aggregator::{Aggregator, Config, NodeMemory};
 use sluice_engine::ids::{DcId, Timestamp};
-use sluice_engine::placement::Standings;
+use sluice_engine::placement::{Loads, Standings};
 use sluice_engine::revocations::Revoked;
 use sluice_engine::share::Share;
 use sluice_node::access::{ContextVerifier, Revocations};
@@ -212,6 +212,8 @@ pub struct AggregatorService {
     pub(crate) damaged: std::sync::atomic::AtomicUsize,
     /// What time it is for the engine.
     pub(crate) now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+    /// What the workers of this datacenter said last.
+    pub(crate) loads: Mutex<Loads>,
     pub(crate) standings: tokio::sync::watch::Sender<Standings>,
     pub(crate) leaving: tokio::sync::watch::Sender<Leaving>,
     /// Whether all files of the store are known.
@@ -268,6 +270,7 @@ pub async fn start(
         edge_url,
         damaged: std::sync::atomic::AtomicUsize::new(0),
         now: Arc::new(now),
+        loads: Mutex::default(),
         standings: tokio::sync::watch::Sender::new(Standings::default()),
         leaving: tokio::sync::watch::Sender::new(Leaving::default()),
         loaded: tokio::sync::watch::Sender::new(false),

@@ -2,12 +2,12 @@
 //! knows of the others to whoever places chunks. In one process a task of the aggregator does it, which ends with it; a worker of its
 //! own asks.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use sluice_engine::aggregator::NodeEvent;
-use sluice_engine::placement::{Load, Standings};
+use sluice_engine::placement::{Load, Standings, WorkerId};
 use sluice_proto::calls::{Leaving, Placing};
 use sluice_proto::problem::Refusal;
 use tokio::sync::watch;
@@ -16,6 +16,9 @@ use crate::AggregatorService;
 
 /// How often.
 const EVERY: Duration = Duration::from_millis(200);
+
+/// The worker of this process.
+const OWN: WorkerId = WorkerId::new(0);
 
 impl AggregatorService {
     /// What is known of the datacenters, as it changes. Kept up by whoever [exchanges](Placing::exchange).
@@ -33,7 +36,7 @@ impl AggregatorService {
         let service = self.clone();
         self.parts.tasks.spawn(async move {
             loop {
-                if service.exchange(load()).await.is_err() {
+                if service.exchange(OWN, load()).await.is_err() {
                     return;
                 }
                 tokio::select! {
@@ -63,7 +66,8 @@ impl AggregatorService {
 
 #[async_trait]
 impl Placing for AggregatorService {
-    async fn exchange(&self, load: Load) -> Result<Standings, Refusal> {
+    async fn exchange(&self, worker: WorkerId, load: Load) -> Result<Standings, Refusal> {
+        let load = self.loads.lock().unwrap_or_else(PoisonError::into_inner).note(worker, load, (self.now)());
         self.ledgers.tell(NodeEvent::Load(load)).await;
         self.refresh().await.ok_or_else(crate::refusal::stopping)
     }

@@ -47,7 +47,7 @@ use sluice_proto::calls::{
 };
 use sluice_proto::http::{About, ChunkReceipt, DrainStatus, FilePage, FileStatus, State, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
-use sluice_store::ChunkStore;
+use sluice_store::Chunks;
 use tokio::time::Instant;
 use tracing::Instrument as _;
 
@@ -101,7 +101,7 @@ pub struct WorkerParts {
     /// Name of the datacenter, for receipts.
     pub dc: String,
     /// The chunk store.
-    pub store: Arc<dyn ChunkStore>,
+    pub store: Arc<dyn Chunks>,
     /// The owners of the slots.
     pub slots: Arc<dyn Slots>,
     /// Verifies session contexts.

@@ -102,7 +102,7 @@ pub(super) struct Chunk {
 
 /// Chunks of a file.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Chunks {
+pub(super) struct ChunksOf {
     pub(super) file: String,
     pub(super) chunks: Vec<u64>,
 }

@@ -22,9 +22,9 @@ use sluice_store::{ChunkStore, RunWriter, StoreError, Whole};
 use tokio::sync::{OwnedRwLockReadGuard, oneshot};
 
 use super::forms::{
-    Answered, Begin, Begun, Chunk, Chunks, Facts, File, Floor, List, ListOf, NewRun, Numbered, OfShare, Part,
-    Record, Refused, Rooted, Tail, WireFound, WireListed, WireOutcome, WireReceipt, WireSummary, WireUsage,
-    bytes, encode_values, file, index, pairs, record, root, text,
+    Answered, Begin, Begun, Chunk, ChunksOf, Facts, File, Floor, List, ListOf, NewRun, Numbered, OfShare,
+    Part, Record, Refused, Rooted, Tail, WireFound, WireListed, WireOutcome, WireReceipt, WireSummary,
+    WireUsage, bytes, encode_values, file, index, pairs, record, root, text,
 };
 use super::{
     BEGIN, DAMAGE, DAMAGED_FILES, DISCARD_ORPHAN, DROP_FILE, END, FREE, LIST, LISTED, LOSE, MARK, PAGE,
@@ -370,9 +370,9 @@ async fn mark(AppState(shop): Served, call: Call<OfShare>) -> Answer<Answered<Op
     Answer(Ok(found.await))
 }
 
-async fn lose(AppState(shop): Served, call: Call<Chunks>) -> Answer<Answered<u64>> {
+async fn lose(AppState(shop): Served, call: Call<ChunksOf>) -> Answer<Answered<u64>> {
     let lost = shop.change(call.tenure, |store| async move {
-        let Chunks { file: id, chunks } = call.arguments;
+        let ChunksOf { file: id, chunks } = call.arguments;
         let chunks = chunks.into_iter().map(index).collect::<Result<Vec<_>, _>>()?;
         Ok(store.lose(file(&id)?, &chunks).await?.number())
     });

@@ -8,7 +8,7 @@ use sluice_engine::share::Share;
 use sluice_node::role::Role;
 use sluice_node::shutdown::Shutdown;
 use sluice_remote::{NoTenure, RemoteStore};
-use sluice_store::{ChunkStore, StoreError};
+use sluice_store::{ChunkStore, Chunks as _, StoreError};
 use tokio::time::timeout;
 
 use crate::material::{FULL, TENANT, content, file, index, put, record};

@@ -93,7 +93,7 @@ use self::request::{Answer, Request};
 use self::shared::{Counters, Shared, Space, Writers};
 use self::warm::Warm;
 use crate::{
-    ChunkStore, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
+    ChunkStore, Chunks, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
     RecordOutcome, RunWriter, StoreError, Usage, Whole, WholeOutcome, limit, page, scrub_mark,
 };
 
@@ -350,6 +350,37 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[async_trait]
+impl Chunks for FsStore {
+    async fn begin_run(
+        &self,
+        file: FileId,
+        tenant: TenantId,
+        run: Run,
+        len: u64,
+    ) -> Result<Box<dyn RunWriter>, StoreError> {
+        Ok(Box::new(writer::begin(&self.shared, file, tenant, run, len).await?))
+    }
+
+    async fn values(
+        &self,
+        file: FileId,
+        range: Range<u64>,
+    ) -> Result<Vec<Option<ChainingValue>>, StoreError> {
+        let len = range.end.saturating_sub(range.start);
+        limit("range of chunks", usize::try_from(len).unwrap_or(usize::MAX), MAX_VALUES as usize)?;
+        let range = range.start..range.end.max(range.start);
+        let entry = self.shared.entry(file).await?;
+        let chunks = self.shared.blocking(move |shared| shared.chunks(&entry, range)).await?;
+        Ok(chunks.into_iter().map(|chunk| chunk.map(|chunk| chunk.value)).collect())
+    }
+
+    async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError> {
+        let entry = self.shared.entry(file).await?;
+        self.shared.blocking(move |shared| shared.read_chunk(&entry, index)).await
+    }
+}
+
+#[async_trait]
 impl ChunkStore for FsStore {
     async fn put_record(&self, record: &MetadataRecord) -> Result<RecordOutcome, StoreError> {
         let request = Request::Metadata(Box::new(record.clone()));
@@ -414,34 +445,6 @@ impl ChunkStore for FsStore {
         limit: usize,
     ) -> Result<Vec<Listed>, StoreError> {
         self.shared.blocking(move |shared| shared.listed(tenant, after, limit)).await
-    }
-
-    async fn begin_run(
-        &self,
-        file: FileId,
-        tenant: TenantId,
-        run: Run,
-        len: u64,
-    ) -> Result<Box<dyn RunWriter>, StoreError> {
-        Ok(Box::new(writer::begin(&self.shared, file, tenant, run, len).await?))
-    }
-
-    async fn values(
-        &self,
-        file: FileId,
-        range: Range<u64>,
-    ) -> Result<Vec<Option<ChainingValue>>, StoreError> {
-        let len = range.end.saturating_sub(range.start);
-        limit("range of chunks", usize::try_from(len).unwrap_or(usize::MAX), MAX_VALUES as usize)?;
-        let range = range.start..range.end.max(range.start);
-        let entry = self.shared.entry(file).await?;
-        let chunks = self.shared.blocking(move |shared| shared.chunks(&entry, range)).await?;
-        Ok(chunks.into_iter().map(|chunk| chunk.map(|chunk| chunk.value)).collect())
-    }
-
-    async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError> {
-        let entry = self.shared.entry(file).await?;
-        self.shared.blocking(move |shared| shared.read_chunk(&entry, index)).await
     }
 
     async fn verify(&self, file: FileId, index: ChunkIndex) -> Result<u64, StoreError> {

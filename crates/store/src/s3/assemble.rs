@@ -122,9 +122,7 @@ impl Shared {
             let run = piece.run.range();
             chunks.start <= run.start && run.end <= chunks.end
         });
-        let runs: Vec<_> = runs
-            .map(|(name, piece)| (name, keys::incoming(entry.file, life, piece.run, &piece.values)))
-            .collect();
+        let runs: Vec<_> = runs.map(|(name, piece)| (name, piece.key(entry.file, life))).collect();
         for (name, _) in &runs {
             live.pieces.remove(*name);
         }

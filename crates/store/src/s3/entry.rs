@@ -191,7 +191,7 @@ impl Live {
             self.pieces.held(chunk).and_then(|held| Some((held, self.pieces.piece(held.piece)?)))
         {
             return Ok(Source {
-                key: keys::incoming(file, self.state.life, piece.run, &piece.values),
+                key: piece.key(file, self.state.life),
                 bytes: piece.bytes(chunk),
                 value: Some(held.value),
                 segment: None,
@@ -301,7 +301,8 @@ impl Inner {
             let Some(place) = self.places.get(&file) else { continue };
             let idle = Arc::strong_count(place) == 1
                 && place.get().is_none_or(|entry| {
-                    let live = lock(&entry.live);
+                    let mut live = lock(&entry.live);
+                    live.settle_doubts(Instant::now());
                     Arc::strong_count(entry) == 1 && live.claims.is_empty() && live.doubtful.is_empty()
                 });
             if idle {

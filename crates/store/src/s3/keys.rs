@@ -5,7 +5,7 @@
 //! states/<share>/<link>                           what the aggregator of a share remembers, if that is not everything
 //! scrub  scrub-<index>-<of>                       how far the scrub has come, of all files or of a share
 //! files/<slot>/<file>/<link>                      what is known of a file
-//! incoming/<slot>/<file>/<life>/<start>-<level>-<values>  a run as it came: 2^level chunks, and the value of each
+//! incoming/<slot>/<file>/<life>/<start>-<level>-<values>.<epoch>  a run as it came: 2^level chunks, and the value of each
 //! assembled/<slot>/<file>/<life>/<root>-<segment> the bytes of a segment of a whole file: an ordinary object
 //! values/<slot>/<file>/<life>/<root>-<segment>    the values of its chunks
 //! names/<tenant>/<client's id>                    a file that came whole, for lists; empty
@@ -13,11 +13,16 @@
 //! check/<random>                                  what the check of rights leaves if it is cut short
 //! ```
 //!
-//! A share is `<index>-<of>`. Slot, share, link, life, start, segment and tenant are hexadecimal of fixed width, so that a list comes in their order. Values
-//! are 43 characters of base64url each. The longest key, eight values, has 415 bytes beside the prefix; S3 takes 1,024.
+//! A share is `<index>-<of>`. Slot, share, link, life, start, segment, epoch and tenant are hexadecimal of fixed width, so that a list comes in their order. Values
+//! are 43 characters of base64url each. The longest key, eight values, has 424 bytes beside the prefix; S3 takes 1,024.
 //!
 //! A *life* is the time from a file's first chunk until its chunks are freed or it is forgotten, and has a random number.
 //! What a request of an earlier life that lands late puts or deletes is nothing that counts.
+//!
+//! An *epoch* is the time for which one process keeps the bucket, and later ones have higher numbers. Who keeps it compares
+//! a run with all that is there before it lets the run be put. So of two that contradict each other the one of the earlier epoch landed
+//! after it was looked for, and nobody was told that it is durable: the later one counts. What older versions put has no
+//! epoch in its key, and is of the earliest.
 
 use std::fmt;
 
@@ -44,6 +49,10 @@ impl Life {
         Self(rand::random())
     }
 }
+
+/// The time for which one process keeps the bucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Epoch(pub(crate) u32);
 
 impl fmt::Display for Life {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -162,17 +171,26 @@ pub(crate) fn parse_name(key: &str) -> Option<(TenantId, ClientFileId)> {
 }
 
 /// A run as it came.
-pub(crate) fn incoming(file: FileId, life: Life, run: Run, values: &[ChainingValue]) -> String {
+pub(crate) fn incoming(file: FileId, life: Life, run: Run, values: &[ChainingValue], epoch: Epoch) -> String {
     let level = run.count().trailing_zeros();
     let mut key = format!("{}{:09x}-{level}-", runs(file, life), run.start().number());
     for value in values {
         BASE64_URL_SAFE_NO_PAD.encode_string(value.as_bytes(), &mut key);
     }
+    if epoch != Epoch::default() {
+        key.push_str(&format!(".{:08x}", epoch.0));
+    }
     key
 }
 
-/// The run and the values that the last component of an incoming key names.
-pub(crate) fn parse_incoming(name: &str) -> Option<(Run, Vec<ChainingValue>)> {
+/// The run, the values and the epoch that the last component of an incoming key names.
+pub(crate) fn parse_incoming(name: &str) -> Option<(Run, Vec<ChainingValue>, Epoch)> {
+    let (name, epoch) = match name.split_once('.') {
+        Some((name, epoch)) => {
+            (name, u32::from_str_radix(epoch, 16).ok().filter(|number| *number > 0 && epoch.len() == 8)?)
+        }
+        None => (name, 0),
+    };
     let (start, rest) = name.split_at_checked(9)?;
     let start = ChunkIndex::new(u64::from_str_radix(start, 16).ok()?).ok()?;
     let (level, values) = rest.strip_prefix('-')?.split_at_checked(2)?;
@@ -183,7 +201,7 @@ pub(crate) fn parse_incoming(name: &str) -> Option<(Run, Vec<ChainingValue>)> {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(value).ok()?;
         found.push(ChainingValue::from_bytes(bytes.try_into().ok()?));
     }
-    (found.len() as u64 == run.count()).then_some((run, found))
+    (found.len() as u64 == run.count()).then_some((run, found, Epoch(epoch)))
 }
 
 #[cfg(test)]
@@ -199,8 +217,12 @@ mod tests {
         let values = [ChainingValue::from_bytes([0; 32]), ChainingValue::from_bytes([0xFF; 32])];
         let id = "abababab-abab-abab-abab-abababababab";
         assert_eq!(
-            incoming(FILE, Life(5), run, &values),
+            incoming(FILE, Life(5), run, &values, Epoch(0)),
             format!("incoming/aba/{id}/00000005/000000006-1-{}{}8", "A".repeat(43), "_".repeat(42))
+        );
+        assert_eq!(
+            incoming(FILE, Life(5), run, &values, Epoch(26)),
+            format!("incoming/aba/{id}/00000005/000000006-1-{}{}8.0000001a", "A".repeat(43), "_".repeat(42))
         );
         assert_eq!(link(FILE, 1), format!("files/aba/{id}/00000001"));
         assert_eq!(state(Share::new(10, 16).unwrap(), 1), "states/0a-010/00000001");
@@ -219,7 +241,8 @@ mod tests {
     #[test]
     fn the_longest_key_fits() {
         let run = Run::new(ChunkIndex::new(sluice_engine::limits::MAX_CHUNKS - 8).unwrap(), 8).unwrap();
-        let key = incoming(FILE, Life(u32::MAX), run, &[ChainingValue::from_bytes([3; 32]); 8]);
+        let values = [ChainingValue::from_bytes([3; 32]); 8];
+        let key = incoming(FILE, Life(u32::MAX), run, &values, Epoch(u32::MAX));
         assert!(MAX_PREFIX_LEN + key.len() <= 1024, "{}", key.len());
         assert!(Part::Incoming.past(FILE) > key && key > Part::Incoming.of(FILE));
     }
@@ -227,17 +250,17 @@ mod tests {
     proptest! {
         #[test]
         fn runs_round_trip(file: [u8; 16], start in 0..sluice_engine::limits::MAX_CHUNKS / 8, level in 0..4u32,
-                           seed: [u8; 32]) {
+                           seed: [u8; 32], epoch: u32) {
             let file = FileId::from_bytes(file);
             let run = Run::new(ChunkIndex::new(start * 8).unwrap(), 1 << level).unwrap();
             let values: Vec<ChainingValue> = (0..run.count())
                 .map(|i| ChainingValue::from_bytes(seed.map(|byte| byte.wrapping_add(i as u8))))
                 .collect();
-            let key = incoming(file, Life(7), run, &values);
+            let key = incoming(file, Life(7), run, &values, Epoch(epoch));
             let (found, rest) = Part::Incoming.parse(&key).unwrap();
             let (life, name) = parse_life(rest).unwrap();
             prop_assert_eq!((found, life), (file, Life(7)));
-            prop_assert_eq!(parse_incoming(name), Some((run, values)));
+            prop_assert_eq!(parse_incoming(name), Some((run, values, Epoch(epoch))));
             prop_assert_eq!(parse_incoming(&name[..name.len() - 1]), None);
         }
 

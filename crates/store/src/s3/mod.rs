@@ -1,4 +1,4 @@
-//! The S3 backend: one process owns a prefix of a bucket.
+//! The S3 backend: one process keeps a prefix of a bucket, and others may carry bytes to and from it.
 //!
 //! # What is where
 //! `keys.rs` is the map of the bucket. A run is one object, whose key says what it is; what else is known of a file is one
@@ -17,7 +17,11 @@
 //! # Who does what
 //! Callers do their own requests. What must go to its end once it has begun (a change, the recording of a run, a publication)
 //! is a task of the store's, which the caller waits for or not. One task sweeps (`sweep.rs`). A change to a file takes the
-//! file's turn, so that changes are decided one after the other, each against what is durable.
+//! file's turn, so that changes are decided one after the other, each against what is durable. Porters, in other processes, put
+//! and get objects of runs and ask this one what is where (`keeper.rs`, `porter.rs`).
+//!
+//! Whoever opens the bucket keeps it. One that kept it before and is still there notices within seconds, and takes nothing any
+//! more; of what contradicts each other meanwhile the later counts (`keys.rs`).
 //!
 //! # How it stops
 //! [`close`](crate::ChunkStore::close) takes no new work, waits a while for runs that are being written, and for the store's
@@ -28,14 +32,18 @@
 //! are bounded; a file that is being received has some 40 bytes a chunk in memory.
 
 mod assemble;
+mod body;
 mod bucket;
 mod chain;
 mod entry;
 mod file;
+mod keeper;
 mod keys;
 mod node;
 mod pieces;
+mod porter;
 mod read;
+mod recording;
 mod rights;
 mod shared;
 mod states;
@@ -64,15 +72,17 @@ use sluice_engine::share::Share;
 use tokio::task::AbortHandle;
 
 pub use bucket::{S3Metrics, S3Request};
+pub use keeper::{Carried, ChunkPlace, Claimed, Keeper, Landed, MAX_PLACES, PorterClaim, PorterId};
+pub use porter::PorterStore;
 pub use sweep::Swept;
 
 use self::bucket::{Bucket, BucketError};
 use self::chain::Chain;
 use self::file::Assembled;
-use self::keys::{Life, Part};
+use self::keys::{Epoch, Life, Part};
 use self::shared::{Gone, Plan, Shared};
 use crate::{
-    ChunkStore, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
+    ChunkStore, Chunks, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
     RecordOutcome, RunWriter, StoreError, Usage, Whole, WholeOutcome, limit, page, scrub_mark,
 };
 
@@ -134,6 +144,9 @@ pub struct S3Options {
     /// How long a writer may make no progress before another that wants its chunks takes them over, and for how long runs
     /// are waited for when the store closes.
     pub stall: Duration,
+    /// How long the keeper of a bucket waits to be told what became of a run that a porter puts. The porter tries for two
+    /// thirds of it.
+    pub porter_patience: Duration,
     /// Files that are kept in memory while nobody uses them.
     pub idle_files: usize,
     /// Chunks of a segment: each segment of a whole file is one object. A multiple of 8, at most 65,536 (64 GiB in 8,192
@@ -141,6 +154,8 @@ pub struct S3Options {
     pub segment_chunks: u64,
     /// How old something must be that nobody refers to before it is removed.
     pub grace: Duration,
+    /// How often it is looked whether another process keeps the bucket meanwhile.
+    pub look_every: Duration,
     /// How often the bucket is swept.
     pub sweep_every: Duration,
 }
@@ -167,9 +182,11 @@ impl S3Options {
             pause: Duration::from_millis(100),
             longest_pause: Duration::from_secs(5),
             stall: Duration::from_secs(10),
+            porter_patience: Duration::from_secs(90),
             idle_files: 10_000,
             segment_chunks: SEGMENT_CHUNKS,
             grace: Duration::from_secs(24 * 3600),
+            look_every: Duration::from_secs(5),
             sweep_every: Duration::from_secs(6 * 3600),
         }
     }
@@ -219,7 +236,8 @@ impl S3Options {
 #[derive(Debug)]
 pub struct S3Store {
     shared: Arc<Shared>,
-    sweeper: AbortHandle,
+    /// What sweeps, and what looks whether this is still who keeps the bucket.
+    background: [AbortHandle; 2],
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -238,12 +256,20 @@ impl S3Store {
         }
         let bucket = Arc::new(Bucket::new(options.clone()));
         rights::check(&bucket, &options).await?;
-        let (chain, node) = Chain::read(&bucket, keys::node, node::decode).await?;
+        let (mut chain, node) = Chain::read(&bucket, keys::node, node::decode).await?;
         let node = node.unwrap_or_default();
         let states = states::read(&bucket, &node).await?;
-        let shared = Arc::new(Shared::new(bucket, options, (node, chain), states));
-        let sweeper = tokio::spawn(shared.clone().sweep_for_ever()).abort_handle();
-        Ok(Self { shared, sweeper })
+        // From here on this is who keeps it.
+        let version = chain.next_version();
+        chain.write(&bucket, keys::node, node::encode(version, &node)).await?;
+        let epoch = Epoch(u32::try_from(version).map_err(|_| StoreError::Unreadable {
+            path: options.place(),
+            reason: "it was opened too often".into(),
+        })?);
+        let shared = Arc::new(Shared::new(bucket, options, (node, chain), states, epoch));
+        let sweeper = tokio::spawn(shared.clone().sweep_for_ever());
+        let watch = tokio::spawn(shared.clone().end_when_another_keeps_it());
+        Ok(Self { shared, background: [sweeper.abort_handle(), watch.abort_handle()] })
     }
 
     /// Checks that a bucket can be used, and leaves nothing behind.
@@ -254,7 +280,7 @@ impl S3Store {
     /// Stops at once, as a crash of the process would: what was acknowledged is durable, what waits fails with
     /// [`StoreError::Closing`]. When it returns no request of this store begins any more, and the prefix can be opened again.
     pub fn kill(&self) {
-        self.sweeper.abort();
+        self.background.iter().for_each(AbortHandle::abort);
         self.shared.kill();
     }
 
@@ -304,6 +330,40 @@ fn held_record(live: &entry::Live, record: &MetadataRecord) -> Result<bool, Stor
         Some(held) if held == record => Ok(true),
         Some(held) => Err(crate::conflict(held, record)),
         None => Ok(false),
+    }
+}
+
+#[async_trait]
+impl Chunks for S3Store {
+    async fn begin_run(
+        &self,
+        file: FileId,
+        tenant: TenantId,
+        run: Run,
+        len: u64,
+    ) -> Result<Box<dyn RunWriter>, StoreError> {
+        Ok(Box::new(writer::begin(&self.shared, file, tenant, run, len).await?))
+    }
+
+    async fn values(
+        &self,
+        file: FileId,
+        range: Range<u64>,
+    ) -> Result<Vec<Option<ChainingValue>>, StoreError> {
+        let len = range.end.saturating_sub(range.start);
+        limit("range of chunks", usize::try_from(len).unwrap_or(usize::MAX), MAX_VALUES as usize)?;
+        let entry = self.shared.entry(file).await?;
+        let known = {
+            let live = lock(&entry.live);
+            alive(file, &live)
+        };
+        known?;
+        self.shared.values(&entry, range.start..range.end.max(range.start)).await
+    }
+
+    async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError> {
+        let entry = self.shared.entry(file).await?;
+        self.shared.read_chunk(&entry, index).await
     }
 }
 
@@ -430,37 +490,6 @@ impl ChunkStore for S3Store {
             }
         }
         Ok(found)
-    }
-
-    async fn begin_run(
-        &self,
-        file: FileId,
-        tenant: TenantId,
-        run: Run,
-        len: u64,
-    ) -> Result<Box<dyn RunWriter>, StoreError> {
-        Ok(Box::new(writer::begin(&self.shared, file, tenant, run, len).await?))
-    }
-
-    async fn values(
-        &self,
-        file: FileId,
-        range: Range<u64>,
-    ) -> Result<Vec<Option<ChainingValue>>, StoreError> {
-        let len = range.end.saturating_sub(range.start);
-        limit("range of chunks", usize::try_from(len).unwrap_or(usize::MAX), MAX_VALUES as usize)?;
-        let entry = self.shared.entry(file).await?;
-        let known = {
-            let live = lock(&entry.live);
-            alive(file, &live)
-        };
-        known?;
-        self.shared.values(&entry, range.start..range.end.max(range.start)).await
-    }
-
-    async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError> {
-        let entry = self.shared.entry(file).await?;
-        self.shared.read_chunk(&entry, index).await
     }
 
     async fn verify(&self, file: FileId, index: ChunkIndex) -> Result<u64, StoreError> {

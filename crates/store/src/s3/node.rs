@@ -1,7 +1,7 @@
 //! What belongs to no file: the floors of generations, the state of [`Share::WHOLE`], and which chunks are known to be
 //! damaged. States of other shares are [objects of their own](super::states), so that shares do not wait for each other.
 //!
-//! Body in a [sealed](crate::sealed) envelope `SLB`. Of version 1, if there is nothing of any other share:
+//! Body in a [sealed](crate::sealed) envelope `SLB`. Of version 1, which had nothing of any other share:
 //!
 //! | bytes | field |
 //! | --- | --- |
@@ -12,12 +12,15 @@
 //! | 16 | file |
 //! | 4, then 16 each | ranges of its chunks: start and end |
 //!
-//! Else of version 2, which has in place of the second field:
+//! Since version 2 there is in place of the second field:
 //!
 //! | bytes | field |
 //! | --- | --- |
 //! | 2, then 10 each | [shares](crate::share) with the lowest generation of any of their files |
 //! | 2, then 2 each | shares whose states are objects of their own |
+//!
+//! Version 3 looks the same, and says that keys of runs have an epoch: what knows only the versions before would not find
+//! them. It is written when the bucket is opened, and the version of that record is the epoch.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -31,6 +34,7 @@ use crate::share::{self, Floors};
 
 const WHOLE: [u8; 4] = *b"SLB\x01";
 const SHARES: [u8; 4] = *b"SLB\x02";
+const EPOCHS: [u8; 4] = *b"SLB\x03";
 
 /// The most ranges that are kept durably; what is beyond is known until the process ends, and found again later.
 const MAX_RANGES: usize = 1 << 16;
@@ -52,17 +56,8 @@ pub(crate) struct Node {
 /// The bytes of version `version`.
 pub(crate) fn encode(version: u64, node: &Node) -> Vec<u8> {
     let mut body = version.to_be_bytes().to_vec();
-    let magic = match node.floors.only_whole().filter(|_| node.shares.is_empty()) {
-        Some(floor) => {
-            body.extend_from_slice(&floor.number().to_be_bytes());
-            WHOLE
-        }
-        None => {
-            node.floors.encode(&mut body);
-            share::push_all(&mut body, node.shares.iter().map(|share| (share, ())), |_, ()| {});
-            SHARES
-        }
-    };
+    node.floors.encode(&mut body);
+    share::push_all(&mut body, node.shares.iter().map(|share| (share, ())), |_, ()| {});
     push_block(&mut body, &node.state);
     let mut left = MAX_RANGES;
     let mut files: Vec<(FileId, Vec<_>)> = Vec::new();
@@ -82,18 +77,18 @@ pub(crate) fn encode(version: u64, node: &Node) -> Vec<u8> {
             body.extend_from_slice(&range.end.to_be_bytes());
         }
     }
-    sealed::seal(magic, &body)
+    sealed::seal(EPOCHS, &body)
 }
 
 /// Reads a link: its version, and what it says.
 pub(crate) fn decode(bytes: &[u8]) -> Result<(u64, Node), FormatError> {
-    let with_shares = bytes.starts_with(&SHARES);
-    let mut body = Reader(sealed::unseal(if with_shares { SHARES } else { WHOLE }, bytes)?);
+    let magic = [WHOLE, SHARES].into_iter().find(|magic| bytes.starts_with(magic)).unwrap_or(EPOCHS);
+    let mut body = Reader(sealed::unseal(magic, bytes)?);
     let version = body.u64()?;
-    let (floors, shares) = if with_shares {
-        (Floors::decode(&mut body)?, share::read_all(&mut body, |_| Ok(()))?.into_keys().collect())
-    } else {
+    let (floors, shares) = if magic == WHOLE {
         (Floors::of_whole(Generation::new(body.u64()?)), BTreeSet::new())
+    } else {
+        (Floors::decode(&mut body)?, share::read_all(&mut body, |_| Ok(()))?.into_keys().collect())
     };
     if shares.contains(&Share::WHOLE) {
         return Err(FormatError::Impossible("share"));
@@ -125,20 +120,19 @@ mod tests {
         let floors = Floors::of_whole(Generation::new(2));
         let mut node = Node { floors, state: b"state".to_vec(), ..Node::default() };
         node.damage.entry(FileId::from_bytes([1; 16])).or_default().insert(3..5);
-        let bytes = encode(7, &node);
         let mut expected = b"SLB\x01\0\0\0\x41".to_vec();
         expected.extend_from_slice(b"\0\0\0\0\0\0\0\x07\0\0\0\0\0\0\0\x02\0\0\0\x05state\0\0\0\x01");
         expected.extend_from_slice(&[1; 16]);
         expected.extend_from_slice(b"\0\0\0\x01\0\0\0\0\0\0\0\x03\0\0\0\0\0\0\0\x05");
-        assert_eq!(bytes[..expected.len()], expected);
-        assert_eq!(decode(&bytes).as_ref(), Ok(&(7, node.clone())));
+        assert_eq!(decode(&sealed::seal(WHOLE, &expected[8..])), Ok((7, node.clone())));
 
         node.shares.insert(Share::new(3, 16).unwrap());
-        let with_shares = encode(7, &node);
         let mut body = b"\0\0\0\0\0\0\0\x07\0\x01\0\0\0\0\0\0\0\0\0\x02\0\x01\x04\x03".to_vec();
         body.extend_from_slice(&expected[24..]);
-        assert_eq!(with_shares, sealed::seal(*b"SLB\x02", &body));
-        assert_eq!(decode(&with_shares), Ok((7, node)));
+        assert_eq!(encode(7, &node), sealed::seal(*b"SLB\x03", &body));
+        for magic in [SHARES, EPOCHS] {
+            assert_eq!(decode(&sealed::seal(magic, &body)).as_ref(), Ok(&(7, node.clone())));
+        }
         let mut whole = 7u64.to_be_bytes().to_vec();
         whole.extend_from_slice(&[0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         assert_eq!(decode(&sealed::seal(SHARES, &whole)), Err(FormatError::Impossible("share")));

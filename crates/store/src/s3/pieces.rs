@@ -1,16 +1,20 @@
 //! The runs of a file that are in the bucket as they came, each an object whose key says all of it.
 //!
 //! A run counts for a chunk unless the chunk is void in it, or cannot belong to a file of the known shape. Two runs may
-//! hold the same chunk; while they agree either serves. Where they do not, neither counts: that takes two owners of a slot
-//! at once, or a request of a dead process that lands late, and nothing says which was acknowledged.
+//! hold the same chunk; while they agree either serves. Where they do not, those of the latest epoch count, which were let in
+//! when the others were not there ([`keys`](super::keys)). Where these do not agree either, none counts: that takes two keepers at once,
+//! and nothing says which was acknowledged.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::ChainingValue;
+use sluice_engine::ids::FileId;
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::ranges::Ranges;
+
+use super::keys::{self, Epoch, Life};
 
 /// Names a run of a file: what its key says, shorter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,13 +36,20 @@ pub(crate) struct Piece {
     pub(crate) len: u64,
     /// The value of each chunk.
     pub(crate) values: Box<[ChainingValue]>,
+    /// When it was let in.
+    pub(crate) epoch: Epoch,
 }
 
 impl Piece {
     /// A run of `len` bytes; `None` if such a run is not `len` bytes long.
-    pub(crate) fn new(run: Run, len: u64, values: &[ChainingValue]) -> Option<Self> {
+    pub(crate) fn new(run: Run, len: u64, values: &[ChainingValue], epoch: Epoch) -> Option<Self> {
         let fits = Run::from_len(run.start(), len).is_ok_and(|of_len| of_len == run);
-        (fits && values.len() as u64 == run.count()).then(|| Self { run, len, values: values.into() })
+        (fits && values.len() as u64 == run.count()).then(|| Self { run, len, values: values.into(), epoch })
+    }
+
+    /// The key of its object.
+    pub(crate) fn key(&self, file: FileId, life: Life) -> String {
+        keys::incoming(file, life, self.run, &self.values, self.epoch)
     }
 
     /// Its name.
@@ -92,10 +103,12 @@ pub(crate) struct Pieces {
 }
 
 impl Pieces {
-    /// Adds a run, which is there.
+    /// Adds a run, which is there. Of two that differ by their epoch only, the later stays.
     pub(crate) fn add(&mut self, piece: Piece) {
         let (name, range) = (piece.name(), piece.run.range());
-        self.pieces.insert(name, piece);
+        if self.pieces.get(&name).is_none_or(|held| held.epoch <= piece.epoch) {
+            self.pieces.insert(name, piece);
+        }
         self.count(range);
     }
 
@@ -140,8 +153,8 @@ impl Pieces {
         })
     }
 
-    /// The runs in which a chunk counts.
-    fn counting(&self, chunk: u64) -> impl Iterator<Item = Held> {
+    /// The runs in which a chunk could count, and when they were let in.
+    fn counting(&self, chunk: u64) -> impl Iterator<Item = (Epoch, Held)> {
         self.of(chunk).filter_map(move |(name, piece)| {
             let void = self.void.get(&name).copied().unwrap_or(0);
             if void & bit(name.start, chunk) != 0 {
@@ -155,18 +168,25 @@ impl Pieces {
                     .is_ok_and(|expected| expected == len)
             });
             let value = piece.value(chunk).filter(|_| fits)?;
-            Some(Held { piece: name, value, len: len as u32 })
+            Some((piece.epoch, Held { piece: name, value, len: len as u32 }))
         })
     }
 
     /// A chunk, if it is here and nothing contradicts it.
     pub(crate) fn held(&self, chunk: u64) -> Option<Held> {
-        let mut counting = self.counting(chunk);
+        let latest = self.counting(chunk).map(|(epoch, _)| epoch).max()?;
+        let mut counting = self.counting(chunk).filter(|(epoch, _)| *epoch == latest).map(|(_, held)| held);
         let first = counting.next()?;
         counting.all(|other| other.value == first.value && other.len == first.len).then_some(first)
     }
 
-    /// Whether runs contradict each other about a chunk.
+    /// Whether runs contradict each other about a chunk, whichever counts.
+    pub(crate) fn is_contradicted(&self, chunk: u64) -> bool {
+        let mut all = self.counting(chunk).map(|(_, held)| (held.value, held.len));
+        all.next().is_some_and(|first| all.any(|other| other != first))
+    }
+
+    /// Whether runs contradict each other about a chunk, and none counts.
     pub(crate) fn is_disputed(&self, chunk: u64) -> bool {
         self.held(chunk).is_none() && self.counting(chunk).next().is_some()
     }
@@ -222,9 +242,28 @@ mod tests {
     }
 
     fn piece(start: u64, len: u64, values: &[u8]) -> Piece {
+        piece_of(start, len, values, 1)
+    }
+
+    fn piece_of(start: u64, len: u64, values: &[u8], epoch: u32) -> Piece {
         let values: Vec<ChainingValue> = values.iter().map(|byte| value(*byte)).collect();
         let run = Run::new(ChunkIndex::new(start).unwrap(), values.len() as u64).unwrap();
-        Piece::new(run, len, &values).unwrap()
+        Piece::new(run, len, &values, Epoch(epoch)).unwrap()
+    }
+
+    #[test]
+    fn of_runs_that_contradict_each_other_the_later_ones_count() {
+        let mut pieces = Pieces::default();
+        pieces.add(piece_of(0, 2 * CHUNK_LEN, &[1, 2], 3));
+        pieces.add(piece_of(1, CHUNK_LEN, &[9], 2));
+        assert_eq!(pieces.held(1).map(|held| held.value), Some(value(2)), "it landed too late");
+        pieces.add(piece_of(1, CHUNK_LEN, &[9], 4));
+        assert_eq!(pieces.held(1).map(|held| held.value), Some(value(9)));
+        // The earlier of the same does not take the place of the later.
+        pieces.add(piece_of(1, CHUNK_LEN, &[9], 2));
+        assert_eq!(pieces.held(1).map(|held| held.value), Some(value(9)));
+        pieces.add(piece_of(1, CHUNK_LEN, &[7], 4));
+        assert!(pieces.is_disputed(1) && !pieces.is_disputed(0));
     }
 
     #[test]
@@ -265,8 +304,8 @@ mod tests {
     #[test]
     fn a_run_is_as_long_as_its_chunks() {
         let run = Run::new(ChunkIndex::new(0).unwrap(), 2).unwrap();
-        assert!(Piece::new(run, CHUNK_LEN, &[value(1), value(2)]).is_none());
-        assert!(Piece::new(run, CHUNK_LEN + 1, &[value(1)]).is_none());
-        assert!(Piece::new(run, 2 * CHUNK_LEN + 1, &[value(1), value(2)]).is_none());
+        assert!(Piece::new(run, CHUNK_LEN, &[value(1), value(2)], Epoch(1)).is_none());
+        assert!(Piece::new(run, CHUNK_LEN + 1, &[value(1)], Epoch(1)).is_none());
+        assert!(Piece::new(run, 2 * CHUNK_LEN + 1, &[value(1), value(2)], Epoch(1)).is_none());
     }
 }

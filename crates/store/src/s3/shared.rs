@@ -18,7 +18,8 @@ use super::bucket::{S3Request, SharedBucket, add};
 use super::chain::Chain;
 use super::entry::{Entry, LATE, Live, Table, assembled_keys};
 use super::file::{self, FileState};
-use super::keys::{self, Life};
+use super::keeper::Porters;
+use super::keys::{self, Epoch, Life};
 use super::node::{self, Node};
 use super::pieces::Piece;
 use super::states::States;
@@ -47,6 +48,8 @@ pub(crate) struct Shared {
     pub(crate) bucket: SharedBucket,
     pub(crate) options: S3Options,
     pub(crate) table: Table,
+    /// Since this process keeps the bucket.
+    pub(crate) epoch: Epoch,
     /// What belongs to no file, as it is durable, and where it is written next.
     node: Mutex<(Node, Chain)>,
     /// One permit: whoever changes that has it until it is durable.
@@ -62,6 +65,8 @@ pub(crate) struct Shared {
     /// Objects that are being deleted, or, since when, of which it is not known whether they will be.
     leaving: Mutex<HashMap<String, Option<Instant>>>,
     closing: AtomicBool,
+    /// Runs that porters put.
+    pub(crate) porters: Porters,
     /// Runs that are being written.
     pub(crate) writers: AtomicUsize,
     pub(crate) writer_done: Notify,
@@ -91,8 +96,10 @@ impl Shared {
         options: S3Options,
         (node, chain): (Node, Chain),
         states: States,
+        epoch: Epoch,
     ) -> Self {
         Self {
+            epoch,
             table: Table::new(options.idle_files),
             node: Mutex::new((node, chain)),
             node_turn: Semaphore::new(1),
@@ -106,6 +113,7 @@ impl Shared {
             uploads: Mutex::new(BTreeSet::new()),
             leaving: Mutex::new(HashMap::new()),
             closing: AtomicBool::new(false),
+            porters: Porters::default(),
             writers: AtomicUsize::new(0),
             writer_done: Notify::new(),
             tasks: Mutex::new(Some(JoinSet::new())),
@@ -131,6 +139,7 @@ impl Shared {
         if let Some(mut tasks) = lock(&self.tasks).take() {
             tasks.abort_all();
         }
+        self.porters.clear();
         self.writer_done.notify_waiters();
     }
 
@@ -192,8 +201,8 @@ impl Shared {
                 let listed = self.bucket.list(&prefix, after.as_deref(), super::bucket::PAGE).await;
                 let (page, more) = listed.map_err(|error| error.in_store(S3Request::List))?;
                 pieces.extend(page.iter().filter_map(|object| {
-                    let (run, values) = keys::parse_incoming(object.key.strip_prefix(&prefix)?)?;
-                    Piece::new(run, object.len, &values)
+                    let (run, values, epoch) = keys::parse_incoming(object.key.strip_prefix(&prefix)?)?;
+                    Piece::new(run, object.len, &values, epoch)
                 }));
                 after = page.last().map(|last| last.key.clone());
                 if !more || after.is_none() {
@@ -202,11 +211,13 @@ impl Shared {
             }
         }
         let live = Live::read(chain, state, pieces);
-        let disputed = live.pieces.all().flat_map(|(_, piece)| piece.run.range());
-        let disputed: BTreeSet<u64> = disputed.filter(|chunk| live.pieces.is_disputed(*chunk)).collect();
-        if !disputed.is_empty() {
-            add(&self.bucket.counters.integrity_failures, disputed.len() as u64);
-            tracing::error!(%file, chunks = disputed.len(), "objects contradict each other: their chunks do not count");
+        let chunks = live.pieces.all().flat_map(|(_, piece)| piece.run.range());
+        let contradicted: BTreeSet<u64> =
+            chunks.filter(|chunk| live.pieces.is_contradicted(*chunk)).collect();
+        if !contradicted.is_empty() {
+            let lost = contradicted.iter().filter(|chunk| live.pieces.is_disputed(**chunk)).count();
+            add(&self.bucket.counters.integrity_failures, contradicted.len() as u64);
+            tracing::error!(%file, chunks = contradicted.len(), lost, "objects contradict each other: the latest count, if they agree");
         }
         Ok(live)
     }
@@ -334,6 +345,25 @@ impl Shared {
         .await
     }
 
+    /// Looks now and then whether another process has opened the bucket since, and stops everything then.
+    pub(crate) async fn end_when_another_keeps_it(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(self.options.look_every).await;
+            // Nothing of this process is on its way meanwhile.
+            let Ok(_turn) = self.node_turn.acquire().await else { return };
+            match Chain::read(&self.bucket, keys::node, node::decode).await {
+                Ok((there, _)) if there.next_version() > lock(&self.node).1.next_version() => {
+                    let place = self.options.place();
+                    tracing::error!(%place, "another process keeps the bucket now: this one takes nothing any more");
+                    return self.kill();
+                }
+                Err(StoreError::Closing) => return,
+                // It is asked again.
+                Ok(_) | Err(_) => {}
+            }
+        }
+    }
+
     /// The chunks of a file that are known to be damaged.
     pub(crate) fn damage(&self, file: FileId) -> Ranges {
         self.node(|node| node.damage.get(&file).cloned().unwrap_or_default())
@@ -369,9 +399,7 @@ fn garbage(file: FileId, live: &Live, next: &FileState, gone: &Gone) -> Vec<Stri
     if *gone == Gone::All {
         let runs = live.pieces.all().map(|(_, piece)| piece);
         let doubtful = live.doubtful.values().map(|(piece, _)| piece);
-        garbage.extend(
-            runs.chain(doubtful).map(|piece| keys::incoming(file, now.life, piece.run, &piece.values)),
-        );
+        garbage.extend(runs.chain(doubtful).map(|piece| piece.key(file, now.life)));
     }
     if let Some(whole) = &now.assembled {
         let keep = next.assembled.as_ref().filter(|_| next.life == now.life && !next.dropped);

@@ -183,9 +183,14 @@ fn fate(part: Part, file: FileId, live: &mut Live, rest: &str, object: &Listed) 
     match part {
         Part::Incoming if !is_of_now => Fate::Goes,
         Part::Incoming => {
-            let Some((run, values)) = keys::parse_incoming(name) else { return Fate::Stays };
-            let Some(piece) = Piece::new(run, object.len, &values) else { return Fate::Stays };
-            let is_known = live.pieces.piece(piece.name()).is_some();
+            let Some((run, values, epoch)) = keys::parse_incoming(name) else { return Fate::Stays };
+            let Some(piece) = Piece::new(run, object.len, &values, epoch) else { return Fate::Stays };
+            let known = live.pieces.piece(piece.name()).map(|known| known.epoch);
+            // The same run is there in a later epoch.
+            if known.is_some_and(|known| known > epoch) {
+                return Fate::Goes;
+            }
+            let is_known = known == Some(epoch);
             if live.state.published().is_some() && !is_known {
                 return Fate::Goes;
             }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use sluice_fault_disk::Dice;
 use sluice_store::fs::{CheckOptions, FindingKind, VolumeReport, check};
-use sluice_store::{ChunkStore, FsStore, StoreError};
+use sluice_store::{ChunkStore, Chunks, FsStore, StoreError};
 
 use crate::fs::options;
 use crate::material::{FULL, TENANT, content, file, index, listed, put, put_all, record, root};

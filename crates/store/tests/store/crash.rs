@@ -12,7 +12,7 @@ use sluice_engine::geometry::Geometry;
 use sluice_engine::hash::Root;
 use sluice_engine::ids::{FileId, Generation};
 use sluice_engine::share::Share;
-use sluice_store::{ChunkStore, FileSummary, FsOptions, FsStore, StoreError, Whole, WholeOutcome};
+use sluice_store::{ChunkStore, Chunks, FileSummary, FsOptions, FsStore, StoreError, Whole, WholeOutcome};
 
 use crate::material::{FULL, TENANT, content, file, index, put, record, root, values};
 use sluice_fault_disk::{Dice, FaultDisk, Faults};

@@ -10,7 +10,7 @@ use sluice_engine::ids::{FileId, Generation};
 use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
 use sluice_engine::share::Share;
 use sluice_store::fs::Disk;
-use sluice_store::{Advice, ChunkStore, FsOptions, FsStore, StoreError, Whole};
+use sluice_store::{Advice, ChunkStore, Chunks, FsOptions, FsStore, StoreError, Whole};
 use tokio::time::timeout;
 
 use crate::fs::options;

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use sluice_engine::ids::Generation;
 use sluice_engine::share::{Share, Shares};
 use sluice_store::fs::{CheckOptions, FindingKind, check};
-use sluice_store::{ChunkStore, FsOptions, FsStore, StoreError, Whole};
+use sluice_store::{ChunkStore, Chunks, FsOptions, FsStore, StoreError, Whole};
 
 use crate::material::{FULL, TENANT, client, file, index, listed, put, record, root, share};
 

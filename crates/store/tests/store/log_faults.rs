@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sluice_fault_disk::{Dice, FaultDisk};
 use sluice_store::fs::{CheckOptions, Disk, FindingKind, Open, check_on};
-use sluice_store::{Advice, ChunkStore, FsOptions, FsStore, StoreError, Whole, WholeOutcome};
+use sluice_store::{Advice, ChunkStore, Chunks, FsOptions, FsStore, StoreError, Whole, WholeOutcome};
 
 use crate::faults::soon;
 use crate::fs::options;

@@ -11,5 +11,6 @@ mod fixtures;
 mod fs;
 mod log_faults;
 mod material;
+mod porter;
 mod s3;
 mod s3_faults;

@@ -15,7 +15,7 @@ use sluice_engine::hash::Root;
 use sluice_engine::ids::FileId;
 use sluice_engine::share::Share;
 use sluice_fault_s3::{Fault, Garage, Key, Proxy, Seen};
-use sluice_store::{Advice, ChunkStore, S3Options, S3Request, S3Store, StoreError, Whole};
+use sluice_store::{Advice, ChunkStore, Chunks, S3Options, S3Request, S3Store, StoreError, Whole};
 use tokio::time::timeout;
 
 use crate::material::{FULL, TENANT, content, file, index, put, record, root, share, values};
@@ -383,23 +383,35 @@ async fn a_stale_list_frees_nothing_and_completes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn two_owners_that_record_different_bytes_are_noticed_and_neither_counts() {
+async fn of_two_owners_that_record_different_bytes_the_later_counts_and_the_other_stops() {
     let bench = bench!();
-    let one = bench.open().await;
+    let often = S3Options { look_every: Duration::from_secs(1), ..bench.options() };
+    let one = S3Store::open(often.clone()).await.unwrap();
     let (bytes, other) = (content(1, FULL), content(2, FULL));
     one.put_record(&record(1, Some(FULL as u64))).await.unwrap();
-    let two = bench.open().await;
+    let two = S3Store::open(often).await.unwrap();
     assert!(held(&two, file(1)).await.is_empty());
     put(&one, file(1), 0, &bytes).await.unwrap();
     put(&two, file(1), 0, &other).await.unwrap();
-    one.close().await.unwrap();
+    // Before long the first notices that it is not the last, and takes nothing any more.
+    let mut chunk = 0;
+    let ended = timeout(Duration::from_secs(5), async {
+        loop {
+            chunk += 1;
+            if let Err(error) = put(&one, file(2), chunk, &bytes).await {
+                return error;
+            }
+        }
+    });
+    let ended = ended.await.unwrap();
+    assert!(matches!(ended, StoreError::Closing), "{ended}");
+    // The second goes on.
+    two.put_facts(file(1), b"facts").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    put(&two, file(3), 0, &bytes).await.unwrap();
     let store = bench.reopen(two).await;
-    assert!(held(&store, file(1)).await.is_empty(), "nothing says which was acknowledged first");
-    assert_eq!(store.metrics().integrity_failures, 1);
-    // Whoever sends it again settles it.
-    put(&store, file(1), 0, &other).await.unwrap();
-    let store = bench.reopen(store).await;
     assert_eq!(store.read_chunk(file(1), index(0)).await.unwrap(), other);
+    assert_eq!(store.metrics().integrity_failures, 1, "it is noticed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -21,8 +21,8 @@ use sluice_proto::calls::{Admission, ChunkSource, DrainOrder, ListQuery, Opened,
 use sluice_proto::http::{About, DrainStatus, FileEntry, FilePage, FileStatus, Holder, State, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::{
-    ChunkStore, FileSummary, Found, Listed, RecordOutcome, RunReceipt, RunWriter, StoreError, Usage, Whole,
-    WholeOutcome,
+    ChunkStore, Chunks, FileSummary, Found, Listed, RecordOutcome, RunReceipt, RunWriter, StoreError, Usage,
+    Whole, WholeOutcome,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -115,23 +115,7 @@ impl RunWriter for MemoryRun {
 }
 
 #[async_trait]
-impl ChunkStore for MemoryStore {
-    async fn put_record(&self, record: &MetadataRecord) -> Result<RecordOutcome, StoreError> {
-        let mut files = self.files.lock().unwrap();
-        let entry = files.entry(record.file_id()).or_default();
-        if entry.dropped {
-            return Err(StoreError::Dropped(record.file_id()));
-        }
-        match &entry.record {
-            None => {
-                entry.record = Some(record.clone());
-                Ok(RecordOutcome::Stored)
-            }
-            Some(held) if held == record => Ok(RecordOutcome::Known),
-            Some(held) => Err(StoreError::RecordConflict { held: held.digest(), got: record.digest() }),
-        }
-    }
-
+impl Chunks for MemoryStore {
     async fn begin_run(
         &self,
         file: FileId,
@@ -163,6 +147,25 @@ impl ChunkStore for MemoryStore {
         let files = self.files.lock().unwrap();
         let chunk = files.get(&file).and_then(|entry| entry.chunks.get(&index.number()));
         chunk.map(|(_, bytes)| bytes.clone()).ok_or(StoreError::Missing { index })
+    }
+}
+
+#[async_trait]
+impl ChunkStore for MemoryStore {
+    async fn put_record(&self, record: &MetadataRecord) -> Result<RecordOutcome, StoreError> {
+        let mut files = self.files.lock().unwrap();
+        let entry = files.entry(record.file_id()).or_default();
+        if entry.dropped {
+            return Err(StoreError::Dropped(record.file_id()));
+        }
+        match &entry.record {
+            None => {
+                entry.record = Some(record.clone());
+                Ok(RecordOutcome::Stored)
+            }
+            Some(held) if held == record => Ok(RecordOutcome::Known),
+            Some(held) => Err(StoreError::RecordConflict { held: held.digest(), got: record.digest() }),
+        }
     }
 
     async fn drop_file(&self, file: FileId, _tenant: TenantId, _facts: &[u8]) -> Result<(), StoreError> {
