@@ -157,6 +157,11 @@ impl Process {
         let (live, health, admin) = config.admin(worker.memory, &tasks).await?;
         let revocations = Revocations::new();
         let access = Arc::new(ContextVerifier::new(material, *dc, clock.clone(), revocations.clone()));
+        // Before the store is opened: that ends whoever keeps its bucket.
+        let shared = config.share(&live, &tasks).await?;
+        if let Some(shared) = &shared {
+            shared.learn(revocations);
+        }
         let Behind { chunks, part: SharePart { slots, tenants }, placing, held } = match &worker.store {
             WorkerStore::Kept { place, options, aggregators } => {
                 Behind::kept(config, (place, options, aggregators), &access, (&live, &tasks)).await?
@@ -165,10 +170,6 @@ impl Process {
                 Behind::carried(config, (bucket, keeper), (&live, &tasks)).await?
             }
         };
-        let shared = config.share(&live, &tasks).await?;
-        if let Some(shared) = &shared {
-            shared.learn(revocations);
-        }
         let (standings, heard) = watch::channel(Standings::default());
         let ways =
             Ways { dc: *dc, me: Role::Worker, material, tasks: &tasks.callers, metrics: &live.metrics };

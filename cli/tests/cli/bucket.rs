@@ -224,11 +224,11 @@ async fn porters_carry_bytes_past_the_worker_that_keeps_the_bucket_and_each_may_
         names.into_iter().map(|name| (name, divided.begin(name))).collect();
     let running = Arc::new(Mutex::new(running));
     let (here, both) = (divided.client(&[0]), divided.client(&[0, 1]));
-    let sent = |name: &str| {
-        divided.metric(name, "sluice_bucket_sent_bytes_total{dc=\"dc-a\"} ").unwrap_or_default()
-    };
+    let sent =
+        |name: &str| divided.metric(name, "sluice_bucket_sent_bytes_total{dc=\"dc-a\"} ").unwrap_or_default();
     let mut files = Vec::new();
-    for (client, len) in [(&here, 48 * MIB), (&both, 70 * MIB + 7), (&both, 3 * MIB), (&both, 9), (&both, 0)] {
+    for (client, len) in [(&here, 48 * MIB), (&both, 70 * MIB + 7), (&both, 3 * MIB), (&both, 9), (&both, 0)]
+    {
         let bytes = noise(len as u64, len);
         files.push((put(client, &bytes).await.id.to_string(), bytes));
         if len == 48 * MIB {

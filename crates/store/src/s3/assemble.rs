@@ -24,7 +24,7 @@ use super::bucket::{BucketError, S3Request};
 use super::entry::Entry;
 use super::file::Assembled;
 use super::keys::{self, Life};
-use super::pieces::{PieceName, bit};
+use super::pieces::{Piece, PieceName, bit};
 use super::shared::{Gone, Plan, Shared};
 use super::{lock, values};
 use crate::StoreError;
@@ -118,16 +118,19 @@ impl Shared {
         if live.state.life != life || live.state.published().is_none() {
             return;
         }
-        let runs = live.pieces.all().filter(|(_, piece)| {
+        let is_assembled = |piece: &Piece| {
             let run = piece.run.range();
             chunks.start <= run.start && run.end <= chunks.end
-        });
-        let runs: Vec<_> = runs.map(|(name, piece)| (name, piece.key(entry.file, life))).collect();
-        for (name, _) in &runs {
-            live.pieces.remove(*name);
+        };
+        let names: Vec<PieceName> =
+            live.pieces.all().filter(|(_, piece)| is_assembled(piece)).map(|(name, _)| name).collect();
+        let keys = names.iter().flat_map(|name| live.pieces.keys_of(*name, entry.file, life)).collect();
+        for name in names {
+            live.pieces.remove(name);
         }
+        live.retired += 1;
         drop(live);
-        self.discard(runs.into_iter().map(|(_, key)| key).collect());
+        self.discard(keys);
     }
 
     /// Lets damaged chunks count again that have just been written with a run: makes their segments again, if the file is

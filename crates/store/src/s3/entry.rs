@@ -59,6 +59,8 @@ pub(crate) struct Live {
     pub(crate) doubtful: BTreeMap<PieceName, (Piece, Instant)>,
     /// How often recorded chunks went.
     pub(crate) losses: u64,
+    /// How often runs went because their chunks were assembled.
+    pub(crate) retired: u64,
 }
 
 /// Where the bytes of a chunk are.

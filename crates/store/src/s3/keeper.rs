@@ -11,8 +11,8 @@
 //! again from the next one, in whose epoch it puts an object of its own; what it put before counts for nothing against what was let in
 //! since (`keys.rs`).
 //!
-//! A porter is believed that it put an object, but for the first time: then it is looked for, so that one which was given
-//! another bucket loses nothing.
+//! A porter is believed that it put an object, once it was seen that it has the same bucket: before its first run an object
+//! with its number is looked for. So one that was given another loses nothing.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -27,6 +27,7 @@ use sluice_engine::ids::{FileId, TenantId};
 use tokio::sync::Notify;
 
 use super::bucket::{BucketError, S3Request};
+use super::keys;
 use super::recording::{Agreed, Recording};
 use super::shared::Shared;
 use super::writer::{Seat, check};
@@ -42,7 +43,8 @@ pub const MAX_PLACES: u64 = 64;
 /// What the worker that keeps a bucket does for porters.
 #[async_trait]
 pub trait Keeper: Send + Sync + 'static {
-    /// Claims a run whose bytes the porter has, and compares it. Waits while another writer has a chunk of it with other
+    /// Claims a run whose bytes the porter has, and compares it. [`StoreError::Unreadable`] if the keeper has not seen that the
+    /// porter has the same bucket, and does not see it now. Waits while another writer has a chunk of it with other
     /// bytes; the same run once more shares the claim. Fails as [`RunWriter::finish`](crate::RunWriter::finish) does.
     async fn claim(&self, carried: Carried) -> Result<Claimed, StoreError>;
 
@@ -125,14 +127,13 @@ pub(crate) struct Porters {
     claims: Mutex<HashMap<PorterClaim, Claim>>,
     /// Tells when there is a new one.
     claimed: Notify,
-    /// Porters of which an object was found here.
+    /// Porters that have this bucket.
     proven: Mutex<BTreeSet<PorterId>>,
 }
 
 /// A claim of one porter.
 #[derive(Clone, Debug)]
 struct Claim {
-    porter: PorterId,
     since: Instant,
     carriage: Arc<Carriage>,
 }
@@ -161,7 +162,7 @@ impl Carriage {
 
 impl Porters {
     /// The claim of a carriage, for one more porter.
-    fn add(&self, shared: &Shared, porter: PorterId, carriage: Arc<Carriage>) -> Result<Claimed, StoreError> {
+    fn add(&self, shared: &Shared, carriage: Arc<Carriage>) -> Result<Claimed, StoreError> {
         let (key, new_chunks) = (carriage.agreed.key.clone(), carriage.agreed.new_chunks);
         let mut claims = lock(&self.claims);
         // Once it is closing nobody clears them again.
@@ -170,7 +171,7 @@ impl Porters {
             return Err(StoreError::Unreachable { reason: "too many runs are being put at once".into() });
         }
         let claim = PorterClaim(rand::random());
-        claims.insert(claim, Claim { porter, since: Instant::now(), carriage });
+        claims.insert(claim, Claim { since: Instant::now(), carriage });
         drop(claims);
         self.claimed.notify_waiters();
         Ok(Claimed::Put { claim, key, new_chunks })
@@ -238,19 +239,19 @@ impl Shared {
         }
     }
 
-    /// Makes sure of a porter whose first object this is that it puts them here.
-    async fn prove(&self, porter: PorterId, agreed: &Agreed) -> Result<(), StoreError> {
+    /// Makes sure that a porter that is not known yet has this bucket.
+    async fn prove(&self, porter: PorterId) -> Result<(), StoreError> {
         if self.porters.is_proven(porter) {
             return Ok(());
         }
-        match self.bucket.head(&agreed.key).await {
-            Ok(len) if len == agreed.len() => {
+        match self.bucket.head(&keys::porter(porter.0)).await {
+            Ok(_) => {
                 self.porters.prove(porter);
                 Ok(())
             }
-            Ok(_) | Err(BucketError::NotFound) => Err(StoreError::Unreadable {
+            Err(BucketError::NotFound) => Err(StoreError::Unreadable {
                 path: self.options.place(),
-                reason: "an object that a porter put is not there: give both the same store".into(),
+                reason: "what a porter put is not there: give both the same store".into(),
             }),
             Err(error) => Err(error.in_store(S3Request::Head)),
         }
@@ -265,7 +266,9 @@ impl Keeper for S3Store {
         let shared = &self.shared;
         shared.open()?;
         // Shape and values fit each other.
-        recording.piece(shared.epoch)?;
+        recording.piece(shared.fence.epoch())?;
+        shared.fence.is_sure(shared.options.look_every)?;
+        shared.prove(porter).await?;
         let entry = shared.entry(file).await?;
         check(&lock(&entry.live), file, run, len)?;
         let seat = loop {
@@ -273,7 +276,7 @@ impl Keeper for S3Store {
             tokio::pin!(claimed);
             claimed.as_mut().enable();
             if let Some(carriage) = shared.porters.same(file, &recording) {
-                return shared.porters.add(shared, porter, carriage);
+                return shared.porters.add(shared, carriage);
             }
             tokio::select! {
                 seat = Seat::take(shared, entry.clone(), run, len) => break seat?,
@@ -288,7 +291,7 @@ impl Keeper for S3Store {
                 let Some(agreed) = recording.agree(&shared, &seat).await? else { return Ok(Claimed::Held) };
                 let is_doubtful = AtomicBool::new(false);
                 let carriage = Arc::new(Carriage { seat, recording, agreed, is_doubtful });
-                shared.porters.add(&shared, porter, carriage)
+                shared.porters.add(&shared, carriage)
             }
         };
         shared.to_its_end(work).await
@@ -296,17 +299,15 @@ impl Keeper for S3Store {
 
     async fn settle(&self, claim: PorterClaim, landed: Landed) -> Result<(), StoreError> {
         let shared = self.shared.clone();
-        let Claim { porter, carriage, .. } = shared.porters.remove(claim).ok_or(StoreError::ClaimLost)?;
+        if landed == Landed::Yes {
+            shared.fence.is_sure(shared.options.look_every)?;
+        }
+        let Claim { carriage, .. } = shared.porters.remove(claim).ok_or(StoreError::ClaimLost)?;
         let work = {
             let shared = shared.clone();
             async move {
                 let Carriage { seat, agreed, is_doubtful, .. } = &*carriage;
                 if landed == Landed::Yes {
-                    if let Err(error) = shared.prove(porter, agreed).await {
-                        is_doubtful.store(true, Ordering::Release);
-                        agreed.doubt(seat.entry());
-                        return Err(error);
-                    }
                     shared.porters.remove_all(&carriage);
                     return agreed.settle(&shared, seat, Landed::Yes).await;
                 }

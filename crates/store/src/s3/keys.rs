@@ -10,6 +10,8 @@
 //! values/<slot>/<file>/<life>/<root>-<segment>    the values of its chunks
 //! names/<tenant>/<client's id>                    a file that came whole, for lists; empty
 //! pages/<slot>/<file>/<segment>                   a page of the file's ledger
+//! keepers/<epoch>-<nonce>                         who keeps the bucket; empty
+//! check/porter-<id>                               that a porter has the same bucket; empty
 //! check/<random>                                  what the check of rights leaves if it is cut short
 //! ```
 //!
@@ -153,6 +155,26 @@ pub(crate) fn page(file: FileId, segment: u64) -> String {
     format!("{}{segment:05x}", Part::Pages.of(file))
 }
 
+/// What says who keeps the bucket begins with this.
+pub(crate) const KEEPERS: &str = "keepers/";
+
+/// That somebody keeps the bucket.
+pub(crate) fn keeper((epoch, nonce): (Epoch, u64)) -> String {
+    format!("{KEEPERS}{:08x}-{nonce:016x}", epoch.0)
+}
+
+/// Who.
+pub(crate) fn parse_keeper(key: &str) -> Option<(Epoch, u64)> {
+    let (epoch, nonce) = key.strip_prefix(KEEPERS)?.split_once('-')?;
+    let number = |text: &str, len: usize| u64::from_str_radix(text, 16).ok().filter(|_| text.len() == len);
+    Some((Epoch(u32::try_from(number(epoch, 8)?).ok()?), number(nonce, 16)?))
+}
+
+/// That a porter has the same bucket.
+pub(crate) fn porter(id: u64) -> String {
+    format!("check/porter-{id:016x}")
+}
+
 /// What the names of a tenant begin with.
 pub(crate) fn names(tenant: TenantId) -> String {
     format!("names/{:016x}/", tenant.number())
@@ -226,6 +248,9 @@ mod tests {
         );
         assert_eq!(link(FILE, 1), format!("files/aba/{id}/00000001"));
         assert_eq!(state(Share::new(10, 16).unwrap(), 1), "states/0a-010/00000001");
+        assert_eq!(keeper((Epoch(26), 255)), "keepers/0000001a-00000000000000ff");
+        assert_eq!(parse_keeper("keepers/0000001a-00000000000000ff"), Some((Epoch(26), 255)));
+        assert_eq!(porter(255), "check/porter-00000000000000ff");
         assert_eq!(page(FILE, 17), format!("pages/aba/{id}/00011"));
         let root = Root::from_bytes([1; 32]);
         assert_eq!(
@@ -269,6 +294,7 @@ mod tests {
             prop_assert_eq!(parse_incoming(&text), None);
             prop_assert_eq!(Part::Files.parse(&text), None);
             prop_assert_eq!(parse_name(&text), None);
+            prop_assert_eq!(parse_keeper(&text), None);
         }
     }
 }

@@ -8,8 +8,8 @@
 //!
 //! # What is durable when
 //! A change is durable when the PUT of its object was answered; only then does memory take it over, and only then is
-//! anybody told. No step needs a conditional write, and none a fresh list: a list may add runs that are there, and what it
-//! does not show frees and drops nothing. A request whose answer did not come may take effect at any later time. So keys
+//! anybody told. No step needs a conditional write, and none frees or drops anything for what a list does not show: lists
+//! only add. A request whose answer did not come may take effect at any later time. So keys
 //! that are written more than once are chains (`chain.rs`), chunks of a file that was freed have another *life* than those
 //! that come later (`keys.rs`), and a run of which it is not known whether it is there is made void, durably, before another
 //! value of one of its chunks is recorded (`entry.rs`).
@@ -36,6 +36,7 @@ mod body;
 mod bucket;
 mod chain;
 mod entry;
+mod fence;
 mod file;
 mod keeper;
 mod keys;
@@ -54,7 +55,7 @@ mod writer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -78,8 +79,9 @@ pub use sweep::Swept;
 
 use self::bucket::{Bucket, BucketError};
 use self::chain::Chain;
+use self::fence::Fence;
 use self::file::Assembled;
-use self::keys::{Epoch, Life, Part};
+use self::keys::{Life, Part};
 use self::shared::{Gone, Plan, Shared};
 use crate::{
     ChunkStore, Chunks, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
@@ -256,17 +258,21 @@ impl S3Store {
         }
         let bucket = Arc::new(Bucket::new(options.clone()));
         rights::check(&bucket, &options).await?;
-        let (mut chain, node) = Chain::read(&bucket, keys::node, node::decode).await?;
+        let fence = Fence::raise(&bucket, &options.place()).await?;
+        let is_marked = AtomicBool::new(false);
+        let decode = |bytes: &[u8]| {
+            is_marked.store(node::has_epochs(bytes), Ordering::Relaxed);
+            node::decode(bytes)
+        };
+        let (mut chain, node) = Chain::read(&bucket, keys::node, decode).await?;
         let node = node.unwrap_or_default();
+        if !is_marked.load(Ordering::Relaxed) {
+            // Before the first run that older versions would not find.
+            let record = node::encode(chain.next_version(), &node);
+            chain.write(&bucket, keys::node, record).await?;
+        }
         let states = states::read(&bucket, &node).await?;
-        // From here on this is who keeps it.
-        let version = chain.next_version();
-        chain.write(&bucket, keys::node, node::encode(version, &node)).await?;
-        let epoch = Epoch(u32::try_from(version).map_err(|_| StoreError::Unreadable {
-            path: options.place(),
-            reason: "it was opened too often".into(),
-        })?);
-        let shared = Arc::new(Shared::new(bucket, options, (node, chain), states, epoch));
+        let shared = Arc::new(Shared::new(bucket, options, (node, chain), states, fence));
         let sweeper = tokio::spawn(shared.clone().sweep_for_ever());
         let watch = tokio::spawn(shared.clone().end_when_another_keeps_it());
         Ok(Self { shared, background: [sweeper.abort_handle(), watch.abort_handle()] })

@@ -20,7 +20,7 @@
 //! | 2, then 2 each | shares whose states are objects of their own |
 //!
 //! Version 3 looks the same, and says that keys of runs have an epoch: what knows only the versions before would not find
-//! them. It is written when the bucket is opened, and the version of that record is the epoch.
+//! them. It is written when a bucket without is opened.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -78,6 +78,11 @@ pub(crate) fn encode(version: u64, node: &Node) -> Vec<u8> {
         }
     }
     sealed::seal(EPOCHS, &body)
+}
+
+/// Whether those who wrote it knew that keys of runs have an epoch.
+pub(crate) fn has_epochs(bytes: &[u8]) -> bool {
+    bytes.starts_with(&EPOCHS)
 }
 
 /// Reads a link: its version, and what it says.

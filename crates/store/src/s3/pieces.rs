@@ -5,7 +5,7 @@
 //! when the others were not there ([`keys`](super::keys)). Where these do not agree either, none counts: that takes two keepers at once,
 //! and nothing says which was acknowledged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
@@ -95,6 +95,8 @@ pub(crate) struct Held {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Pieces {
     pieces: BTreeMap<PieceName, Piece>,
+    /// Earlier epochs in which the same run is there, too.
+    earlier: BTreeMap<PieceName, BTreeSet<Epoch>>,
     void: BTreeMap<PieceName, u8>,
     shape: Option<Geometry>,
     held: Ranges,
@@ -106,14 +108,23 @@ impl Pieces {
     /// Adds a run, which is there. Of two that differ by their epoch only, the later stays.
     pub(crate) fn add(&mut self, piece: Piece) {
         let (name, range) = (piece.name(), piece.run.range());
-        if self.pieces.get(&name).is_none_or(|held| held.epoch <= piece.epoch) {
-            self.pieces.insert(name, piece);
+        let earlier = match self.pieces.get(&name).map(|held| held.epoch) {
+            Some(held) if held > piece.epoch => Some(piece.epoch),
+            held => {
+                let epoch = piece.epoch;
+                self.pieces.insert(name, piece);
+                held.filter(|held| *held < epoch)
+            }
+        };
+        if let Some(earlier) = earlier {
+            self.earlier.entry(name).or_default().insert(earlier);
         }
         self.count(range);
     }
 
     /// Forgets a run, which is gone.
     pub(crate) fn remove(&mut self, name: PieceName) {
+        self.earlier.remove(&name);
         if let Some(piece) = self.pieces.remove(&name) {
             self.count(piece.run.range());
         }
@@ -211,6 +222,19 @@ impl Pieces {
         self.pieces.iter().map(|(name, piece)| (*name, piece))
     }
 
+    /// The keys of a run in all epochs in which it is there.
+    pub(crate) fn keys_of(&self, name: PieceName, file: FileId, life: Life) -> Vec<String> {
+        let Some(piece) = self.pieces.get(&name) else { return Vec::new() };
+        let earlier = self.earlier.get(&name).into_iter().flatten();
+        let all = std::iter::once(&piece.epoch).chain(earlier);
+        all.map(|epoch| keys::incoming(file, life, piece.run, &piece.values, *epoch)).collect()
+    }
+
+    /// The same, of all runs.
+    pub(crate) fn keys(&self, file: FileId, life: Life) -> Vec<String> {
+        self.pieces.keys().flat_map(|name| self.keys_of(*name, file, life)).collect()
+    }
+
     /// Whether none is.
     pub(crate) fn is_empty(&self) -> bool {
         self.pieces.is_empty()
@@ -262,6 +286,10 @@ mod tests {
         // The earlier of the same does not take the place of the later.
         pieces.add(piece_of(1, CHUNK_LEN, &[9], 2));
         assert_eq!(pieces.held(1).map(|held| held.value), Some(value(9)));
+        let (file, name) = (FileId::from_bytes([1; 16]), piece_of(1, CHUNK_LEN, &[9], 4).name());
+        let keys = pieces.keys_of(name, file, Life(5));
+        assert_eq!(keys, [4, 2].map(|epoch| piece_of(1, CHUNK_LEN, &[9], epoch).key(file, Life(5))));
+        assert_eq!(pieces.keys(file, Life(5)).len(), 3, "all of them go in the end");
         pieces.add(piece_of(1, CHUNK_LEN, &[7], 4));
         assert!(pieces.is_disputed(1) && !pieces.is_disputed(0));
     }

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::body::{self, Body};
 use super::bucket::{Bucket, BucketError, S3Request, SharedBucket, add};
 use super::keeper::{Carried, ChunkPlace, Claimed, Keeper, Landed, MAX_PLACES, PorterId};
-use super::{MAX_VALUES, S3Metrics, S3Options, rights};
+use super::{MAX_VALUES, S3Metrics, S3Options, keys, rights};
 use crate::{Chunks, RunReceipt, RunWriter, StoreError};
 
 /// How often a run is claimed whose claim was lost meanwhile.
@@ -214,11 +214,20 @@ impl RunWriter for PorterRun {
 
 /// Claims a run, puts it, and has it registered.
 async fn carry(store: &PorterStore, carried: Carried, bytes: &Bytes) -> Result<RunReceipt, StoreError> {
-    let Inner { bucket, keeper, patience, .. } = &*store.0;
+    let Inner { bucket, keeper, patience, me, .. } = &*store.0;
+    let mut shown = false;
     for _ in 0..CLAIMS {
-        let (claim, key, new_chunks) = match keeper.claim(carried.clone()).await? {
-            Claimed::Held => return Ok(RunReceipt { values: carried.values, new_chunks: 0 }),
-            Claimed::Put { claim, key, new_chunks } => (claim, key, new_chunks),
+        let (claim, key, new_chunks) = match keeper.claim(carried.clone()).await {
+            Ok(Claimed::Held) => return Ok(RunReceipt { values: carried.values, new_chunks: 0 }),
+            Ok(Claimed::Put { claim, key, new_chunks }) => (claim, key, new_chunks),
+            // It has to see first that this is the same bucket.
+            Err(StoreError::Unreadable { .. }) if !shown => {
+                shown = true;
+                let put = bucket.put(&keys::porter(me.0), Bytes::new()).await;
+                let _ = put.map_err(|error| error.in_store(S3Request::Put))?;
+                continue;
+            }
+            Err(error) => return Err(error),
         };
         let late = (
             Landed::Unknown,

@@ -37,6 +37,8 @@ pub(crate) struct Agreed {
     pub(crate) new_chunks: u64,
     life: Life,
     piece: Piece,
+    /// What had been retired by then: an object that was let in before may have been deleted since.
+    retired: u64,
     /// Chunks that are damaged, and whose bytes these are.
     mends: Vec<u64>,
 }
@@ -80,15 +82,18 @@ impl Recording {
             let stands = seat.stands(&lock(&entry.live));
             return if stands { Ok(None) } else { Err(seat.lost()) };
         }
-        let (piece, mends) =
-            (self.piece(shared.epoch)?, self.run.range().filter(|chunk| is_damaged(*chunk)).collect());
+        let (piece, mends) = (
+            self.piece(shared.fence.epoch())?,
+            self.run.range().filter(|chunk| is_damaged(*chunk)).collect(),
+        );
         let life = self.prepare(shared, entry).await?;
+        let retired = lock(&entry.live).retired;
         let key = piece.key(entry.file, life);
         if shared.is_leaving(&key) {
             let reason = "an earlier object of the same name is being deleted".into();
             return Err(StoreError::Io { operation: S3Request::Put.name().into(), reason });
         }
-        Ok(Some(Agreed { key, new_chunks, life, piece, mends }))
+        Ok(Some(Agreed { key, new_chunks, life, piece, retired, mends }))
     }
 
     /// Makes sure that the file is known, and that nothing which may be there contradicts the run. The life that it is
@@ -123,11 +128,6 @@ impl Recording {
 }
 
 impl Agreed {
-    /// Bytes of the object.
-    pub(crate) fn len(&self) -> u64 {
-        self.piece.len
-    }
-
     /// Ends the run, by what became of its object.
     pub(crate) async fn settle(
         &self,
@@ -163,7 +163,8 @@ impl Agreed {
     /// The object is there: from now on its chunks have a record, unless they may not have one any more.
     fn register(&self, seat: &Seat) -> Result<(), StoreError> {
         let mut live = lock(&seat.entry().live);
-        let stands = seat.stands(&live) && live.state.life == self.life && !live.state.dropped;
+        let is_there = live.state.life == self.life && live.retired == self.retired;
+        let stands = seat.stands(&live) && is_there && !live.state.dropped;
         let fits = live.state.geometry().map(|geometry| geometry.run(self.piece.run.start(), self.piece.len));
         let refused = match fits {
             Some(Err(error)) => Some(error.into()),

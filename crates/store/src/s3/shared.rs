@@ -17,9 +17,10 @@ use tokio::task::JoinSet;
 use super::bucket::{S3Request, SharedBucket, add};
 use super::chain::Chain;
 use super::entry::{Entry, LATE, Live, Table, assembled_keys};
+use super::fence::Fence;
 use super::file::{self, FileState};
 use super::keeper::Porters;
-use super::keys::{self, Epoch, Life};
+use super::keys::{self, Life};
 use super::node::{self, Node};
 use super::pieces::Piece;
 use super::states::States;
@@ -48,8 +49,8 @@ pub(crate) struct Shared {
     pub(crate) bucket: SharedBucket,
     pub(crate) options: S3Options,
     pub(crate) table: Table,
-    /// Since this process keeps the bucket.
-    pub(crate) epoch: Epoch,
+    /// That this process keeps the bucket.
+    pub(crate) fence: Fence,
     /// What belongs to no file, as it is durable, and where it is written next.
     node: Mutex<(Node, Chain)>,
     /// One permit: whoever changes that has it until it is durable.
@@ -96,10 +97,10 @@ impl Shared {
         options: S3Options,
         (node, chain): (Node, Chain),
         states: States,
-        epoch: Epoch,
+        fence: Fence,
     ) -> Self {
         Self {
-            epoch,
+            fence,
             table: Table::new(options.idle_files),
             node: Mutex::new((node, chain)),
             node_turn: Semaphore::new(1),
@@ -349,17 +350,15 @@ impl Shared {
     pub(crate) async fn end_when_another_keeps_it(self: Arc<Self>) {
         loop {
             tokio::time::sleep(self.options.look_every).await;
-            // Nothing of this process is on its way meanwhile.
-            let Ok(_turn) = self.node_turn.acquire().await else { return };
-            match Chain::read(&self.bucket, keys::node, node::decode).await {
-                Ok((there, _)) if there.next_version() > lock(&self.node).1.next_version() => {
+            match self.fence.is_last(&self.bucket).await {
+                Ok(false) => {
                     let place = self.options.place();
                     tracing::error!(%place, "another process keeps the bucket now: this one takes nothing any more");
                     return self.kill();
                 }
                 Err(StoreError::Closing) => return,
                 // It is asked again.
-                Ok(_) | Err(_) => {}
+                Ok(true) | Err(_) => {}
             }
         }
     }
@@ -397,9 +396,8 @@ fn garbage(file: FileId, live: &Live, next: &FileState, gone: &Gone) -> Vec<Stri
     let now = &live.state;
     let mut garbage = Vec::new();
     if *gone == Gone::All {
-        let runs = live.pieces.all().map(|(_, piece)| piece);
-        let doubtful = live.doubtful.values().map(|(piece, _)| piece);
-        garbage.extend(runs.chain(doubtful).map(|piece| piece.key(file, now.life)));
+        garbage.extend(live.pieces.keys(file, now.life));
+        garbage.extend(live.doubtful.values().map(|(piece, _)| piece.key(file, now.life)));
     }
     if let Some(whole) = &now.assembled {
         let keep = next.assembled.as_ref().filter(|_| next.life == now.life && !next.dropped);

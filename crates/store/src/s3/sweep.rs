@@ -55,6 +55,8 @@ enum Fate {
     Goes,
     /// It is a run that was not known, and is now.
     IsNew,
+    /// It is a run that is there in a later epoch.
+    IsEarlier,
 }
 
 impl Shared {
@@ -89,7 +91,7 @@ impl Shared {
                 let key = object.key.clone();
                 match self.fate(what, &object).await? {
                     Fate::Stays => {}
-                    Fate::Goes => going.push(key),
+                    Fate::Goes | Fate::IsEarlier => going.push(key),
                     Fate::IsNew => swept.found += 1,
                 }
             }
@@ -110,8 +112,11 @@ impl Shared {
                 let Some((file, rest)) = part.parse(&object.key) else { return Ok(Fate::Stays) };
                 let entry = self.entry(file).await?;
                 let verdict = fate(part, file, &mut lock(&entry.live), rest, object);
-                if !matches!(verdict, Fate::Goes) {
-                    return Ok(verdict);
+                match verdict {
+                    Fate::Goes => {}
+                    // Its place is taken, whatever the record says.
+                    Fate::IsEarlier => return Ok(Fate::Goes),
+                    Fate::Stays | Fate::IsNew => return Ok(verdict),
                 }
                 // Memory may be behind if somebody else writes here too, which nobody should. What goes is gone.
                 let (chain, state) = self.read_record(file).await?;
@@ -188,7 +193,7 @@ fn fate(part: Part, file: FileId, live: &mut Live, rest: &str, object: &Listed) 
             let known = live.pieces.piece(piece.name()).map(|known| known.epoch);
             // The same run is there in a later epoch.
             if known.is_some_and(|known| known > epoch) {
-                return Fate::Goes;
+                return Fate::IsEarlier;
             }
             let is_known = known == Some(epoch);
             if live.state.published().is_some() && !is_known {

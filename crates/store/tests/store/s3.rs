@@ -17,6 +17,8 @@ pub(crate) fn options(endpoint: String, garage: &Garage, key: &Key) -> S3Options
         segment_chunks: 16,
         pause: Duration::from_millis(5),
         longest_pause: Duration::from_millis(50),
+        // Tests count requests.
+        look_every: Duration::from_secs(3600),
         ..S3Options::new(endpoint, garage.bucket().into(), garage.region().into(), credentials)
     }
 }
