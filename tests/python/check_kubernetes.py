@@ -4,21 +4,21 @@ What runs is every container's own command, arguments, environment, mounts, user
 Sluice's image, or with this machine's redis-server, in a network namespace each; Services are names, NetworkPolicies packet
 filters, and a rolling restart goes as the manifests say. Where there is a Redis, aggregators must divide the files, and it is
 away for a while. Where workers are processes of their own, one datacenter is drained to the other, and taken back. A Prometheus
-scrapes it, and is asked all that the dashboard and the alerts ask. Needs root, iproute2, iptables, prometheus, redis-server and
-kubectl (which renders, and asks no server).
+scrapes it, and is asked all that the dashboard and the alerts ask. Where a datacenter is in a bucket, a Garage outside has that.
+Needs root, iproute2, iptables, prometheus, redis-server, garage and kubectl (which renders, and asks no server).
 
   check_kubernetes.py --manifests                      only renders and checks
   check_kubernetes.py --binary target/debug/sluice --overlay dc-a --overlay dc-b
+  check_kubernetes.py --binary target/debug/sluice --overlay dc-a-bucket --overlay dc-b
 """
 
 import argparse
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import pathlib
-import shutil
-import socket
-import subprocess
+import re
 import sys
 import tempfile
 import threading
@@ -29,9 +29,10 @@ from kubernetes.manifests import Manifests
 from kubernetes.node import Node, secrets
 from kubernetes.observed import BUCKET, REDIS, Prometheus, check
 from kubernetes.pod import Pod, run
+from kubernetes.s3 import PLACE, S3, garage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-OVERLAYS = ("dc-a", "dc-b", "minimal")
+OVERLAYS = ("dc-a", "dc-a-bucket", "dc-b", "minimal")
 SIZES = (700, 3 << 20, (12 << 20) + 5)
 CLIENTS = 3
 READ_BACK = 40
@@ -174,31 +175,66 @@ def eventually(what, true):
         time.sleep(0.2)
 
 
-def cannot_connect(node, address, port, outsider="client"):
-    """Whether somebody is kept from a port."""
-    script = f"import socket; socket.create_connection(('{address}', {port}), timeout=1)"
-    return node.command(outsider, [sys.executable, "-c", script]).wait() != 0
+def both_ways(manifests):
+    """Each of two datacenters, and the other."""
+    namespaces = manifests.namespaces()
+    return [(one, other) for one in namespaces for other in namespaces if one != other]
+
+
+# Which of these can be connected to. Who is kept out finds out by waiting: all at once.
+REACH = """
+import concurrent.futures, socket, sys
+def reach(at):
+    address, port = at.split(":")
+    try:
+        socket.create_connection((address, int(port)), timeout=1).close()
+    except OSError:
+        return ""
+    return at
+with concurrent.futures.ThreadPoolExecutor(128) as pool:
+    print(*pool.map(reach, sys.argv[1:]))
+"""
+
+
+def asked_by(pod):
+    """Whom the file of a pod names, but for URLs that are told to clients."""
+    known = [line.split() for line in (pod.directory / "hosts").read_text().splitlines()]
+    lines = [line for line in pod.config.splitlines() if not line.startswith("url = ")]
+    named = re.findall(r'(https://)?([\w.-]+)(?::(\d+))?"', "\n".join(lines))
+    return {f"{address}:{port or 443}" for tls, host, port in named if tls or port
+            for address, *names in known if host in names}
 
 
 def check_policies(node, cluster):
-    """Clients reach edges and nothing else, whoever reads metrics every admin port, and what else is in a namespace neither
-    its Redis nor what is there for the other datacenter."""
-    def check(case):
-        pod, name, outsider, may = case
-        kept_out = cannot_connect(node, pod.address, pod.ports[name], outsider)
-        assert kept_out != may, f"{pod.name}: {outsider} and port {name}: kept out is {kept_out}"
+    """Pods reach whom their files name, and nobody else. Clients reach edges and nothing else, whoever reads metrics every
+    admin port, and the other datacenter what is there for it."""
+    def behind(namespace, *services):
+        """The ports that these Services lead to."""
+        return {f"{pod.address}:{pod.ports[port['targetPort']]}" for service in node.manifests.of("Service", namespace)
+                if service["metadata"]["name"] in services for pod in node.endpoints(service)
+                for port in service["spec"]["ports"]}
 
-    cases = []
-    for pod in cluster.pods():
-        public = {p["targetPort"] for s in node.manifests.of("Service", pod.namespace)
-                  if s["spec"].get("type") == "LoadBalancer" and pod in node.endpoints(s) and s["metadata"]["name"] == "edge"
-                  for p in s["spec"]["ports"]}
-        for name in pod.ports:
-            cases += [(pod, name, outsider, name in public) for outsider in ("client", f"stranger-{pod.namespace}")]
-            cases.append((pod, name, "prometheus", name in public or (name == "admin" and pod.is_sluice)))
-    # Who is kept out finds out by waiting: all at once.
-    with concurrent.futures.ThreadPoolExecutor(32) as pool:
-        list(pool.map(check, cases))
+    # Whoever is ready is known from now on.
+    node.changed()
+    ports = {f"{pod.address}:{port}": f"{pod.name}:{name}" for pod in cluster.pods() for name, port in pod.ports.items()}
+    # What is outside lets in everyone: pods alone are kept from it.
+    outside = {f"{node.hosts[PLACE][2]}:443": PLACE} if PLACE in node.hosts else {}
+    may = {place: behind(None, "edge") for place in node.hosts}
+    may["prometheus"] |= {f"{pod.address}:{pod.ports['admin']}" for pod in cluster.pods() if pod.is_sluice}
+    for namespace, other in both_ways(node.manifests):
+        may[f"stranger-{other}"] |= behind(namespace, "peer", "passing", "renewing")
+    may |= {pod.name: asked_by(pod) for pod in cluster.pods()}
+
+    def check(place):
+        tried = ports if place in node.hosts else {
+            at: name for at, name in (ports | outside).items() if not name.startswith(f"{place}:")}
+        out, errors = node.command(place, [sys.executable, "-c", REACH, *tried]).communicate(timeout=60)
+        reached = set(out.split())
+        wrong = [f"{tried.get(at, at)} {'may not' if at in reached else 'cannot'}" for at in reached ^ may[place]]
+        assert not errors and not wrong, f"from {place}: {', '.join(wrong)} be reached {errors}"
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(check, may))
     for pod in cluster.pods():
         if not pod.is_sluice:
             continue
@@ -229,11 +265,10 @@ except (ssl.SSLError, ConnectionError):
 
 def check_doors(node, cluster, load):
     """Of what is there for the other datacenter, its network reaches the port, and its role alone gets an answer."""
-    namespaces = node.manifests.namespaces()
-    for namespace, other in zip(namespaces, reversed(namespaces), strict=True):
+    for namespace, other in both_ways(node.manifests):
         roles = load.home / "keys/roles" / other.removeprefix("sluice-")
-        for component, port in (("worker", "inside"), ("session", "session")):
-            for pod in cluster.of(namespace, component):
+        for name, port in (("passing", "inside"), ("renewing", "session")):
+            for pod in node.endpoints(node.manifests.named("Service", namespace, name)):
                 def knock(*role):
                     identity = [next((roles / of).glob(f"dc-*/{of}{end}")) for of in role for end in (".pem", "-key.pem")]
                     args = [sys.executable, "-c", KNOCK, pod.address, str(pod.ports[port]), *map(str, identity)]
@@ -241,7 +276,7 @@ def check_doors(node, cluster, load):
                     assert out, f"{pod.name}, from {other}: {errors}"
                     return out.strip()
 
-                answers = knock(), knock("edge"), knock(component)
+                answers = knock(), knock("edge"), knock(pod.role)
                 assert answers == ("refused", "refused", "answered"), f"{pod.name}, from {other}: {answers}"
 
 
@@ -364,8 +399,8 @@ class Drain:
         assert out, errors
         return out.strip()
 
-    def counted(self, component, metric):
-        return sum(pod.metric(metric) for pod in self.cluster.of(self.namespace, component))
+    def counted(self, role, metric):
+        return sum(pod.metric(metric) for pod in self.cluster.pods(self.namespace) if pod.role == role)
 
     def check(self):
         began = time.monotonic()
@@ -377,7 +412,7 @@ class Drain:
         took, there = time.monotonic() - began, self.takes()
         assert there == self.to, f"while {self.dc} is drained {there} took a chunk"
         passed = self.counted("worker", "sluice_spill_bytes_total")
-        assert passed > 0, f"nothing was passed on by the worker of {self.dc}"
+        assert passed > 0, f"nothing was passed on by workers of {self.dc}"
         answers = self.shared.logs_in(self.load.home / "token-moved")
         moved = self.counted("session", "sluice_moved_contexts_total")
         assert set(answers) == {200} and moved > 0, f"a new session got {answers}, {moved} contexts came from {self.to}"
@@ -391,6 +426,17 @@ class Drain:
         sent = len(self.load.sent)
         eventually(lambda: "nothing is sent any more", lambda: len(self.load.sent) > sent + CLIENTS or self.load.failed)
         assert not self.load.failed, "\n".join(self.load.failed)
+
+
+def check_carried(cluster):
+    """Each porter takes its part of what clients send to the bucket."""
+    def sent():
+        porters = [pod for pod in cluster.pods() if "\nkeeper = " in pod.config]
+        return {pod.name: pod.metric("sluice_bucket_sent_bytes_total") for pod in porters}
+
+    eventually(lambda: f"not each porter has sent something: {sent()}", lambda: all(sent().values()))
+    for name, sent_bytes in sent().items():
+        print(f"  {name} has sent {sent_bytes / (1 << 20):.0f} MiB to the bucket", flush=True)
 
 
 CALL = """
@@ -412,7 +458,7 @@ def check_seen(node, cluster, load):
         assert process.returncode == 0, errors
     prometheus = Prometheus(node, [pod for pod in cluster.pods() if pod.is_sluice])
     shared = any(name == "redis" for _, name in cluster.running)
-    absent = [BUCKET, *[REDIS] * (not shared)]
+    absent = [*[BUCKET] * (not node.manifests.in_a_bucket()), *[REDIS] * (not shared)]
     try:
         prometheus.wait()
         until = time.monotonic() + 60
@@ -436,11 +482,12 @@ def check_seen(node, cluster, load):
 def check_cluster(binary, overlays):
     manifests = Manifests(*(overlay(name) for name in overlays))
     # When something failed clients may still write there.
-    with tempfile.TemporaryDirectory(prefix="sluice-kubernetes-", ignore_cleanup_errors=True) as directory:
+    with (tempfile.TemporaryDirectory(prefix="sluice-kubernetes-", ignore_cleanup_errors=True) as directory,
+          contextlib.ExitStack() as outside):
         home = pathlib.Path(directory)
         # Whoever runs as another user must get to what is theirs.
         home.chmod(0o755)
-        images = {"sluice": of_sluice(ROOT / "k8s" / "image", home / "image", binary)}
+        images = {"sluice": of_sluice(ROOT / "k8s" / "image", home / "image", binary, manifests)}
         with_redis = [namespace for namespace in manifests.namespaces() if manifests.has_redis(namespace)]
         if with_redis:
             images["redis"] = of_redis(home / "redis", manifests)
@@ -451,11 +498,15 @@ def check_cluster(binary, overlays):
         for name in ("token", "token-moved", *(f"token-{namespace}" for namespace in with_redis)):
             run(binary, "admin", "token", "mint", "--keys", keys / "authority", "--tenant", "7", "--out", home / name)
         run(binary, "admin", "token", "mint", "--keys", keys / "authority", "--operator", "--out", home / "operator")
-        node = Node(home, images, manifests, secrets(ROOT / "k8s", keys, home / "passwords", manifests))
+        buckets = [S3(home, manifests.config(workload)) for workload in manifests.in_a_bucket()[:1]]
+        node = Node(home, images, manifests, secrets(ROOT / "k8s", home, manifests))
         node.outsider("client", "clients")
         node.outsider("prometheus", "monitoring")
         for namespace in manifests.namespaces():
             node.outsider(f"stranger-{namespace}", namespace)
+        for bucket in buckets:
+            outside.callback(bucket.stop)
+            bucket.start(node)
         began = time.monotonic()
         cluster = Cluster(node, manifests)
         try:
@@ -483,6 +534,7 @@ def check_cluster(binary, overlays):
                     cluster.restart(workload)
             for namespace in with_redis:
                 shared[namespace].check("when all were restarted")
+            check_carried(cluster)
             sent, read = load.finish()
             assert sent > 2 * CLIENTS, f"only {sent} uploads"
             print(f"  {sent} uploads, none failed; {read} were read back, and equal", flush=True)
@@ -506,6 +558,9 @@ def main():
     arguments = arguments.parse_args()
     check_manifests()
     if not arguments.manifests:
+        if Manifests(*map(overlay, arguments.overlay)).in_a_bucket() and not garage():
+            print("not run: garage is missing: cargo install garage --version 2.5.0 --locked")
+            return
         check_cluster(arguments.binary.resolve(), arguments.overlay)
     print("passed")
 

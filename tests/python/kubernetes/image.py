@@ -14,8 +14,15 @@ class Image(typing.NamedTuple):
     environment: dict
 
 
-def of_sluice(script, root, binary):
+def make_places(root, places):
+    """A container engine makes these."""
+    for place in places:
+        (root / place.lstrip("/")).mkdir(parents=True, exist_ok=True)
+
+
+def of_sluice(script, root, binary, manifests):
     run(script, root, binary)
+    make_places(root, manifests.mounts("sluice"))
     return Image(root, ["/usr/local/bin/sluice"], {})
 
 
@@ -31,10 +38,6 @@ def of_redis(root, manifests):
             place = root / library.lstrip("/")
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(library, place)
-    mounts = [mount["mountPath"] for workload in manifests.workloads() if workload["metadata"]["name"] == "redis"
-              for mount in workload["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]]
-    # A container engine makes these.
-    for place in ("etc", "proc", *mounts):
-        (root / place.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    make_places(root, ["etc", "proc", *manifests.mounts("redis")])
     (root / "etc/hosts").touch()
     return Image(root, [], {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"})

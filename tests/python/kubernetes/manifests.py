@@ -23,8 +23,27 @@ def key(found):
 
 
 def matches(selector, labels):
-    assert not set(selector) - {"matchLabels"}, f"a selector that this does not understand: {selector}"
-    return all(labels.get(name) == value for name, value in selector.get("matchLabels", {}).items())
+    assert not set(selector) - {"matchLabels", "matchExpressions"}, f"a selector that this does not understand: {selector}"
+    wanted = [(name, [value]) for name, value in selector.get("matchLabels", {}).items()]
+    for one in selector.get("matchExpressions", []):
+        assert one["operator"] == "In", f"an operator that this does not understand: {one}"
+        wanted.append((one["key"], one["values"]))
+    return all(labels.get(name) in values for name, values in wanted)
+
+
+def container_of(workload):
+    (only,) = workload["spec"]["template"]["spec"]["containers"]
+    return only
+
+
+def role_of(workload):
+    """What Sluice is there: `sluice worker` is a worker, whatever the workload is called."""
+    return container_of(workload)["args"][0]
+
+
+def secrets_of(workload):
+    volumes = workload["spec"]["template"]["spec"]["volumes"]
+    return {volume["secret"]["secretName"] for volume in volumes if "secret" in volume}
 
 
 class Manifests:
@@ -54,6 +73,23 @@ class Manifests:
 
     def has_redis(self, namespace):
         return any(workload["metadata"]["name"] == "redis" for workload in self.workloads(namespace))
+
+    def in_a_bucket(self, namespace=None):
+        """The workloads that have a key of a bucket."""
+        return [workload for workload in self.workloads(namespace) if "sluice-s3" in secrets_of(workload)]
+
+    def config(self, workload):
+        """The file that it is started with."""
+        args, volumes = container_of(workload)["args"], workload["spec"]["template"]["spec"]["volumes"]
+        (name,) = [volume["configMap"]["name"] for volume in volumes if "configMap" in volume]
+        found = self.named("ConfigMap", workload["metadata"]["namespace"], name)["data"]
+        return found[args[args.index("--config") + 1].rsplit("/", 1)[1]]
+
+    def mounts(self, image):
+        """Where something is mounted in its containers."""
+        containers = [container_of(workload) for workload in self.workloads()]
+        return [mount["mountPath"] for container in containers if container["image"].split(":")[0] == image
+                for mount in container["volumeMounts"]]
 
     def replicas(self, workload):
         """How many processes it begins with: what its autoscaler says, if it has one."""
@@ -96,7 +132,7 @@ class Manifests:
     def check_workload(self, workload):
         namespace, name = workload["metadata"]["namespace"], workload["metadata"]["name"]
         spec = workload["spec"]["template"]["spec"]
-        (container,) = spec["containers"]
+        container = container_of(workload)
         assert spec["automountServiceAccountToken"] is False
         assert spec["securityContext"]["runAsNonRoot"] and spec["securityContext"]["runAsUser"] > 0
         assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -109,11 +145,7 @@ class Manifests:
             self.check_sluice(workload, spec, container)
         assert container["image"].count(":") == 1, f"{container['image']} is whatever is newest"
         assert container["resources"]["requests"] and container["resources"]["limits"]["memory"]
-        for volume in spec["volumes"]:
-            if "configMap" in volume:
-                self.named("ConfigMap", namespace, volume["configMap"]["name"])
-            else:
-                assert volume["secret"]["secretName"] in (f"sluice-keys-{name}", "sluice-redis")
+        assert secrets_of(workload) <= {f"sluice-keys-{role_of(workload)}", "sluice-redis", "sluice-s3"}
         assert not self.of("Secret"), "secrets are referred to, and not in here"
         labels = workload["spec"]["template"]["metadata"]["labels"]
         assert matches(workload["spec"]["selector"], labels)
@@ -130,8 +162,9 @@ class Manifests:
         assert 80 < stop and stop + pause < spec["terminationGracePeriodSeconds"]
         if workload["kind"] == "Deployment":
             assert self.replicas(workload) > 1 and spec["topologySpreadConstraints"]
-        named = {volume.get("secret", {}).get("secretName") for volume in spec["volumes"]}
-        assert ("sluice-redis" in named) == self.has_redis(workload["metadata"]["namespace"])
+        secrets, config = secrets_of(workload), self.config(workload)
+        assert ("sluice-redis" in secrets) == ("redis = " in config) == self.has_redis(workload["metadata"]["namespace"])
+        assert ("sluice-s3" in secrets) == ("[store.s3]" in config)
 
     def check_redis(self, workload, container):
         assert self.replicas(workload) == 1 and workload["spec"]["strategy"] == {"type": "Recreate"}

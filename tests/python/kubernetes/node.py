@@ -12,19 +12,19 @@ import threading
 
 import yaml
 
-from .manifests import matches
+from .manifests import matches, secrets_of
 from .pod import CLONE_NEWNET, CLONE_NEWNS, MS_BIND, MS_PRIVATE, MS_REC, call, mount, run
 
 ADDRESS = "10.0.0.1"
-# Where the overlays say that the datacenters are.
-NETWORKS = {"sluice-dc-a": "10.1", "sluice-dc-b": "10.2", "clients": "10.8", "monitoring": "10.9"}
+# Where the overlays say that the datacenters are, and the bucket.
+NETWORKS = {"sluice-dc-a": "10.1", "sluice-dc-b": "10.2", "s3": "10.7", "clients": "10.8", "monitoring": "10.9"}
 NAMESPACE = "kubernetes.io/metadata.name"
 
 
 class Node:
     def __init__(self, directory, images, manifests, secrets):
         self.directory, self.images, self.manifests, self.secrets = pathlib.Path(directory), images, manifests, secrets
-        self.environment, self.pods, self.failures, self.hosts = {}, [], [], {}
+        self.environment, self.pods, self.failures, self.hosts, self.names = {}, [], [], {}, {}
         self.lock, self.count = threading.RLock(), 0
         # This process's alone: nothing of it is seen outside.
         call("unshare", CLONE_NEWNET | CLONE_NEWNS)
@@ -71,19 +71,20 @@ class Node:
         run("ip", "netns", "delete", pod.name)
         self.changed()
 
-    def outsider(self, name, namespace):
-        """A place from which something else runs: clients, or whoever reads metrics."""
+    def outsider(self, name, namespace, *known_as):
+        """A place in which something else runs, such as clients, or whoever reads metrics; everybody knows its names."""
         address = self.address(namespace)
         self.wire(name, address)
         hosts = self.directory / f"hosts-{name}"
         with self.lock:
             self.hosts[name] = (namespace, hosts, address)
+            self.names.update({name: address for name in known_as})
         self.changed()
 
-    def command(self, outsider, args, **more):
-        """Starts a command there."""
-        network = f"/run/netns/{outsider}"
-        hosts = self.hosts[outsider][1]
+    def command(self, place, args, **more):
+        """Starts a command there: as an outsider, or in the network of a pod."""
+        network = f"/run/netns/{place}"
+        hosts = self.hosts[place][1] if place in self.hosts else self.pod(place).directory / "hosts"
 
         def enter():
             handle = os.open(network, os.O_RDONLY)
@@ -92,7 +93,12 @@ class Node:
             mount(None, "/", None, MS_REC | MS_PRIVATE)
             mount(hosts, "/etc/hosts", None, MS_BIND)
 
-        return subprocess.Popen(args, preexec_fn=enter, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more)
+        more = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | more
+        return subprocess.Popen(args, preexec_fn=enter, **more)
+
+    def pod(self, name):
+        (pod,) = [pod for pod in self.pods if pod.name == name]
+        return pod
 
     def changed(self):
         """Something came, went, or changed its readiness: names and filters follow."""
@@ -105,7 +111,7 @@ class Node:
                 self.filter(pod)
 
     def write_hosts(self, path, namespace):
-        lines = ["127.0.0.1 localhost"]
+        lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in self.names.items())]
         for service in self.manifests.of("Service"):
             name, of = service["metadata"]["name"], service["metadata"]["namespace"]
             names = [f"{name}.{of}", f"{name}.{of}.svc", f"{name}.{of}.svc.cluster.local"]
@@ -167,18 +173,20 @@ class Node:
         run("ip", "netns", "exec", pod.name, "iptables-restore", input="\n".join([*rules, "COMMIT", ""]))
 
 
-def secrets(scripts, keys, passwords, manifests):
-    """What an operator makes with `k8s/secret`, by namespace and name: of `sluice admin key make`, and `k8s/redis-password`."""
+def secrets(scripts, home, manifests):
+    """What an operator makes with `k8s/secret`, by namespace and name: of `sluice admin key make` (in `keys`), of
+    `k8s/redis-password` (in `passwords`), and of the key of a bucket (in `s3`)."""
     found = {}
     for namespace in manifests.namespaces():
-        name = namespace.removeprefix("sluice-")
-        for workload in manifests.workloads(namespace):
-            component = workload["metadata"]["name"]
-            if component == "redis":
-                secret, directory = "sluice-redis", passwords / name
+        dc, keys = namespace.removeprefix("sluice-"), home / "keys"
+        for secret in sorted(set().union(*map(secrets_of, manifests.workloads(namespace)))):
+            role = secret.removeprefix("sluice-keys-")
+            if secret == "sluice-redis":
+                directory = home / "passwords" / dc
                 run(scripts / "redis-password", directory)
+            elif secret == "sluice-s3":
+                directory = home / "s3"
             else:
-                secret = f"sluice-keys-{component}"
-                directory = keys / name if component == "dc" else keys / "roles" / name / component
+                directory = keys / dc if role == "dc" else keys / "roles" / dc / role
             found[namespace, secret] = yaml.safe_load(run(scripts / "secret", secret, directory).stdout)
     return found

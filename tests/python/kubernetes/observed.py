@@ -16,9 +16,8 @@ PATIENCE = 60
 METRIC = re.compile(r"\b((?:sluice|http|rpc)_\w+|up)\b(\{[^}]*\})?")
 LABEL = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)")
 BY = re.compile(r"\bby \(([^)]*)\)")
-# What no cluster here has: tests of the binary with a real one look for these metrics.
+# What only some have: it is looked for where there is a bucket, or a Redis.
 BUCKET = re.compile(r"\bsluice_bucket_")
-# What only some have: it is looked for where there is a Redis.
 REDIS = re.compile(r"\bsluice_redis_")
 
 

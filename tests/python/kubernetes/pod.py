@@ -13,6 +13,8 @@ import threading
 import time
 import urllib.request
 
+from .manifests import container_of, role_of
+
 LIBC = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS, CLONE_NEWNET = 0x00020000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 2, 32, 4096, 16384, 1 << 18
@@ -42,10 +44,12 @@ class Pod:
         self.namespace = workload["metadata"]["namespace"]
         self.labels = workload["spec"]["template"]["metadata"]["labels"]
         self.spec = workload["spec"]["template"]["spec"]
-        (self.container,) = self.spec["containers"]
+        self.container = container_of(workload)
         self.claims = workload["spec"].get("volumeClaimTemplates", [])
         self.ports = {port["name"]: port["containerPort"] for port in self.container["ports"]}
         self.is_sluice = self.labels["app.kubernetes.io/name"] == "sluice"
+        self.role = role_of(workload) if self.is_sluice else None
+        self.config = manifests.config(workload) if self.is_sluice else ""
         self.directory = node.directory / "pods" / self.namespace / name
         self.ready, self.process, self.ended = False, None, threading.Event()
         self.terminating = False
