@@ -146,10 +146,14 @@ async fn a_worker_of_its_own_keeps_its_files_in_a_bucket() {
     let (aggregator, worker) = (divided.begin("aggregator-0"), divided.begin("worker"));
     let others = ["session", "edge"].map(|name| divided.begin(name));
     let both = divided.client(&[0, 1]);
-    let mut files = Vec::new();
+    let (mut files, mut homes) = (Vec::new(), BTreeMap::new());
     for len in [70 * MIB + 7, 3 * MIB, 9, 0] {
         let bytes = noise(len as u64, len);
-        files.push((put(&both, &bytes).await.id.to_string(), bytes));
+        let sent = put(&both, &bytes).await;
+        // A small one stays where it was taken, which on a busy machine may be the other.
+        assert!(sent.home == "dc-a" || len < MIB, "{len} bytes are at {}", sent.home);
+        homes.insert(sent.id.to_string(), sent.home);
+        files.push((sent.id.to_string(), bytes));
     }
 
     // Killed under an upload, one after the other.
@@ -187,7 +191,11 @@ async fn a_worker_of_its_own_keeps_its_files_in_a_bucket() {
     let store = store(&garage).await;
     for (id, bytes) in &files {
         let file = FileId::derive(TenantId::new(7), id.parse().unwrap());
-        assert_eq!(store.recheck(file).await.unwrap(), Root::of_bytes(bytes));
+        if homes.get(id).is_none_or(|home| home == "dc-a") {
+            let root =
+                store.recheck(file).await.unwrap_or_else(|error| panic!("{id}, {}: {error}", bytes.len()));
+            assert_eq!(root, Root::of_bytes(bytes));
+        }
     }
 }
 
@@ -275,7 +283,8 @@ async fn porters_carry_bytes_past_the_worker_that_keeps_the_bucket_and_each_may_
     std::mem::take(&mut *running.lock().unwrap()).into_values().chain([b]).for_each(Running::stop);
     let store = store(&garage).await;
     let inside = |id: &str| FileId::derive(TenantId::new(7), id.parse().unwrap());
-    for (id, bytes) in &files {
+    // A small one stays where it was taken, which on a busy machine may be the other.
+    for (id, bytes) in files.iter().filter(|(_, bytes)| bytes.len() >= MIB) {
         assert_eq!(store.recheck(inside(id)).await.unwrap(), Root::of_bytes(bytes));
     }
     assert!(store.summary(inside(&removed)).await.unwrap().unwrap().held.is_empty());
