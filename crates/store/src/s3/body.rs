@@ -1,9 +1,12 @@
 //! The bytes of a run on their way to the bucket: gathered and hashed as they come, and put as one object.
 
+use std::sync::Arc;
+
 use bytes::{Bytes, BytesMut};
 use sluice_engine::geometry::Run;
 use sluice_engine::hash::{ChainingValue, ChunkHasher};
 use sluice_engine::limits::CHUNK_LEN;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::bucket::{Bucket, BucketError, S3Request};
 use super::keeper::Landed;
@@ -82,6 +85,20 @@ impl Body {
             crate::check_expected(self.run, &self.values, expected)?;
         }
         Ok((self.bytes.freeze(), self.values))
+    }
+}
+
+/// Memory for a body of `len` bytes out of `bodies`, once it is there.
+pub(crate) async fn memory(
+    bodies: &Arc<Semaphore>,
+    bucket: &Bucket,
+    len: u64,
+) -> Result<OwnedSemaphorePermit, StoreError> {
+    tokio::select! {
+        memory = bodies.clone().acquire_many_owned(len.div_ceil(1 << 10) as u32) => {
+            memory.map_err(|_| StoreError::Closing)
+        }
+        () = bucket.killed() => Err(StoreError::Closing),
     }
 }
 

@@ -16,7 +16,7 @@ use sluice_engine::ids::{FileId, TenantId};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::body::{self, Body};
-use super::bucket::{Bucket, BucketError, S3Request, SharedBucket, add};
+use super::bucket::{Bucket, S3Request, SharedBucket, add};
 use super::keeper::{Carried, ChunkPlace, Claimed, Keeper, Landed, MAX_PLACES, PorterId};
 use super::{MAX_VALUES, S3Metrics, S3Options, keys, rights};
 use crate::{Chunks, RunReceipt, RunWriter, StoreError};
@@ -101,16 +101,7 @@ impl PorterStore {
 
     /// The bytes of a chunk, if they are there; `None` if not, or not sound.
     async fn bytes(&self, index: ChunkIndex, place: &ChunkPlace) -> Result<Option<Bytes>, StoreError> {
-        match self.0.bucket.get_range(&place.key, place.bytes.clone()).await {
-            Ok(bytes)
-                if bytes.len() as u64 == place.bytes.end - place.bytes.start
-                    && ChainingValue::of_chunk(index, &bytes) == Some(place.value) =>
-            {
-                Ok(Some(bytes))
-            }
-            Ok(_) | Err(BucketError::NotFound) => Ok(None),
-            Err(error) => Err(error.in_store(S3Request::Get)),
-        }
+        self.0.bucket.chunk(index, place.value, &place.key, place.bytes.clone()).await
     }
 }
 
@@ -123,11 +114,7 @@ impl Chunks for PorterStore {
         run: Run,
         len: u64,
     ) -> Result<Box<dyn RunWriter>, StoreError> {
-        let memory = self.0.bodies.clone().acquire_many_owned(len.div_ceil(1 << 10) as u32);
-        let memory = tokio::select! {
-            memory = memory => memory.map_err(|_| StoreError::Closing)?,
-            () = self.0.bucket.killed() => return Err(StoreError::Closing),
-        };
+        let memory = body::memory(&self.0.bodies, &self.0.bucket, len).await?;
         let body = Body::new(run, len);
         Ok(Box::new(PorterRun { store: self.clone(), file, tenant, run, body, memory }))
     }

@@ -13,7 +13,7 @@ use sluice_engine::limits::{SEGMENT_CHUNKS, SEGMENT_LEVEL};
 use sluice_engine::span::{Place, Span};
 use sluice_engine::span_tree::{SpanTree, merge_chunks};
 
-use super::bucket::{BucketError, S3Request, add};
+use super::bucket::{Bucket, BucketError, S3Request, add};
 use super::entry::{Entry, Source};
 use super::file::Assembled;
 use super::keys::{self, Life};
@@ -23,6 +23,28 @@ use crate::StoreError;
 
 /// How often an answer is sought while chunks of the file come and go.
 const ATTEMPTS: usize = 4;
+
+impl Bucket {
+    /// The bytes of a chunk out of an object; `None` if they are not there, or do not hash to its value.
+    pub(crate) async fn chunk(
+        &self,
+        index: ChunkIndex,
+        value: ChainingValue,
+        key: &str,
+        range: Range<u64>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let len = range.end - range.start;
+        match self.get_range(key, range).await {
+            Ok(bytes) => {
+                let is_sound =
+                    bytes.len() as u64 == len && ChainingValue::of_chunk(index, &bytes) == Some(value);
+                Ok(is_sound.then_some(bytes))
+            }
+            Err(BucketError::NotFound) => Ok(None),
+            Err(error) => Err(error.in_store(S3Request::Get)),
+        }
+    }
+}
 
 impl Shared {
     /// The recorded value of each chunk in `range`.
@@ -163,16 +185,7 @@ impl Shared {
                 found.first().copied().flatten().ok_or(StoreError::Missing { index })?
             }
         };
-        match self.bucket.get_range(&source.key, source.bytes.clone()).await {
-            Ok(bytes)
-                if bytes.len() as u64 == source.bytes.end - source.bytes.start
-                    && ChainingValue::of_chunk(index, &bytes) == Some(value) =>
-            {
-                Ok(bytes)
-            }
-            Ok(_) | Err(BucketError::NotFound) => Err(corrupt),
-            Err(error) => Err(error.in_store(S3Request::Get)),
-        }
+        self.bucket.chunk(index, value, &source.key, source.bytes.clone()).await?.ok_or(corrupt)
     }
 
     /// Hashes a chunk as the bucket gives it back now; its length. What is damaged is marked, what is sound again loses its

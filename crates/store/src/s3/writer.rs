@@ -84,22 +84,11 @@ pub(crate) async fn begin(
     shared.open()?;
     let entry = shared.entry(file).await?;
     check(&lock(&entry.live), file, run, len)?;
-    let memory = shared.memory_for(len).await?;
+    let memory = body::memory(&shared.bodies, &shared.bucket, len).await?;
     let seat = Seat::take(shared, entry, run, len).await?;
     shared.writers.fetch_add(1, Ordering::AcqRel);
     let spends = Spends { shared: shared.clone(), _memory: memory };
     Ok(S3RunWriter { seat, run, tenant, body: Body::new(run, len), spends })
-}
-
-impl Shared {
-    /// Memory for a body of `len` bytes, once it is there.
-    async fn memory_for(&self, len: u64) -> Result<OwnedSemaphorePermit, StoreError> {
-        let memory = self.bodies.clone().acquire_many_owned(len.div_ceil(1 << 10) as u32);
-        tokio::select! {
-            memory = memory => memory.map_err(|_| StoreError::Closing),
-            () = self.bucket.killed() => Err(StoreError::Closing),
-        }
-    }
 }
 
 impl Seat {

@@ -24,6 +24,7 @@ use sluice_store::{
 use crate::contract::{Backend, contract_tests};
 use crate::material::{FULL, TENANT, content, file, index, put, record, root, values};
 use crate::s3::options;
+use crate::s3_faults::raw;
 
 /// A store whose chunks a porter carries.
 struct WithPorter {
@@ -390,19 +391,7 @@ async fn a_keeper_that_is_replaced_while_bytes_are_put_loses_nothing() {
 
 /// Puts an object as a porter would that nobody hears of any more.
 async fn put_raw(bench: &Bench, key: &str, bytes: Bytes) {
-    use aws_sdk_s3::config::{BehaviorVersion, Credentials, Region};
-    let asked = bench.garage.key();
-    let config = aws_sdk_s3::Config::builder()
-        .behavior_version(BehaviorVersion::v2026_01_12())
-        .region(Region::new(bench.garage.region()))
-        .endpoint_url(bench.garage.endpoint())
-        .credentials_provider(Credentials::new(&asked.id, &asked.secret, None, None, "test"))
-        .force_path_style(true)
-        .http_client(aws_smithy_http_client::Builder::new().build_http())
-        .build();
-    let put = aws_sdk_s3::Client::from_conf(config).put_object();
-    let put = put.bucket(bench.garage.bucket()).key(format!("dc-a/{key}")).body(bytes.into());
-    put.send().await.unwrap();
+    raw(&bench.garage).put(&format!("dc-a/{key}"), bytes).await;
 }
 
 /// Three porters bring chunks of a few files, some of them with contradicting bytes; requests get lost, land late and hang, and

@@ -56,22 +56,27 @@ impl Bench {
 
     /// A client that nothing of ours stands before.
     fn raw(&self) -> Raw {
-        let key = self.garage.key();
-        let config = aws_sdk_s3::Config::builder()
-            .behavior_version(BehaviorVersion::v2026_01_12())
-            .region(Region::new(self.garage.region()))
-            .endpoint_url(self.garage.endpoint())
-            .credentials_provider(Credentials::new(&key.id, &key.secret, None, None, "test"))
-            .force_path_style(true)
-            .http_client(aws_smithy_http_client::Builder::new().build_http())
-            .retry_config(RetryConfig::disabled())
-            .build();
-        Raw { client: Client::from_conf(config), bucket: self.garage.bucket() }
+        raw(&self.garage)
     }
 }
 
+/// The same, of any server.
+pub(crate) fn raw(garage: &Garage) -> Raw {
+    let key = garage.key();
+    let config = aws_sdk_s3::Config::builder()
+        .behavior_version(BehaviorVersion::v2026_01_12())
+        .region(Region::new(garage.region()))
+        .endpoint_url(garage.endpoint())
+        .credentials_provider(Credentials::new(&key.id, &key.secret, None, None, "test"))
+        .force_path_style(true)
+        .http_client(aws_smithy_http_client::Builder::new().build_http())
+        .retry_config(RetryConfig::disabled())
+        .build();
+    Raw { client: Client::from_conf(config), bucket: garage.bucket() }
+}
+
 /// The bucket as it is.
-struct Raw {
+pub(crate) struct Raw {
     client: Client,
     bucket: &'static str,
 }
@@ -96,7 +101,7 @@ impl Raw {
         object.body.collect().await.unwrap().into_bytes()
     }
 
-    async fn put(&self, key: &str, bytes: Bytes) {
+    pub(crate) async fn put(&self, key: &str, bytes: Bytes) {
         let put = self.client.put_object().bucket(self.bucket).key(key).body(ByteStream::from(bytes));
         put.send().await.unwrap();
     }
