@@ -161,6 +161,17 @@ pub trait Chunks: Send + Sync + 'static {
     /// The bytes of one chunk, verified. [`StoreError::Missing`] if it has no record, [`StoreError::Corrupt`] if
     /// they do not hash to its value.
     async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError>;
+
+    /// How many consecutive chunks are best read in one go: one, unless it is requests that cost.
+    fn at_once(&self) -> u64 {
+        1
+    }
+
+    /// The bytes of consecutive chunks, at most [`at_once`](Self::at_once), each of them verified. `None` if they cannot be
+    /// had in one go, whatever the reason: then each is to be read by itself.
+    async fn read_together(&self, _file: FileId, _chunks: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+        Ok(None)
+    }
 }
 
 /// A chunk store. All methods may be called at any time, from any task; dropping a future loses nothing that was

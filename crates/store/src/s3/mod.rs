@@ -66,7 +66,7 @@ use sluice_engine::aggregator::Brief;
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
-use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS};
+use sluice_engine::limits::{CHUNK_LEN, MAX_RUN, SEGMENT_CHUNKS};
 use sluice_engine::metadata::MetadataRecord;
 use sluice_engine::ranges::Ranges;
 use sluice_engine::share::Share;
@@ -370,6 +370,15 @@ impl Chunks for S3Store {
     async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError> {
         let entry = self.shared.entry(file).await?;
         self.shared.read_chunk(&entry, index).await
+    }
+
+    fn at_once(&self) -> u64 {
+        MAX_RUN.into()
+    }
+
+    async fn read_together(&self, file: FileId, chunks: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+        let entry = self.shared.entry(file).await?;
+        self.shared.read_together(&entry, chunks).await
     }
 }
 

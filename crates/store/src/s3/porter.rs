@@ -13,11 +13,13 @@ use quick_cache::sync::Cache;
 use sluice_engine::geometry::{ChunkIndex, Run};
 use sluice_engine::hash::ChainingValue;
 use sluice_engine::ids::{FileId, TenantId};
+use sluice_engine::limits::MAX_RUN;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::body::{self, Body};
 use super::bucket::{Bucket, S3Request, SharedBucket, add};
 use super::keeper::{Carried, ChunkPlace, Claimed, Keeper, Landed, MAX_PLACES, PorterId};
+use super::read::Extent;
 use super::{MAX_VALUES, S3Metrics, S3Options, keys, rights};
 use crate::{Chunks, RunReceipt, RunWriter, StoreError};
 
@@ -99,9 +101,32 @@ impl PorterStore {
         places[(chunk % MAX_PLACES) as usize].clone()
     }
 
+    /// Where each of these chunks is, as of a moment ago.
+    async fn places(&self, file: FileId, range: Range<u64>) -> Result<Vec<Option<ChunkPlace>>, StoreError> {
+        let mut found = Vec::new();
+        let mut asked: Option<(u64, Places)> = None;
+        for chunk in range {
+            let (window, at) = (chunk / MAX_PLACES, (chunk % MAX_PLACES) as usize);
+            let place = match &asked {
+                Some((of, places)) if *of == window => places[at].clone(),
+                Some(_) | None => match self.remembered(file, chunk) {
+                    Some(place) => Some(place),
+                    None => {
+                        let places = self.window(file, chunk).await?;
+                        let place = places[at].clone();
+                        asked = Some((window, places));
+                        place
+                    }
+                },
+            };
+            found.push(place);
+        }
+        Ok(found)
+    }
+
     /// The bytes of a chunk, if they are there; `None` if not, or not sound.
     async fn bytes(&self, index: ChunkIndex, place: &ChunkPlace) -> Result<Option<Bytes>, StoreError> {
-        self.0.bucket.chunk(index, place.value, &place.key, place.bytes.clone()).await
+        self.0.bucket.chunks(index, &[place.value], Extent::new(&place.key, &place.bytes)).await
     }
 }
 
@@ -126,25 +151,8 @@ impl Chunks for PorterStore {
     ) -> Result<Vec<Option<ChainingValue>>, StoreError> {
         let count = usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(usize::MAX);
         crate::limit("chunks", count, MAX_VALUES as usize)?;
-        let mut values = Vec::with_capacity(count);
-        let mut asked: Option<(u64, Places)> = None;
-        for chunk in range {
-            let (window, at) = (chunk / MAX_PLACES, (chunk % MAX_PLACES) as usize);
-            let place = match &asked {
-                Some((of, places)) if *of == window => places[at].clone(),
-                Some(_) | None => match self.remembered(file, chunk) {
-                    Some(place) => Some(place),
-                    None => {
-                        let places = self.window(file, chunk).await?;
-                        let place = places[at].clone();
-                        asked = Some((window, places));
-                        place
-                    }
-                },
-            };
-            values.push(place.map(|place| place.value));
-        }
-        Ok(values)
+        let places = self.places(file, range).await?;
+        Ok(places.into_iter().map(|place| place.map(|place| place.value)).collect())
     }
 
     async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError> {
@@ -166,6 +174,20 @@ impl Chunks for PorterStore {
         add(&self.0.bucket.counters.integrity_failures, 1);
         tracing::error!(%file, %index, "a chunk does not hash to its value");
         Err(StoreError::Corrupt { file, index })
+    }
+
+    fn at_once(&self) -> u64 {
+        MAX_RUN.into()
+    }
+
+    async fn read_together(&self, file: FileId, chunks: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+        let places = self.places(file, chunks.clone()).await?;
+        let sound = places.into_iter().map(|place| place.filter(|place| !place.is_damaged));
+        let Some(places) = sound.collect::<Option<Vec<ChunkPlace>>>() else { return Ok(None) };
+        let values: Vec<ChainingValue> = places.iter().map(|place| place.value).collect();
+        let extents = places.iter().map(|place| Extent::new(&place.key, &place.bytes));
+        let Some(extent) = Extent::joined(extents) else { return Ok(None) };
+        self.0.bucket.chunks(ChunkIndex::new(chunks.start)?, &values, extent).await
     }
 }
 

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sluice_engine::geometry::{ChunkIndex, Geometry};
 use sluice_engine::hash::{ChainingValue, Root};
-use sluice_engine::limits::{SEGMENT_CHUNKS, SEGMENT_LEVEL};
+use sluice_engine::limits::{CHUNK_LEN, SEGMENT_CHUNKS, SEGMENT_LEVEL};
+use sluice_engine::ranges::Ranges;
 use sluice_engine::span::{Place, Span};
 use sluice_engine::span_tree::{SpanTree, merge_chunks};
 
@@ -24,25 +25,62 @@ use crate::StoreError;
 /// How often an answer is sought while chunks of the file come and go.
 const ATTEMPTS: usize = 4;
 
+/// Some bytes of an object.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Extent<'a> {
+    /// Its key.
+    pub(crate) key: &'a str,
+    /// Where they begin.
+    pub(crate) start: u64,
+    /// Where they end.
+    pub(crate) end: u64,
+}
+
+impl<'a> Extent<'a> {
+    /// These of its bytes.
+    pub(crate) fn new(key: &'a str, bytes: &Range<u64>) -> Self {
+        Self { key, start: bytes.start, end: bytes.end }
+    }
+
+    /// All of them, if each begins where the one before ends.
+    pub(crate) fn joined(extents: impl IntoIterator<Item = Self>) -> Option<Self> {
+        let mut extents = extents.into_iter();
+        let first = extents.next()?;
+        extents.try_fold(first, |all, next| {
+            (next.key == all.key && next.start == all.end).then_some(Self { end: next.end, ..all })
+        })
+    }
+}
+
 impl Bucket {
-    /// The bytes of a chunk out of an object; `None` if they are not there, or do not hash to its value.
-    pub(crate) async fn chunk(
+    /// The bytes of the chunks that have these values, from `first` on, out of an object; `None` if they are not there, or do
+    /// not hash to them.
+    pub(crate) async fn chunks(
         &self,
-        index: ChunkIndex,
-        value: ChainingValue,
-        key: &str,
-        range: Range<u64>,
+        first: ChunkIndex,
+        values: &[ChainingValue],
+        extent: Extent<'_>,
     ) -> Result<Option<Bytes>, StoreError> {
-        let len = range.end - range.start;
-        match self.get_range(key, range).await {
-            Ok(bytes) => {
-                let is_sound =
-                    bytes.len() as u64 == len && ChainingValue::of_chunk(index, &bytes) == Some(value);
-                Ok(is_sound.then_some(bytes))
+        let bytes = match self.get_range(extent.key, extent.start..extent.end).await {
+            Ok(bytes) => bytes,
+            Err(BucketError::NotFound) => return Ok(None),
+            Err(error) => return Err(error.in_store(S3Request::Get)),
+        };
+        let mut rest = &bytes[..];
+        for (number, value) in (first.number()..).zip(values) {
+            let index = ChunkIndex::new(number)?;
+            let (chunk, after) = rest.split_at(rest.len().min(CHUNK_LEN as usize));
+            if ChainingValue::of_chunk(index, chunk) != Some(*value) {
+                return Ok(None);
             }
-            Err(BucketError::NotFound) => Ok(None),
-            Err(error) => Err(error.in_store(S3Request::Get)),
+            rest = after;
+            // Others want the processor, too.
+            tokio::task::coop::consume_budget().await;
         }
+        if !rest.is_empty() || bytes.len() as u64 != extent.end - extent.start {
+            return Ok(None);
+        }
+        Ok(Some(bytes))
     }
 }
 
@@ -157,6 +195,31 @@ impl Shared {
         self.bytes(entry, index).await
     }
 
+    /// The bytes of consecutive chunks that lie beside each other in one object, verified; `None` if they do not, or if one of
+    /// them is not there, or not sound.
+    pub(crate) async fn read_together(
+        &self,
+        entry: &Entry,
+        chunks: Range<u64>,
+    ) -> Result<Option<Bytes>, StoreError> {
+        let mut wanted = Ranges::new();
+        wanted.insert(chunks.clone());
+        if !self.damage(entry.file).common(&wanted).is_empty() {
+            return Ok(None);
+        }
+        let values: Option<Vec<ChainingValue>> =
+            self.values(entry, chunks.clone()).await?.into_iter().collect();
+        let sources = {
+            let live = lock(&entry.live);
+            let source = |chunk| live.source(entry.file, ChunkIndex::new(chunk)?);
+            chunks.clone().map(source).collect::<Result<Vec<_>, _>>()
+        };
+        let (Some(values), Ok(sources)) = (values, sources) else { return Ok(None) };
+        let extents = sources.iter().map(|source| Extent::new(&source.key, &source.bytes));
+        let Some(extent) = Extent::joined(extents) else { return Ok(None) };
+        self.bucket.chunks(ChunkIndex::new(chunks.start)?, &values, extent).await
+    }
+
     /// The bytes of a chunk, verified, whatever was known of them before.
     pub(crate) async fn bytes(&self, entry: &Entry, index: ChunkIndex) -> Result<Bytes, StoreError> {
         let mut last: Option<Source> = None;
@@ -185,7 +248,8 @@ impl Shared {
                 found.first().copied().flatten().ok_or(StoreError::Missing { index })?
             }
         };
-        self.bucket.chunk(index, value, &source.key, source.bytes.clone()).await?.ok_or(corrupt)
+        let extent = Extent::new(&source.key, &source.bytes);
+        self.bucket.chunks(index, &[value], extent).await?.ok_or(corrupt)
     }
 
     /// Hashes a chunk as the bucket gives it back now; its length. What is damaged is marked, what is sound again loses its

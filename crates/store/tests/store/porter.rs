@@ -99,6 +99,14 @@ impl Chunks for WithPorter {
     async fn read_chunk(&self, file: FileId, index: ChunkIndex) -> Result<Bytes, StoreError> {
         self.porter.read_chunk(file, index).await
     }
+
+    fn at_once(&self) -> u64 {
+        self.porter.at_once()
+    }
+
+    async fn read_together(&self, file: FileId, chunks: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+        self.porter.read_together(file, chunks).await
+    }
 }
 
 struct Bucket(Garage);
