@@ -471,6 +471,7 @@ impl Datacenter {
         self.live = self.live.clone().taking(worker.upload_rate(), settings.worker.upload_rate);
         self.live.set_scrub_rate(settings.aggregator.scrub_rate);
         let worker = Arc::new(worker);
+        worker.show();
         let loaded = worker.clone();
         aggregator.report(move || loaded.load());
         let worker: Arc<dyn Workers> = worker;

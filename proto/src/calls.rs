@@ -252,6 +252,9 @@ pub trait Elsewhere: Send + Sync + 'static {
     /// So many bytes were passed to this datacenter, or their client sent there.
     fn passed(&self, dc: DcId, bytes: u64);
 
+    /// Shows in metrics to whom is passed on, now that so many thousandths of the tightest limit here are in use.
+    fn show(&self, pressure: u16);
+
     /// This datacenter could not be asked: nothing is to be passed to it for a moment.
     fn failed(&self, dc: DcId);
 

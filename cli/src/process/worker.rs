@@ -190,6 +190,7 @@ impl Process {
         );
         let live = live.taking(served.upload_rate(), worker.settings.upload_rate);
         let served = Arc::new(served);
+        served.show();
         if let Some(placing) = placing.clone() {
             exchange(placing, served.clone(), standings, &tasks.requests);
         }

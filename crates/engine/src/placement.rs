@@ -6,7 +6,7 @@
 //! [`Placement`] is what a datacenter decides by when it cannot, or should not, take a run itself. It is pure: who asks
 //! says how loaded the datacenter is, and what it knows of the others.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
 use crate::drain::Drain;
@@ -174,6 +174,16 @@ impl Placement {
         self.spills
     }
 
+    /// To whom the datacenter passes on at this pressure, because it is at a limit: whoever was given something since then,
+    /// and can be reached.
+    pub fn passes_to(&self, pressure: u16, others: &BTreeMap<DcId, Standing>) -> BTreeSet<DcId> {
+        if !self.spills || pressure < EASY {
+            return BTreeSet::new();
+        }
+        let is_open = |dc: &DcId| others.get(dc).is_some_and(Standing::is_open);
+        self.stripes.values().copied().filter(is_open).collect()
+    }
+
     /// Where this run goes, given the datacenter's own drain and what is known of the others.
     ///
     /// What was passed is never passed again. While the datacenter drains everything goes to the target, or to whoever
@@ -320,8 +330,12 @@ mod tests {
     fn it_passes_on_at_its_limit_and_stops_when_there_is_room() {
         let others = BTreeMap::from([(B, with_room(u64::MAX))]);
         let mut placement = Placement::default();
+        let to = |placement: &Placement, pressure| Vec::from_iter(placement.passes_to(pressure, &others));
         assert_eq!(placement.choose(&ask(0, FULL - 1), None, &others, NOW), Choice::Here, "not yet");
+        assert!(to(&placement, FULL).is_empty());
         assert_eq!(placement.choose(&ask(8, FULL), None, &others, NOW), Choice::There(B));
+        assert_eq!((to(&placement, EASY), to(&placement, EASY - 1)), (vec![B], vec![]));
+        assert!(placement.passes_to(FULL, &BTreeMap::new()).is_empty(), "nobody is there any more");
         assert_eq!(
             placement.choose(&ask(16, EASY), None, &others, NOW),
             Choice::There(B),
@@ -332,6 +346,7 @@ mod tests {
         assert_eq!(placement.choose(&ask(24, EASY - 1), None, &others, NOW), Choice::Here);
         assert_eq!(placement.choose(&ask(32, FULL - 1), None, &others, NOW), Choice::Here);
         assert!(!placement.spills());
+        assert!(to(&placement, FULL).is_empty());
     }
 
     #[test]

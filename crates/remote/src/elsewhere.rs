@@ -12,8 +12,9 @@ use std::time::Duration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use sluice_engine::ids::DcId;
-use sluice_engine::placement::{Ask, Choice, Placement, Standings};
+use prometheus_client::metrics::gauge::Gauge;
+use sluice_engine::ids::{DcId, Timestamp};
+use sluice_engine::placement::{Ask, Choice, Placement, Standing, Standings};
 use sluice_node::metrics::Metrics;
 use sluice_proto::calls::{Elsewhere, Leaving, Workers};
 use tokio::sync::watch;
@@ -51,6 +52,7 @@ pub struct RemoteElsewhere {
     standings: watch::Receiver<Standings>,
     state: Mutex<State>,
     spilled: Family<PeerLabels, Counter>,
+    spilling: Family<PeerLabels, Gauge>,
 }
 
 struct State {
@@ -74,9 +76,12 @@ impl RemoteElsewhere {
         metrics: &Metrics,
     ) -> Self {
         let spilled: Family<PeerLabels, Counter> = Family::default();
+        let spilling: Family<PeerLabels, Gauge> = Family::default();
         for other in others.values() {
-            // So that it is shown from the beginning.
-            spilled.get_or_create(&PeerLabels { peer: other.name.clone() }).inc_by(0);
+            // So that they are shown from the beginning.
+            let labels = PeerLabels { peer: other.name.clone() };
+            spilled.get_or_create(&labels).inc_by(0);
+            spilling.get_or_create(&labels).set(0);
         }
         metrics.register(|registry| {
             registry.register(
@@ -84,22 +89,25 @@ impl RemoteElsewhere {
                 "Bytes of chunks that were passed to another datacenter, or their clients sent there",
                 spilled.clone(),
             );
+            registry.register(
+                "sluice_spilling",
+                "Whether chunks are passed to another datacenter now, or their clients sent there, because this one is at a limit",
+                spilling.clone(),
+            );
         });
         let known = (standings.borrow_and_update().clone(), Instant::now());
         let state = State { placement: Placement::default(), known, shunned: BTreeMap::new() };
-        Self { others, standings, state: Mutex::new(state), spilled }
+        Self { others, standings, state: Mutex::new(state), spilled, spilling }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // What a panicking holder left is at worst a stripe that goes elsewhere.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Elsewhere for RemoteElsewhere {
-    fn choose(&self, ask: &Ask) -> Choice {
-        let mut state = self.lock();
-        let State { placement, known, shunned } = &mut *state;
+    /// How the others stand, and what time it is for whoever said so.
+    fn stand(&self, state: &mut State) -> (BTreeMap<DcId, Standing>, Timestamp) {
+        let State { known, shunned, .. } = state;
         {
             let newest = self.standings.borrow();
             if newest.at != known.0.at {
@@ -115,7 +123,16 @@ impl Elsewhere for RemoteElsewhere {
             let is_open = self.others.get(dc).is_some_and(|o| o.workers.is_some() || o.url.is_some());
             standing.is_reachable &= is_open && !shunned.contains_key(dc);
         }
-        placement.choose(ask, standings.drain, &others, now)
+        (others, now)
+    }
+}
+
+impl Elsewhere for RemoteElsewhere {
+    fn choose(&self, ask: &Ask) -> Choice {
+        let mut state = self.lock();
+        let (others, now) = self.stand(&mut state);
+        let drain = state.known.0.drain;
+        state.placement.choose(ask, drain, &others, now)
     }
 
     fn url(&self, dc: DcId) -> Option<String> {
@@ -129,6 +146,16 @@ impl Elsewhere for RemoteElsewhere {
     fn passed(&self, dc: DcId, bytes: u64) {
         if let Some(other) = self.others.get(&dc) {
             self.spilled.get_or_create(&PeerLabels { peer: other.name.clone() }).inc_by(bytes);
+        }
+    }
+
+    fn show(&self, pressure: u16) {
+        let mut state = self.lock();
+        let (others, _) = self.stand(&mut state);
+        let given = state.placement.passes_to(pressure, &others);
+        for (dc, other) in &self.others {
+            let labels = PeerLabels { peer: other.name.clone() };
+            self.spilling.get_or_create(&labels).set(i64::from(given.contains(dc)));
         }
     }
 

@@ -152,6 +152,19 @@ impl Worker {
         Load { room: if pressure >= FULL { 0 } else { room }, pressure }
     }
 
+    /// From now on shows in metrics, whenever they are read, to whom is passed on.
+    pub fn show(self: &Arc<Self>) {
+        let worker = Arc::downgrade(self);
+        self.parts.metrics.before_reading(move || {
+            if let Some(worker) = worker.upgrade()
+                && let Some(elsewhere) = &worker.parts.elsewhere
+            {
+                elsewhere.show(worker.load().pressure);
+            }
+            std::future::ready(())
+        });
+    }
+
     /// Where something goes that had better not be taken here; `None`: it is taken here. A client that goes where it is
     /// sent is sent there.
     async fn place(
