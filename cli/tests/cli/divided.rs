@@ -108,16 +108,14 @@ impl Divided {
 
     /// A metric of one of the processes of dc-a, named with its labels.
     pub(crate) fn metric(&self, process: &str, name: &str) -> Option<i64> {
-        let admin = self.admins.lock().unwrap().get(process).cloned();
-        let read = || {
-            let mut stream = TcpStream::connect(admin?.strip_prefix("http://")?).ok()?;
-            stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
-            stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text).ok()?;
-            text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-        };
-        read()
+        let text = self.metrics(process)?;
+        text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    }
+
+    /// All metrics of one of the processes of dc-a; `None` if it is not there.
+    pub(crate) fn metrics(&self, process: &str) -> Option<String> {
+        let admin = self.admins.lock().unwrap().get(process).cloned()?;
+        scrape(admin.strip_prefix("http://")?)
     }
 
     /// Plain requests to dc-a.
@@ -143,6 +141,16 @@ impl Divided {
     pub(crate) fn run(&self, dc: usize, args: &[&str]) -> Ended {
         self.site.run(dc, args)
     }
+}
+
+/// What a process says to scrapers at this address; `None` if it does not.
+pub(crate) fn scrape(address: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(Duration::from_secs(1))).ok()?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    Some(text)
 }
 
 /// Plain requests, with a token.
