@@ -1,20 +1,28 @@
-//! Processes of a datacenter that share a real Redis: slow, down, flushed, with another password.
+//! Processes of a datacenter that share a real Redis: slow, down, flushed, failed over, with another password.
 
+use std::io::Write;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
+use std::process::Stdio;
+use std::sync::{Arc, Mutex};
 
+use serde_json::Value;
 use sluice_redis::testing::{Server, available};
 
 use crate::Ended;
+use crate::fake::noise;
 use crate::kubernetes::asked_by_the_dashboard;
 use crate::processes::{Running, done, eventually};
 use crate::roles::Fleet;
+
+const MIB: usize = 1 << 20;
 
 /// A fleet whose processes share `redis`.
 struct Sharing {
     fleet: Fleet,
     dc: Running,
     session: Option<Running>,
-    edge: Running,
+    edge: Option<Running>,
 }
 
 const PASSWORD: &str = "hunter2";
@@ -23,19 +31,83 @@ fn server() -> Server {
     Server::with_password(PASSWORD)
 }
 
-fn share(path: &Path, server: &Server) {
+/// One that follows `primary`, and takes its place with the same password.
+fn replica(primary: &Server) -> Server {
+    let port = primary.port().to_string();
+    let follows = ["--masterauth", PASSWORD, "--replicaof", "127.0.0.1", &port];
+    Server::with(Some(PASSWORD), &[&["--requirepass", PASSWORD][..], &follows].concat())
+}
+
+/// How many revocations it has.
+fn revocations(server: &Server) -> String {
+    server.cli(&["HLEN", "sluice:test:1:revoked"])
+}
+
+/// How many sessions it knows.
+fn sessions(server: &Server) -> usize {
+    server.cli(&["KEYS", "sluice:test:1:session:*"]).lines().count()
+}
+
+/// An address that stays when whoever answers there is another.
+struct Forwarder {
+    address: SocketAddr,
+    /// The port that it leads to, and both ends of what leads there now.
+    way: Arc<Mutex<(u16, Vec<TcpStream>)>>,
+}
+
+impl Forwarder {
+    /// Leads to a port of this machine. Its threads end with the process.
+    fn to(port: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let way = Arc::new(Mutex::new((port, Vec::new())));
+        let this = Self { address, way: way.clone() };
+        std::thread::spawn(move || {
+            for near in listener.incoming().flatten() {
+                let mut way = way.lock().unwrap();
+                // Whoever comes while nobody is there is sent away.
+                let Ok(far) = TcpStream::connect(("127.0.0.1", way.0)) else { continue };
+                for (from, to) in [(&near, &far), (&far, &near)] {
+                    from.set_nodelay(true).unwrap();
+                    let (mut from, mut to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    std::thread::spawn(move || {
+                        let _ = std::io::copy(&mut from, &mut to);
+                        let _ = to.shutdown(Shutdown::Both);
+                    });
+                }
+                way.1.extend([near, far]);
+            }
+        });
+        this
+    }
+
+    fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    /// Ends what goes through it, and leads elsewhere from now on.
+    fn lead_to(&self, port: u16) {
+        let mut way = self.way.lock().unwrap();
+        way.0 = port;
+        for stream in way.1.drain(..) {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+fn share(path: &Path, redis: &str) {
     let text = std::fs::read_to_string(path).unwrap();
     // Before the tables.
-    let keys = format!("redis = \"{}\"\nredis_password = \"redis-password\"\n", server.url());
+    let keys = format!("redis = \"{redis}\"\nredis_password = \"redis-password\"\n");
     std::fs::write(path, keys + &text).unwrap();
 }
 
 impl Sharing {
-    fn start(server: &Server) -> Self {
+    fn start(redis: &str) -> Self {
         let fleet = Fleet::new();
         fleet.site.home.write("redis-password", format!("{PASSWORD}\n").as_bytes());
         for name in ["dc-a", "session", "edge-0"] {
-            share(&fleet.site.home.path(&format!("{name}.toml")), server);
+            share(&fleet.site.home.path(&format!("{name}.toml")), redis);
         }
         let mint = "admin token mint --keys keys/authority --operator --life 1h --out operator";
         done(fleet.site.home.command(&mint.split(' ').collect::<Vec<_>>()).output().unwrap().into());
@@ -44,7 +116,24 @@ impl Sharing {
         let (session, said) = fleet.site.begin("session", "session");
         assert_eq!(said["role"], "session", "{said}");
         let (edge, _) = fleet.site.begin("edge", "edge-0");
-        Self { fleet, dc, session: Some(session), edge }
+        Self { fleet, dc, session: Some(session), edge: Some(edge) }
+    }
+
+    /// Kills the edge and the session service, and starts them with nothing in their memory.
+    fn begin_anew(&mut self) {
+        drop((self.edge.take(), self.session.take()));
+        self.session = Some(self.fleet.site.begin("session", "session").0);
+        self.edge = Some(self.fleet.site.begin("edge", "edge-0").0);
+    }
+
+    fn stop(self) {
+        self.edge.into_iter().chain(self.session).for_each(Running::stop);
+        self.dc.stop();
+    }
+
+    /// Where the edge is that is a process of its own.
+    fn url(&self) -> String {
+        format!("https://{}", self.fleet.edges[0].address())
     }
 
     /// A token of the tenant 7 in a file of this name.
@@ -55,9 +144,8 @@ impl Sharing {
 
     /// Asks the edge that is a process of its own for a list.
     fn list(&self, token: &str) -> Ended {
-        let url = format!("https://{}", self.fleet.edges[0].address());
         let home = &self.fleet.site.home;
-        let mut list = home.command(&["ls", "--url", &url, "--retry-for", "0s"]);
+        let mut list = home.command(&["ls", "--url", &self.url(), "--retry-for", "0s"]);
         list.env("SLUICE_TOKEN_FILE", home.path(token)).output().unwrap().into()
     }
 
@@ -66,6 +154,13 @@ impl Sharing {
         let mut revoke =
             home.command(&["admin", "token", "revoke", token, "--url", &self.fleet.site.urls[0]]);
         done(revoke.env("SLUICE_TOKEN_FILE", home.path("operator")).output().unwrap().into());
+    }
+
+    /// Asks it with a revoked token.
+    fn is_revoked(&self, token: &str) {
+        let ended = self.list(token);
+        assert_eq!(ended.code, Some(4), "{}", ended.stderr);
+        assert!(ended.stderr.contains("(revoked-token)"), "{}", ended.stderr);
     }
 
     fn logs_in(&self, token: &str) {
@@ -82,7 +177,7 @@ fn the_wrong_password_ends_a_process_with_a_word() {
     fleet.site.home.write("redis-password", b"wrong");
     for (verb, name) in [("dc", "dc-a"), ("session", "session"), ("edge", "edge-0")] {
         let file = format!("{name}.toml");
-        share(&fleet.site.home.path(&file), &server);
+        share(&fleet.site.home.path(&file), &server.url());
         done(fleet.site.home.command(&["config", "check", &file]).output().unwrap().into());
         let ended: Ended = fleet.site.home.command(&[verb, "--config", &file]).output().unwrap().into();
         assert_eq!(ended.code, Some(4), "{}", ended.stderr);
@@ -98,7 +193,7 @@ fn without_redis_living_contexts_work_and_logins_fail_and_nothing_revoked_comes_
         return;
     }
     let mut server = server();
-    let mut sharing = Sharing::start(&server);
+    let mut sharing = Sharing::start(&server.url());
     for token in ["one", "two", "three", "four"] {
         sharing.mint(token);
     }
@@ -107,12 +202,7 @@ fn without_redis_living_contexts_work_and_logins_fail_and_nothing_revoked_comes_
     // Revoked at the datacenter's own edge: the process of the other edge, and its session service, hear of it.
     sharing.revoke("two");
     assert_eq!(sharing.list("two").code, Some(4));
-    let redis = |sharing: &Sharing, server: &Server| {
-        let read = server.cli(&["HLEN", "sluice:test:1:revoked"]);
-        drop(sharing.list("one"));
-        (read == "1").then_some(())
-    };
-    eventually("the revocation in Redis", || redis(&sharing, &server));
+    eventually("the revocation in Redis", || (revocations(&server) == "1").then_some(()));
     let admin = sharing.fleet.site.ports[0].admin.address();
     sluice_node::tls::install_provider();
     let metrics = async { reqwest::get(format!("http://{admin}/metrics")).await?.text().await };
@@ -137,7 +227,7 @@ fn without_redis_living_contexts_work_and_logins_fail_and_nothing_revoked_comes_
     sharing.session = Some(sharing.fleet.site.begin("session", "session").0);
     sharing.logs_in("three");
     assert_eq!(sharing.list("two").code, Some(4));
-    eventually("the revocation in Redis, again", || redis(&sharing, &server));
+    eventually("the revocation in Redis, again", || (revocations(&server) == "1").then_some(()));
 
     // One that hangs costs logins a moment, and nothing else.
     server.hang();
@@ -149,8 +239,70 @@ fn without_redis_living_contexts_work_and_logins_fail_and_nothing_revoked_comes_
     assert_eq!(sharing.list("three").code, Some(0));
     server.go_on();
     sharing.logs_in("four");
-    let Sharing { dc, session, edge, .. } = sharing;
-    edge.stop();
-    session.into_iter().for_each(Running::stop);
-    dc.stop();
+    sharing.stop();
+}
+
+/// Faults 32 and 33, under an upload: the replica that takes over knows of no revocation, and not of the last session.
+#[test]
+fn a_failover_that_loses_a_revocation_and_a_session_revives_no_token_and_stops_no_upload() {
+    if !available() {
+        return;
+    }
+    let mut primary = server();
+    let (replica, forwarder) = (replica(&primary), Forwarder::to(primary.port()));
+    let mut sharing = Sharing::start(&forwarder.url());
+    for token in ["one", "two", "three", "four"] {
+        sharing.mint(token);
+    }
+    sharing.logs_in("one");
+    sharing.logs_in("two");
+
+    // Half of a file goes into a process that waits for more of it.
+    let url = sharing.url();
+    let ask = |args: &[&str]| -> Ended {
+        sharing.fleet.site.home.command(&[args, &["--url", &url]].concat()).output().unwrap().into()
+    };
+    let bytes = noise(32, 40 * MIB + 1);
+    let put = ["put", "-", "--name", "half", "--wait", "assembled", "--url", &url];
+    let mut put = sharing.fleet.site.home.command(&put).stdin(Stdio::piped()).spawn().unwrap();
+    let mut pipe = put.stdin.take().unwrap();
+    pipe.write_all(&bytes[..24 * MIB]).unwrap();
+    let half = eventually("half of a file", || {
+        let files: Value = serde_json::from_str(&ask(&["ls", "--json"]).stdout).ok()?;
+        let id = files["files"][0]["id"].as_str()?.to_owned();
+        let status: Value = serde_json::from_str(&ask(&["status", &id, "--json"]).stdout).ok()?;
+        (status["holders"][0]["chunks"].as_u64()? >= 8).then_some(id)
+    });
+
+    replica.catches_up_with(&primary);
+    replica.cut_off();
+    sharing.revoke("two");
+    eventually("the revocation in Redis", || (revocations(&primary) == "1").then_some(()));
+    sharing.is_revoked("two");
+    sharing.logs_in("three");
+    assert_eq!(revocations(&replica), "0");
+    assert!(sessions(&replica) < sessions(&primary));
+    primary.kill();
+    sharing.is_revoked("two");
+    replica.promote();
+    forwarder.lead_to(replica.port());
+
+    sharing.is_revoked("two");
+    assert_eq!(sharing.list("three").code, Some(0), "a living context");
+    sharing.logs_in("four");
+    eventually("the revocation in Redis, again", || (revocations(&replica) == "1").then_some(()));
+    pipe.write_all(&bytes[24 * MIB..]).unwrap();
+    drop(pipe);
+    let sent = done(put.wait_with_output().unwrap().into());
+    assert_eq!(sent.trim_end(), half);
+    done(ask(&["get", &half, "-o", "copy"]));
+    assert!(std::fs::read(sharing.fleet.site.home.path("copy")).unwrap() == bytes);
+
+    // Whoever knows only what Redis knows now.
+    let known = sessions(&replica);
+    sharing.begin_anew();
+    sharing.logs_in("three");
+    assert!(sessions(&replica) > known, "begun again");
+    sharing.is_revoked("two");
+    sharing.stop();
 }
