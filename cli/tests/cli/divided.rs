@@ -120,15 +120,9 @@ impl Divided {
 
     /// Plain requests to dc-a.
     pub(crate) fn http(&self) -> Http {
-        sluice_node::tls::install_provider();
         let ca = std::fs::read(self.site.home.path("ca.pem")).unwrap();
-        let http = reqwest::Client::builder()
-            .tls_certs_only([reqwest::Certificate::from_pem(&ca).unwrap()])
-            .no_proxy()
-            .build()
-            .unwrap();
-        let token = std::fs::read_to_string(self.site.home.path("token")).unwrap().trim().to_owned();
-        Http { http, base: format!("{}/v1", self.site.urls[0]), token }
+        let token = std::fs::read_to_string(self.site.home.path("token")).unwrap();
+        Http::new(&ca, &self.site.urls[0], token.trim())
     }
 
     pub(crate) fn client(&self, dcs: &[usize]) -> Client {
@@ -161,6 +155,17 @@ pub(crate) struct Http {
 }
 
 impl Http {
+    /// To whoever answers at this URL, with a certificate of this CA.
+    pub(crate) fn new(ca: &[u8], url: &str, token: &str) -> Self {
+        sluice_node::tls::install_provider();
+        let http = reqwest::Client::builder()
+            .tls_certs_only([reqwest::Certificate::from_pem(ca).unwrap()])
+            .no_proxy()
+            .build()
+            .unwrap();
+        Self { http, base: format!("{url}/v1"), token: token.to_owned() }
+    }
+
     pub(crate) fn ask(&self, method: reqwest::Method, path: &str) -> reqwest::RequestBuilder {
         self.http.request(method, format!("{}{path}", self.base)).bearer_auth(&self.token)
     }

@@ -5,11 +5,25 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use reqwest::Method;
 use serde_json::Value;
+use sluice::cluster::{Cluster, ClusterConfig};
+use sluice::process::{EdgeProcess, Process, ProcessConfig, SessionProcess};
+use sluice_edge::EdgeSettings;
+use sluice_engine::ids::{DcId, TenantId};
+use sluice_engine::limits::MAX_CONTEXT_LIFE_MS;
+use sluice_node::clock::{Clock, ManualClock, SystemClock};
+use sluice_node::material::ClusterMaterial;
+use sluice_node::role::Role;
+use sluice_node::token::TokenGrant;
+use sluice_proto::http::ProblemDetails;
 use sluice_redis::testing::{Server, available};
+use tokio::runtime::Runtime;
 
 use crate::Ended;
+use crate::divided::Http;
 use crate::fake::noise;
 use crate::kubernetes::asked_by_the_dashboard;
 use crate::processes::{Running, done, eventually};
@@ -305,4 +319,82 @@ fn a_failover_that_loses_a_revocation_and_a_session_revives_no_token_and_stops_n
     assert!(sessions(&replica) > known, "begun again");
     sharing.is_revoked("two");
     sharing.stop();
+}
+
+/// Fault 34, to the end of contexts, on a clock of the test's: at an edge that is a process of its own, with its session
+/// service, and at that of the datacenter's.
+#[test]
+fn without_redis_a_context_lives_to_its_end_and_no_longer_and_no_session_begins() {
+    if !available() {
+        return;
+    }
+    let (mut server, runtime) = (server(), Runtime::new().unwrap());
+    let (dir, dc) = (tempfile::tempdir().unwrap(), DcId::new(1));
+    let (clock, listen) = (ManualClock::at(SystemClock.now()), SocketAddr::from(([127, 0, 0, 1], 0)));
+    let material = ClusterMaterial::generate("test", &[(dc, "dc-a")]).unwrap();
+    let config = ClusterConfig { clock: clock.clone(), ..ClusterConfig::new(material.clone(), dir.path()) };
+    let mut cluster = Cluster::new(config).unwrap();
+    cluster.config_mut(dc).unwrap().redis = Some(server.config());
+    let workers = cluster.config(dc).unwrap().inside.unwrap().to_string();
+    let process = |role| ProcessConfig {
+        dc,
+        material: Arc::new(material.only_role(dc, role).unwrap()),
+        admin: listen,
+        clock: clock.clone(),
+        redis: Some(server.config()),
+    };
+    let (session, edge) = runtime.block_on(async {
+        cluster.start(dc).await.unwrap();
+        let session = SessionProcess { listen, workers: None, others: Vec::new() };
+        let session = Process::session(&process(Role::Session), &session).await.unwrap();
+        let sessions = session.address().to_string();
+        let edge =
+            EdgeProcess { listen, sessions, workers, memory: 64 << 20, settings: EdgeSettings::default() };
+        (session, Process::edge(&process(Role::Edge), &edge).await.unwrap())
+    });
+
+    let token = || {
+        let grant = TokenGrant::everything(TenantId::new(7), "test", Duration::from_secs(3600));
+        material.token_mint().unwrap().mint(&grant, clock.now()).unwrap()
+    };
+    // At each edge a token whose session begins while Redis is there, and one whose does not.
+    let ca = material.ca_pem();
+    let urls = [format!("https://{}", edge.address()), cluster.urls().remove(0)];
+    let edges = urls.map(|url| [token(), token()].map(|token| Http::new(ca.as_bytes(), &url, &token)));
+    let refused = |http: &Http| -> Option<ProblemDetails> {
+        runtime.block_on(async {
+            let answer = http.ask(Method::GET, "/files").send().await.unwrap();
+            if answer.status().is_success() { None } else { Some(answer.json().await.unwrap()) }
+        })
+    };
+    let is_refused = |http: &Http| {
+        let problem = refused(http).expect("a refusal");
+        assert_eq!(problem.code(), "unavailable", "{problem:?}");
+        assert!(problem.detail.contains("the sessions of this datacenter"), "{problem:?}");
+    };
+    let lives = |http: &Http| refused(http).is_none().then_some(());
+    for [old, _] in &edges {
+        eventually("a login", || lives(old));
+    }
+
+    server.kill();
+    for pause in [0, MAX_CONTEXT_LIFE_MS - 1] {
+        clock.advance(pause);
+        for [old, new] in &edges {
+            is_refused(new);
+            let problem = refused(old);
+            assert!(problem.is_none(), "after {pause} ms: {problem:?}");
+        }
+    }
+    clock.advance(1);
+    edges.iter().flatten().for_each(is_refused);
+    server.restart(&["--requirepass", PASSWORD]);
+    for http in edges.iter().flatten() {
+        eventually("a login", || lives(http));
+    }
+    runtime.block_on(async {
+        edge.stop(Duration::from_secs(10)).await;
+        session.stop(Duration::from_secs(10)).await;
+        cluster.kill_all().await;
+    });
 }
