@@ -200,7 +200,7 @@ async fn a_worker_of_its_own_keeps_its_files_in_a_bucket() {
 }
 
 /// Two porters beside the worker that keeps the bucket of dc-a, and an edge that knows only them.
-fn with_porters(divided: &Divided, garage: &Garage) -> [ReservedPort; 2] {
+pub(crate) fn with_porters(divided: &Divided, garage: &Garage) -> [ReservedPort; 2] {
     let (home, keeper) = (&divided.site.home, divided.site.inside[0].address());
     move_to_bucket(&divided.site, "worker", garage, garage.key());
     let text = std::fs::read_to_string(home.path("worker.toml")).unwrap();

@@ -5,7 +5,7 @@ use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::Value;
@@ -14,6 +14,8 @@ use sluice::process::{EdgeProcess, Process, ProcessConfig, SessionProcess};
 use sluice_edge::EdgeSettings;
 use sluice_engine::ids::{DcId, TenantId};
 use sluice_engine::limits::MAX_CONTEXT_LIFE_MS;
+use sluice_engine::rate::BURST_MS;
+use sluice_fault_s3::Garage;
 use sluice_node::clock::{Clock, ManualClock, SystemClock};
 use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
@@ -21,12 +23,14 @@ use sluice_node::token::TokenGrant;
 use sluice_proto::http::ProblemDetails;
 use sluice_redis::testing::{Server, available};
 use tokio::runtime::Runtime;
+use uuid::Uuid;
 
 use crate::Ended;
-use crate::divided::Http;
+use crate::bucket::with_porters;
+use crate::divided::{Divided, Http};
 use crate::fake::noise;
 use crate::kubernetes::asked_by_the_dashboard;
-use crate::processes::{Running, done, eventually};
+use crate::processes::{Running, any, done, eventually};
 use crate::roles::Fleet;
 
 const MIB: usize = 1 << 20;
@@ -397,4 +401,92 @@ fn without_redis_a_context_lives_to_its_end_and_no_longer_and_no_session_begins(
         session.stop(Duration::from_secs(10)).await;
         cluster.kill_all().await;
     });
+}
+
+/// Fault 51, of a tenant that comes in by two ways.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rate_is_one_for_all_edges_and_porters_of_a_datacenter() {
+    if !available() {
+        return;
+    }
+    let Some(garage) = Garage::start() else { return };
+    let redis = Server::start();
+    let divided = Divided::sharing(1, 4, Some(&redis));
+    let (home, porters) = (&divided.site.home, with_porters(&divided, &garage));
+    // Two edges, of which each knows one porter.
+    let second = any();
+    let listens = [divided.site.ports[0].edge.address(), second.address()];
+    let edge = std::fs::read_to_string(home.path("edge.toml")).unwrap();
+    let both = format!("workers = \"{},{}\"", porters[0].address(), porters[1].address());
+    for ((name, listen), porter) in ["edge", "edge-1"].into_iter().zip(listens).zip(&porters) {
+        let text = edge.replace(&both, &format!("workers = \"{}\"", porter.address()));
+        let text = text.replace(&format!("listen = \"{}\"", listens[0]), &format!("listen = \"{listen}\""));
+        home.write(&format!("{name}.toml"), text.as_bytes());
+    }
+    let names = ["aggregator-0", "worker", "worker-1", "worker-2", "session", "edge", "edge-1"];
+    let running = names.map(|name| divided.begin(name));
+    let b = divided.site.start("dc-b");
+
+    let ca = std::fs::read(home.path("ca.pem")).unwrap();
+    let urls = listens.map(|listen| format!("https://{listen}"));
+    // A tenant at either edge, with a token of this rate.
+    let tenant = |tenant: &str, rate: &str| {
+        let out = format!("tenant-{tenant}");
+        let mint = ["admin", "token", "mint", "--keys", "keys/authority", "--tenant", tenant];
+        let mint = [&mint[..], &["--rate", rate, "--out", &out]].concat();
+        done(home.command(&mint).output().unwrap().into());
+        let token = std::fs::read_to_string(home.path(&out)).unwrap();
+        urls.each_ref().map(|url| Http::new(&ca, url, token.trim()))
+    };
+    eventually("every share", || (divided.shares(0) == 4).then_some(()));
+    for url in &urls {
+        eventually("an answer", || {
+            let ended: Ended = home.command(&["ls", "--url", url]).output().unwrap().into();
+            (ended.code == Some(0)).then_some(())
+        });
+    }
+
+    // A byte a second: what is asked at one edge is paid for in hours, at the other too.
+    let list = async |http: &Http| http.ask(Method::GET, "/files").send().await.unwrap();
+    for (number, one, other) in [("8", 0, 1), ("9", 1, 0)] {
+        let edges = tenant(number, "1");
+        assert_eq!(list(&edges[one]).await.status(), 200);
+        assert_eq!(redis.cli(&["EXISTS", &format!("sluice:test:1:rate:{number}")]), "1");
+        let refused = list(&edges[other]).await;
+        assert_eq!(
+            (refused.status().as_u16(), refused.headers()["retry-after"].as_bytes()),
+            (429, &b"60"[..])
+        );
+        assert_eq!(refused.json::<ProblemDetails>().await.unwrap().code(), "rate-limited");
+    }
+
+    // Small files at both at once, as fast as may be: what is taken is what one rate lets in.
+    const RATE: u64 = 256 << 10;
+    const LEN: u64 = 64 << 10;
+    let edges = tenant("10", &RATE.to_string());
+    let began = Instant::now();
+    let send = async |http: &Http| {
+        let mut taken = 0;
+        // Until one rate is told from two, and neither was left out.
+        while began.elapsed() < Duration::from_secs(3) || taken < 2 {
+            assert!(began.elapsed() < Duration::from_secs(60), "{taken} files were taken");
+            let said = format!(r#"{{"id":"{}"}}"#, Uuid::now_v7());
+            let post = http.ask(Method::POST, "/files").header("file-metadata", said);
+            let answer = post.body(noise(taken, LEN as usize)).send().await.unwrap();
+            let (status, said) = (answer.status().as_u16(), answer.text().await.unwrap());
+            match status {
+                201 => taken += 1,
+                429 => tokio::time::sleep(Duration::from_millis(20)).await,
+                _ => panic!("{status}: {said}"),
+            }
+        }
+        taken
+    };
+    let (one, other) = tokio::join!(send(&edges[0]), send(&edges[1]));
+    let took = began.elapsed().as_millis() as u64 + 1;
+    println!("{one} and {other} files were taken in {took} ms");
+    // A second of it at once, and one file that is paid for afterwards.
+    let most = RATE * (took + BURST_MS) / 1000 + LEN;
+    assert!((one + other) * LEN <= most, "{one} and {other} files of {LEN} bytes, of {most} bytes");
+    running.into_iter().rev().chain([b]).for_each(Running::stop);
 }
