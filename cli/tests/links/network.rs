@@ -121,9 +121,9 @@ impl Network {
         }
     }
 
-    /// Lets at most so many MiB a second from each datacenter reach each other from now on; what is more is lost. Whether this
-    /// kernel can do that.
-    pub(crate) fn throttle(&self, mib: u32) -> bool {
+    /// Lets at most so many MiB a second from each datacenter reach each other from now on; what is more is lost. Where
+    /// iptables cannot do that links stay as quick as they are, which it says, loudly; in CI it panics.
+    pub(crate) fn throttle(&self, mib: u32) {
         let (rate, burst) = (format!("{mib}mb/s"), format!("{}mb", 2 * mib));
         for to in 1..self.places {
             for from in (1..self.places).filter(|from| *from != to) {
@@ -132,12 +132,16 @@ impl Network {
                 let each = ["--hashlimit-mode", "srcip", "--hashlimit-name", &name, "-j", "DROP"];
                 let mut command = self.command(to, "iptables");
                 command.args(["-w", "-A", "INPUT", "-s", &from]).args(slow).args(each);
-                if !command.output().unwrap().status.success() {
-                    return false;
+                let output = command.output().unwrap();
+                if !output.status.success() {
+                    let why = String::from_utf8_lossy(&output.stderr);
+                    let why = format!("links cannot be made slow: has iptables no hashlimit? {why}");
+                    assert!(std::env::var_os("CI").is_none(), "they must be slow in CI, and {why}");
+                    eprintln!("\nNOT RUN on slow links: {why}\n");
+                    return;
                 }
             }
         }
-        true
     }
 
     /// How many packets were lost on purpose so far.
