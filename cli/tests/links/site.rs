@@ -13,8 +13,10 @@ use sluice_client::{
     Uploaded,
 };
 use sluice_engine::hash::Root;
+use sluice_fault_s3::Garage;
 use sluice_node::tls;
 use sluice_proto::http::{FileStatus, State};
+use sluice_redis::testing::{Server, available};
 use uuid::Uuid;
 
 use crate::network::{CLIENTS, Network, address, door};
@@ -29,7 +31,45 @@ pub(crate) struct Site {
     pub(crate) network: Network,
     directory: tempfile::TempDir,
     datacenters: usize,
-    running: Mutex<BTreeMap<usize, Child>>,
+    /// By the names of their files.
+    running: Mutex<BTreeMap<String, Child>>,
+    /// Of each datacenter, if that is how files are kept.
+    parts: Vec<Parts>,
+}
+
+/// Where datacenters keep their files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// Each in a volume of its own.
+    Volumes,
+    /// Each in a bucket, of an S3 server that stands beside it as a Redis does.
+    Buckets,
+}
+
+/// What stands beside a datacenter, at its place.
+struct Parts {
+    redis: Server,
+    garage: Garage,
+}
+
+impl Parts {
+    /// `None` where Garage is not installed, which it says; in CI it panics then.
+    fn start() -> Option<Self> {
+        let garage = Garage::start()?;
+        Some(Self { redis: Server::start(), garage })
+    }
+
+    /// What a datacenter's file says of them.
+    fn settings(&self) -> String {
+        format!("{}redis = \"{}\"\n", bucket(&self.garage), self.redis.url())
+    }
+}
+
+/// What is said in a file of whoever keeps its files in this bucket. The key is beside it, in `s3.toml`.
+fn bucket(garage: &Garage) -> String {
+    let (endpoint, bucket, region) = (garage.endpoint(), garage.bucket(), garage.region());
+    let place = format!("endpoint = \"{endpoint}\", bucket = \"{bucket}\", region = \"{region}\"");
+    format!("store = {{ s3 = {{ {place}, credentials = \"s3.toml\" }} }}\n")
 }
 
 /// What went between datacenters.
@@ -43,6 +83,25 @@ impl Site {
     /// Keys, a token and a file for each datacenter, to which `settings` are added; none runs yet.
     pub(crate) fn new(datacenters: usize, settings: &str) -> Self {
         Self::on(Network::new(datacenters), datacenters, |dc| format!("data = \"data-{dc}\"\n{settings}"))
+    }
+
+    /// The same, with files kept as `kept` says; `None` where what that needs is not installed.
+    pub(crate) fn keeping(kept: Kept, datacenters: usize, settings: &str) -> Option<Self> {
+        match kept {
+            Kept::Volumes => Some(Self::new(datacenters, settings)),
+            Kept::Buckets if !available() => None,
+            Kept::Buckets => {
+                let network = Network::new(datacenters);
+                // Processes that a thread starts are where it is.
+                let parts = (1..=datacenters).map(|dc| network.at_once(dc, Parts::start));
+                let parts = parts.collect::<Option<Vec<_>>>()?;
+                let mut site = Self::on(network, datacenters, |dc| parts[dc - 1].settings() + settings);
+                // The same for all.
+                site.write_key(&parts[0].garage);
+                site.parts = parts;
+                Some(site)
+            }
+        }
     }
 
     /// The same on a network that is there already, where each datacenter has what `settings` say, its store among it.
@@ -71,7 +130,7 @@ impl Site {
             }
             std::fs::write(directory.path().join(format!("dc-{dc}.toml")), text).unwrap();
         }
-        Self { network, directory, datacenters, running: Mutex::default() }
+        Self { network, directory, datacenters, running: Mutex::default(), parts: Vec::new() }
     }
 
     /// Puts a file beside those of the datacenters.
@@ -79,20 +138,28 @@ impl Site {
         std::fs::write(self.directory.path().join(name), text).unwrap();
     }
 
+    /// Puts there the key with which an S3 server is asked.
+    fn write_key(&self, garage: &Garage) {
+        let key = garage.key();
+        self.write("s3.toml", &format!("key_id = \"{}\"\nsecret = \"{}\"\n", key.id, key.secret));
+    }
+
     /// Starts a datacenter, and waits until it serves.
     pub(crate) fn start(&self, dc: usize) {
-        let config = format!("dc-{dc}.toml");
-        let mut command = sluice(self.network.command(dc, BINARY), &self.directory);
-        let log = File::options()
-            .create(true)
-            .append(true)
-            .open(self.directory.path().join(format!("dc-{dc}.log")));
-        command.args(["dc", "--config", &config, "--json"]).stdout(Stdio::piped()).stderr(log.unwrap());
+        self.begin(self.network.command(dc, BINARY), "dc", &format!("dc-{dc}"));
+    }
+
+    /// Starts the process of a file by `command`, which runs the binary, and waits until it serves.
+    fn begin(&self, command: Command, verb: &str, name: &str) {
+        let (config, log) = (format!("{name}.toml"), self.directory.path().join(format!("{name}.log")));
+        let log = File::options().create(true).append(true).open(log).unwrap();
+        let mut command = sluice(command, &self.directory);
+        command.args([verb, "--config", &config, "--json"]).stdout(Stdio::piped()).stderr(log);
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        assert!(line.contains("edge") || line.contains("url"), "dc-{dc} says {line:?}");
-        self.running.lock().unwrap().insert(dc, child);
+        assert!(line.contains("\"admin\""), "{name} says {line:?}");
+        self.running.lock().unwrap().insert(name.to_owned(), child);
     }
 
     /// Starts all, and waits until each reaches each other.
@@ -103,10 +170,21 @@ impl Site {
 
     /// Kills a datacenter.
     pub(crate) fn kill(&self, dc: usize) {
-        if let Some(mut child) = self.running.lock().unwrap().remove(&dc) {
+        self.end(&format!("dc-{dc}"));
+    }
+
+    /// Kills the process of a file.
+    fn end(&self, name: &str) {
+        if let Some(mut child) = self.running.lock().unwrap().remove(name) {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    /// Lets the Redis beside a datacenter forget everything.
+    pub(crate) fn forget(&self, dc: usize) {
+        let redis = &self.parts[dc - 1].redis;
+        assert_eq!(self.network.at_once(dc, || redis.cli(&["FLUSHALL"])), "OK");
     }
 
     /// A client that knows these datacenters.
@@ -227,8 +305,11 @@ impl Site {
         })
     }
 
-    /// What is wrong with the volumes of datacenters that have stopped: nothing.
+    /// What is wrong with the volumes of datacenters that have stopped: nothing. Those of buckets have none.
     pub(crate) fn check_volumes(&self) {
+        if !self.parts.is_empty() {
+            return;
+        }
         for dc in 1..=self.datacenters {
             self.kill(dc);
             let data = format!("data-{dc}");
@@ -248,12 +329,12 @@ impl Site {
 
 impl Drop for Site {
     fn drop(&mut self) {
-        for dc in 1..=self.datacenters {
-            self.kill(dc);
-        }
+        let running: Vec<String> = self.running.lock().unwrap().keys().cloned().collect();
+        running.iter().for_each(|name| self.end(name));
     }
 }
 
+/// What runs as a datacenter, and as each of its roles.
 const BINARY: &str = env!("CARGO_BIN_EXE_sluice");
 
 fn sluice(mut command: Command, directory: &tempfile::TempDir) -> Command {

@@ -9,7 +9,7 @@ use sluice_client::{Event, Order, UploadOptions, WaitFor};
 use uuid::Uuid;
 
 use crate::can_be_apart;
-use crate::site::{MIB, Site, eventually, nobody, noise};
+use crate::site::{Kept, MIB, Site, eventually, nobody, noise};
 
 /// Those that are gone are given up on soon.
 const HASTY: &str = "takeover_after = \"3s\"\nabsent_after = \"2s\"";
@@ -21,16 +21,25 @@ fn acknowledged() -> UploadOptions {
     UploadOptions { wait: WaitFor::Acknowledged, ..UploadOptions::default() }
 }
 
-/// Files in several shapes, sent by way of these datacenters, each under its id.
+/// Files in several shapes, sent by way of these datacenters, each under its id: one of more than a stripe, and some that are
+/// smaller.
 pub(crate) fn send_all(site: &Site, seed: u64, dcs: &[usize]) -> Vec<(Uuid, Vec<u8>)> {
+    let bytes = noise(seed * 100 + 98, 70 * MIB);
+    let order = Order::Shuffled { seed, inside: true };
+    let id = site.upload(dcs, &bytes, &UploadOptions { order, ..acknowledged() }, nobody()).id;
+    let mut sent = vec![(id, bytes)];
+    sent.extend(send_few(site, seed, dcs));
+    sent
+}
+
+/// Those that are smaller.
+pub(crate) fn send_few(site: &Site, seed: u64, dcs: &[usize]) -> Vec<(Uuid, Vec<u8>)> {
     let mut sent = Vec::new();
     let mut send = |len: usize, options: UploadOptions| {
         let bytes = noise(seed * 100 + sent.len() as u64, len);
         let id = site.upload(dcs, &bytes, &options, nobody()).id;
         sent.push((id, bytes));
     };
-    let shuffled = Order::Shuffled { seed, inside: true };
-    send(70 * MIB, UploadOptions { order: shuffled, ..acknowledged() });
     send(3 * MIB + 17, acknowledged());
     send(MIB, acknowledged());
     send(1, acknowledged());
@@ -69,17 +78,30 @@ fn two_datacenters_cut_in_both_directions_and_in_one_end_with_equal_bytes() {
 
 #[test]
 fn three_datacenters_on_links_that_lose_one_packet_in_fifty_end_with_equal_bytes() {
+    lose_packets(Kept::Volumes);
+}
+
+#[test]
+fn three_datacenters_of_buckets_on_links_that_lose_one_packet_in_fifty_end_with_equal_bytes() {
+    lose_packets(Kept::Buckets);
+}
+
+fn lose_packets(kept: Kept) {
     if !can_be_apart() {
         return;
     }
-    let site = Site::new(3, PATIENT);
+    let Some(site) = Site::keeping(kept, 3, PATIENT) else { return };
     site.start_all();
     site.network.lose(2);
     let mut sent = send_all(&site, 40, &[1, 2, 3]);
     // While one pair does not reach each other at all, and the third reaches both.
     site.network.cut(1, 2, true);
     site.network.cut(2, 1, true);
-    sent.extend(send_all(&site, 41, &[2, 3]));
+    sent.extend(match kept {
+        Kept::Volumes => send_all(&site, 41, &[2, 3]),
+        // Which are slower, and have little to learn from a large one more.
+        Kept::Buckets => send_few(&site, 41, &[2, 3]),
+    });
     site.network.cut(1, 2, false);
     site.network.cut(2, 1, false);
     for (id, bytes) in &sent {
@@ -87,19 +109,28 @@ fn three_datacenters_on_links_that_lose_one_packet_in_fifty_end_with_equal_bytes
     }
     let lost = site.network.lost();
     assert!(lost > 10, "only {lost} packets were lost");
-    println!("{} files, {lost} packets lost, {:?}", sent.len(), site.quiet());
+    println!("{kept:?}: {} files, {lost} packets lost, {:?}", sent.len(), site.quiet());
     site.check_volumes();
 }
 
 #[test]
 fn a_home_that_is_lost_in_the_middle_costs_only_what_it_alone_had() {
+    lose_home(Kept::Volumes, 200);
+}
+
+#[test]
+fn a_home_in_a_bucket_that_is_lost_in_the_middle_costs_only_what_it_alone_had() {
+    lose_home(Kept::Buckets, 128);
+}
+
+fn lose_home(kept: Kept, chunks: u64) {
     if !can_be_apart() {
         return;
     }
-    let site = Site::new(3, HASTY);
+    let Some(site) = Site::keeping(kept, 3, HASTY) else { return };
     site.start_all();
     let site = Arc::new(site);
-    let bytes = noise(7, 200 * MIB);
+    let bytes = noise(7, chunks as usize * MIB);
     let taken = Arc::new(Mutex::new(Vec::new()));
     let (seen, killer) = (taken.clone(), site.clone());
     let killed = AtomicBool::new(false);
@@ -123,11 +154,12 @@ fn a_home_that_is_lost_in_the_middle_costs_only_what_it_alone_had() {
     };
     let (lost, kept) = (of("dc-1"), &of("dc-2") | &of("dc-3"));
     assert!(!lost.is_empty());
-    assert_eq!(kept, (0..200).collect::<BTreeSet<_>>());
-    assert_eq!(sent.chunks_sent, 200 + lost.len() as u64, "what others had was not sent again");
+    assert_eq!(kept, (0..chunks).collect::<BTreeSet<_>>());
+    assert_eq!(sent.chunks_sent, chunks + lost.len() as u64, "what others had was not sent again");
     assert!(["dc-2", "dc-3"].contains(&sent.home.as_str()), "{}", sent.home);
     site.equal(&[2, 3], sent.id, &bytes);
-    println!("{} of 200 chunks were lost with dc-1 and sent again; {:?}", lost.len(), site.network.bytes());
+    let (count, traffic) = (lost.len(), site.network.bytes());
+    println!("{kept:?}: {count} of {chunks} chunks were lost with dc-1 and sent again; {traffic} bytes");
     site.start(1);
     site.linked(&[]);
     eventually("one home", || {
