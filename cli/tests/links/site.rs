@@ -8,6 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use sluice_client::{
     Client, ClientConfig, DownloadOptions, ListFilter, Observer, Source, Target, Token, UploadOptions,
     Uploaded,
@@ -179,6 +180,30 @@ impl Site {
             child.kill().unwrap();
             child.wait().unwrap();
         }
+    }
+
+    /// Stops a datacenter (SIGSTOP): its connections stay, and nothing is answered.
+    pub(crate) fn hang(&self, dc: usize) {
+        self.signal(dc, Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn go_on(&self, dc: usize) {
+        self.signal(dc, Signal::CONT);
+    }
+
+    fn signal(&self, dc: usize, signal: Signal) {
+        kill_process(Pid::from_child(&self.running.lock().unwrap()[&format!("dc-{dc}")]), signal).unwrap();
+    }
+
+    /// Which process each datacenter is, of those that have not ended.
+    pub(crate) fn processes(&self) -> BTreeMap<String, u32> {
+        let mut running = self.running.lock().unwrap();
+        let running = running.iter_mut().filter_map(|(name, child)| {
+            let ended = child.try_wait().unwrap();
+            ended.is_none().then(|| (name.clone(), child.id()))
+        });
+        running.collect()
     }
 
     /// Lets the Redis beside a datacenter forget everything.

@@ -1,5 +1,5 @@
-//! Cuts in both directions and in one, links that lose packets, and a home that dies: what clients send, in every shape,
-//! ends with equal bytes wherever it is read.
+//! Cuts in both directions and in one, links that lose packets, a datacenter that hangs, and a home that dies: what clients
+//! send, in every shape, ends with equal bytes wherever it is read.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -110,6 +110,33 @@ fn lose_packets(kept: Kept) {
     let lost = site.network.lost();
     assert!(lost > 10, "only {lost} packets were lost");
     println!("{kept:?}: {} files, {lost} packets lost, {:?}", sent.len(), site.quiet());
+    site.check_volumes();
+}
+
+#[test]
+fn while_a_datacenter_hangs_uploads_go_on_at_another_and_when_it_goes_on_both_agree() {
+    if !can_be_apart() {
+        return;
+    }
+    let site = Site::new(2, PATIENT);
+    site.start_all();
+    let processes = site.processes();
+    // Some of it is still on its way to the other when that stops.
+    let mut sent = send_all(&site, 80, &[1, 2]);
+    site.hang(2);
+    // Nobody has missed it yet.
+    sent.extend(send_few(&site, 81, &[1]));
+    eventually("dc-1 misses dc-2", || (!site.reaches(1, 2)).then_some(()));
+    sent.extend(send_all(&site, 82, &[1]));
+    assert!(!site.reaches(1, 2), "dc-2 answered");
+    site.go_on(2);
+    site.linked(&[]);
+    sent.extend(send_few(&site, 83, &[2]));
+    for (id, bytes) in &sent {
+        site.equal(&[1, 2], *id, bytes);
+    }
+    assert_eq!(site.processes(), processes, "nobody began anew");
+    println!("{} files, {:?}", sent.len(), site.quiet());
     site.check_volumes();
 }
 
