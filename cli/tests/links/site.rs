@@ -67,7 +67,7 @@ impl Parts {
 }
 
 /// What is said in a file of whoever keeps its files in this bucket. The key is beside it, in `s3.toml`.
-fn bucket(garage: &Garage) -> String {
+pub(crate) fn bucket(garage: &Garage) -> String {
     let (endpoint, bucket, region) = (garage.endpoint(), garage.bucket(), garage.region());
     let place = format!("endpoint = \"{endpoint}\", bucket = \"{bucket}\", region = \"{region}\"");
     format!("store = {{ s3 = {{ {place}, credentials = \"s3.toml\" }} }}\n")
@@ -140,7 +140,7 @@ impl Site {
     }
 
     /// Puts there the key with which an S3 server is asked.
-    fn write_key(&self, garage: &Garage) {
+    pub(crate) fn write_key(&self, garage: &Garage) {
         let key = garage.key();
         self.write("s3.toml", &format!("key_id = \"{}\"\nsecret = \"{}\"\n", key.id, key.secret));
     }
@@ -151,7 +151,7 @@ impl Site {
     }
 
     /// Starts the process of a file by `command`, which runs the binary, and waits until it serves.
-    fn begin(&self, command: Command, verb: &str, name: &str) {
+    pub(crate) fn begin(&self, command: Command, verb: &str, name: &str) {
         let (config, log) = (format!("{name}.toml"), self.directory.path().join(format!("{name}.log")));
         let log = File::options().create(true).append(true).open(log).unwrap();
         let mut command = sluice(command, &self.directory);
@@ -175,7 +175,7 @@ impl Site {
     }
 
     /// Kills the process of a file.
-    fn end(&self, name: &str) {
+    pub(crate) fn end(&self, name: &str) {
         if let Some(mut child) = self.running.lock().unwrap().remove(name) {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -360,7 +360,7 @@ impl Drop for Site {
 }
 
 /// What runs as a datacenter, and as each of its roles.
-const BINARY: &str = env!("CARGO_BIN_EXE_sluice");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_sluice");
 
 fn sluice(mut command: Command, directory: &tempfile::TempDir) -> Command {
     let home = directory.path();
