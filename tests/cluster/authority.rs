@@ -1,4 +1,4 @@
-//! Who may do what: certificates, signatures.
+//! Who may do what, certificates and signatures; and peers that say nothing, or too much.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use sluice::datacenter::DatacenterSettings;
+use sluice_client::WaitFor;
 use sluice_engine::command::{COMMAND_LEN, Command, DropReason, Statement};
 use sluice_engine::ids::{DcId, Incarnation, Sequence, Timestamp};
 use sluice_engine::share::Shares;
@@ -14,16 +15,23 @@ use sluice_node::tls;
 use sluice_proto::http::State;
 use sluice_proto::peer::peer_client::PeerClient;
 use sluice_proto::peer::{Hello, LinkFrame, RecordRequest};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::bed::{A, B, Bed, C, MIB, TENANT, chunk, eventually, noise};
+use crate::scale::resident;
 
 /// Opens the peer port of dc-a with this material, as this datacenter.
-async fn dial(bed: &Bed, material: &ClusterMaterial, me: DcId) -> Result<PeerClient<Channel>, String> {
+pub(crate) async fn dial(
+    bed: &Bed,
+    material: &ClusterMaterial,
+    me: DcId,
+) -> Result<PeerClient<Channel>, String> {
     let address = bed.cluster.config(A).unwrap().ports.peer.address();
     let tls = TlsConnector::from(tls::peer_client(material, me).unwrap());
     // Our own CA would refuse dc-a's certificate first: a stranger that trusts anyone gets no further.
@@ -73,7 +81,7 @@ async fn a_certificate_of_another_ca_and_a_false_name_are_refused() {
     if let Ok(mut stream) = TlsConnector::from(Arc::new(nobody)).connect(name, stream).await {
         // TLS 1.3 tells a client without certificate with the first thing it reads.
         let mut byte = [0];
-        assert!(tokio::io::AsyncReadExt::read_exact(&mut stream, &mut byte).await.is_err());
+        assert!(stream.read_exact(&mut byte).await.is_err());
     }
 
     let mut b = dial(&bed, bed.cluster.material(), B).await.unwrap();
@@ -161,4 +169,126 @@ async fn commands_count_only_with_the_signature_of_who_speaks() {
     frames.send(LinkFrame { commands: good, ..LinkFrame::default() }).await.unwrap();
     let gone = tokio::time::timeout(Duration::from_secs(30), bed.answers(A, id, 410)).await;
     assert_eq!(gone.unwrap().problem(), "dropped");
+}
+
+/// Tasks of dc-a.
+fn tasks(bed: &Bed) -> usize {
+    let said = format!("{:?}", bed.cluster.running(A).unwrap());
+    said.chars().filter(char::is_ascii_digit).collect::<String>().parse().unwrap()
+}
+
+/// Says nothing, and waits until the other side has enough of it.
+async fn is_ended(mut stream: impl AsyncRead + Unpin) {
+    let ended = tokio::time::timeout(Duration::from_secs(30), stream.read_to_end(&mut Vec::new())).await;
+    // How it ends does not matter.
+    assert!(ended.is_ok(), "it is still open");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peers_that_say_nothing_are_sent_away_and_keep_nothing() {
+    let mut bed = Bed::divided(2, DatacenterSettings::default(), Shares::ONE);
+    bed.cluster.start(A).await.unwrap();
+    let before = tasks(&bed);
+    let address = bed.cluster.config(A).unwrap().ports.peer.address();
+    let material = bed.cluster.material();
+    let mut silent = JoinSet::new();
+    for _ in 0..8 {
+        // No handshake; a handshake and no call; a call and no hello.
+        silent.spawn(is_ended(TcpStream::connect(address).await.unwrap()));
+        let connector = TlsConnector::from(tls::peer_client(material, B).unwrap());
+        let name = tls::peer_name(material, A).unwrap();
+        let stream = TcpStream::connect(address).await.unwrap();
+        silent.spawn(is_ended(connector.connect(name, stream).await.unwrap()));
+        let mut client = dial(&bed, material, B).await.unwrap();
+        silent.spawn(async move {
+            let (frames, receiver) = mpsc::channel::<LinkFrame>(1);
+            let called = client.link(ReceiverStream::new(receiver));
+            let refused = tokio::time::timeout(Duration::from_secs(30), called).await;
+            let refused = refused.expect("it is still open").unwrap_err();
+            assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
+            assert_eq!(refused.message(), "no hello came in time");
+            drop(frames);
+        });
+    }
+    eventually("24 connections", async || (tasks(&bed) >= before + 24).then_some(())).await;
+    // Nobody waits for them.
+    let mut client = dial(&bed, material, B).await.unwrap();
+    let linked = link(&mut client, B).await.unwrap();
+    bed.upload(&[A], noise(73, 2 * MIB), WaitFor::Assembled).await;
+    while let Some(ended) = silent.join_next().await {
+        ended.unwrap();
+    }
+    drop((linked, client));
+    eventually("the end of their tasks", async || (tasks(&bed) <= before).then_some(())).await;
+}
+
+/// Commands of a flood.
+const FLOOD: usize = 100_000;
+
+/// Commands in each of its frames.
+const FLOOD_FRAME: usize = 1_000;
+
+/// KiB by which the process may grow while it refuses them: a third of a KiB for each.
+const FLOOD_GROWTH: u64 = 32 << 10;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_flood_of_commands_that_nobody_signed_is_counted_and_costs_no_memory() {
+    let mut bed = Bed::divided(2, DatacenterSettings::default(), Shares::ONE);
+    bed.cluster.start(A).await.unwrap();
+    let material = bed.cluster.material();
+    let bytes = noise(74, 4 * MIB);
+    let file = Bed::file_id(bed.upload(&[A], bytes.clone(), WaitFor::Assembled).await.id);
+    let command = Command {
+        from: B,
+        to: A,
+        sequence: Sequence::of(Incarnation::new(1), 1),
+        slot: file.slot(),
+        sent_at: Timestamp::new(1),
+        file,
+        statement: Statement::Drop { reason: DropReason::Deleted, tenant: TENANT },
+    };
+    let mut forged = command.sign(&material.command_key(B).unwrap());
+    forged[COMMAND_LEN - 1] ^= 1;
+    // Half of them are signed by nobody, and half are not even commands.
+    let commands = Bytes::from([forged, [0; COMMAND_LEN]].concat().repeat(FLOOD_FRAME / 2));
+    let mut client = dial(&bed, material, B).await.unwrap();
+    let (frames, _answers) = link(&mut client, B).await.unwrap();
+    let flood = async |count: usize| {
+        for _ in 0..count / FLOOD_FRAME {
+            let commands = commands.clone();
+            frames.send(LinkFrame { commands, ..LinkFrame::default() }).await.unwrap();
+        }
+    };
+    let refused = async |count: usize| {
+        for code in ["signature", "magic"] {
+            eventually(code, async || {
+                let labels = format!("outcome=\"{code}\"");
+                let refused = bed.metric(A, "sluice_commands_total", &labels).await;
+                (refused == (count / 2) as f64).then_some(())
+            })
+            .await;
+        }
+    };
+    // What is needed once is there before it is measured.
+    let warm = FLOOD / 10;
+    flood(warm).await;
+    for _ in 0..4 {
+        bed.upload(&[A], bytes.clone(), WaitFor::Assembled).await;
+    }
+    refused(warm).await;
+
+    let before = resident();
+    let uploads = async {
+        let mut last = None;
+        for _ in 0..4 {
+            last = Some(bed.upload(&[A], bytes.clone(), WaitFor::Assembled).await);
+        }
+        last.unwrap()
+    };
+    let ((), sent) = tokio::join!(flood(FLOOD), uploads);
+    refused(warm + FLOOD).await;
+    assert!(bed.read(A, sent.id, sent.root).await == bytes);
+    let grown = resident().saturating_sub(before);
+    println!("{FLOOD} commands were refused, and {grown} KiB became resident");
+    assert!(grown <= FLOOD_GROWTH, "{grown} KiB");
 }

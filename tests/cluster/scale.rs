@@ -94,13 +94,14 @@ async fn a_datacenter_of_very_many_files_serves_soon_after_its_start() {
             listed.as_secs_f64(),
             again.elapsed().as_secs_f64() * 1000.0,
         );
-        println!("resident memory: {}", resident());
+        println!("resident memory: {} kB", resident());
         bed.cluster.stop(A, std::time::Duration::from_secs(60)).await;
     }
 }
 
-fn resident() -> String {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find(|line| line.starts_with("VmRSS"));
-    line.map_or_else(|| "unknown".into(), |line| line.trim_start_matches("VmRSS:").trim().to_owned())
+/// KiB of this process that are resident.
+pub(crate) fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
 }

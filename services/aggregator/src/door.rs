@@ -39,7 +39,7 @@ use sluice_proto::peer::{
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_proto::trace::{TRACEPARENT, TraceContext};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Notify, Semaphore, mpsc, oneshot};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_stream::wrappers::ReceiverStream;
@@ -61,6 +61,9 @@ const MAX_CONNECTIONS: usize = 4 * sluice_engine::limits::MAX_DCS;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+
+/// How long a connection may take to ask for something. Whoever dials has something to ask.
+const FIRST_CALL: Duration = Duration::from_secs(10);
 
 /// How long a link may take to begin with a hello.
 const GREETING: Duration = Duration::from_secs(5);
@@ -226,7 +229,10 @@ impl PeerPort {
                 debug!(%error, "a peer's handshake failed");
                 return;
             }
-            Err(_) => return,
+            Err(_) => {
+                debug!("a peer's handshake took too long");
+                return;
+            }
         };
         let caller = match tls::peer_dc(material, stream.get_ref().1.peer_certificates()) {
             Ok(dc) if dc != *me => Caller(dc),
@@ -243,8 +249,11 @@ impl PeerPort {
                 request.extensions_mut().insert(caller);
                 request.map(tonic::body::Body::new)
             });
+        let asked = Arc::new(Notify::new());
+        let asks = asked.clone();
         let routes =
             tower::service_fn(move |request: tonic::codegen::http::Request<hyper::body::Incoming>| {
+                asks.notify_one();
                 let served = served(&request, &dc, caller);
                 served.scope(routes.clone().oneshot(request))
             });
@@ -271,10 +280,21 @@ impl PeerPort {
                 debug!(peer = %caller.0, "the certificate of a peer's connection no longer counts");
                 return;
             }
+            () = never_asks(&asked) => {
+                debug!(peer = %caller.0, "a peer's connection asked nothing in time");
+                return;
+            }
         };
         if let Err(error) = ended {
             debug!(%error, "a peer's connection broke");
         }
+    }
+}
+
+/// Waits until it is certain that a connection asked nothing in time.
+async fn never_asks(asked: &Notify) {
+    if tokio::time::timeout(FIRST_CALL, asked.notified()).await.is_ok() {
+        std::future::pending::<()>().await;
     }
 }
 
