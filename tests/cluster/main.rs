@@ -9,6 +9,7 @@ mod apart;
 mod authority;
 mod bed;
 mod bereft;
+mod clocks;
 mod conflict;
 mod damage;
 mod death;

@@ -148,9 +148,9 @@ pub enum ContextError {
     #[error(transparent)]
     Key(#[from] KeyError),
     /// It has ended.
-    #[error("the session context ended {ago_ms} ms ago")]
+    #[error("the session context ended {ago_ms} ms ago, {CLOCK_TOLERANCE_MS} ms are tolerated")]
     Expired {
-        /// How long ago, in milliseconds, beyond the tolerance of 60 s for clocks.
+        /// How long ago, in milliseconds: more than the tolerance of 60 s for clocks.
         ago_ms: u64,
     },
     /// It begins in the future, or lives too long.

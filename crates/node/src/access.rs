@@ -123,7 +123,10 @@ pub fn refusal(error: &ContextError) -> Refusal {
             KeyError::Unknown(_) => Refusal::new(Problem::Unavailable, detail),
             KeyError::WrongDc { .. } | KeyError::Signature => Refusal::new(Problem::InvalidToken, detail),
         },
-        ContextError::Expired { .. } => Refusal::new(Problem::ExpiredToken, detail),
+        // Contexts are renewed before they end: where one has ended, clocks differ.
+        ContextError::Expired { .. } => {
+            Refusal::new(Problem::ExpiredToken, detail).hint("compare the clocks of the datacenters")
+        }
         ContextError::NotYet { .. } => {
             Refusal::new(Problem::InvalidToken, detail).hint("compare the clocks of the datacenters")
         }

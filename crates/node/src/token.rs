@@ -178,7 +178,7 @@ pub enum TokenError {
     #[error("the token is not one of this cluster: {0}")]
     Invalid(&'static str),
     /// Past its end, beyond the tolerance for clocks.
-    #[error("the token expired {ago_secs} s ago")]
+    #[error("the token expired {ago_secs} s ago, 60 s are tolerated")]
     Expired {
         /// How long ago, in seconds.
         ago_secs: u64,

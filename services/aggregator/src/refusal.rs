@@ -7,6 +7,9 @@ use tonic::{Code, Status};
 /// The metadata key of a status that carries the code of its problem.
 const PROBLEM: &str = "sluice-problem";
 
+/// The metadata key of what to do about it.
+const HINT: &str = "sluice-hint";
+
 /// What the store refuses.
 pub(crate) fn of_store(error: &StoreError) -> Refusal {
     let detail = error.to_string();
@@ -68,6 +71,9 @@ pub(crate) fn to_status(refusal: &Refusal) -> Status {
     let mut status = Status::new(code, refusal.detail.clone());
     if let Ok(value) = refusal.problem.code().parse() {
         status.metadata_mut().insert(PROBLEM, value);
+    }
+    if let Some(value) = refusal.hint.as_ref().and_then(|hint| hint.parse().ok()) {
+        status.metadata_mut().insert(HINT, value);
     }
     status
 }
