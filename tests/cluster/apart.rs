@@ -5,11 +5,16 @@
 //! answered must be the same but for ids and traces, from the first question to the last: also while the asker makes a file
 //! of its own under that id, and ends it.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use http::Method;
+use sluice::datacenter::DatacenterSettings;
+use sluice_aggregator::AggregatorSettings;
 use sluice_client::WaitFor;
+use sluice_engine::hash::Root;
 use sluice_engine::ids::{DcId, TenantId};
 use sluice_proto::http::CreateFile;
 use sluice_proto::ingest::{
@@ -21,7 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Response, Status};
 use uuid::Uuid;
 
-use crate::bed::{A, B, Bed, MIB, STRANGER, Web, chunk, new_file, noise};
+use crate::bed::{A, B, Bed, MIB, STRANGER, Web, chunk, eventually, new_file, noise};
 use crate::ingest::Ingest;
 
 /// Bytes of the files that are made: a chunk, and a short one.
@@ -186,7 +191,7 @@ async fn look_over_grpc(door: &mut Ingest, id: Uuid, said: &mut Said) {
 }
 
 /// One run over a stream, and what becomes of it.
-async fn run_over_grpc(door: &mut Ingest, id: Uuid, start: u64, data: Bytes) -> String {
+pub(crate) async fn run_over_grpc(door: &mut Ingest, id: Uuid, start: u64, data: Bytes) -> String {
     let (requests, receiver) = mpsc::channel(2);
     let mut answers = door.upload(ReceiverStream::new(receiver)).await.unwrap().into_inner();
     let begin = Begin { id: id.to_string(), start, length: data.len() as u64, values: Bytes::new() };
@@ -259,6 +264,16 @@ async fn files_of_somebody(bed: &Bed) -> Vec<(&'static str, Uuid)> {
     assert_eq!(kept.status, 201);
     let dropped = bed.create(B, SIZE).await;
     assert_eq!(bed.delete(B, dropped).await, 204);
+    let conflict = Uuid::now_v7();
+    let expected_root = Some(Root::of_bytes(b"something else").to_string());
+    let created = bed.post(A, &CreateFile { expected_root, ..new_file(conflict, SIZE) }).await;
+    assert_eq!(created.status, 201, "{:?}", created.body);
+    for index in 0..2 {
+        bed.put_ok(A, conflict, index, chunk(&bytes, index as usize)).await;
+    }
+    for dc in [A, B] {
+        bed.reach(dc, conflict, sluice_proto::http::State::Conflict).await;
+    }
     let orphan = Uuid::now_v7();
     assert_eq!(bed.put(B, orphan, 1, chunk(&bytes, 1)).await.unwrap().status, 202);
     vec![
@@ -267,6 +282,7 @@ async fn files_of_somebody(bed: &Bed) -> Vec<(&'static str, Uuid)> {
         ("of an open size", open),
         ("small", small),
         ("dropped", dropped),
+        ("in conflict", conflict),
         ("without metadata", orphan),
     ]
 }
@@ -283,11 +299,9 @@ async fn as_the_owner_sees(bed: &Bed, files: &[(&'static str, Uuid)]) -> Vec<(u1
     seen
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_question_about_a_file_of_another_tenant_is_answered_as_about_none() {
-    let bed = Bed::start(2).await;
-    let files = files_of_somebody(&bed).await;
-    let before = as_the_owner_sees(&bed, &files).await;
+/// Asks everything about these files of somebody else, at every door, and about none.
+async fn are_kept_apart(bed: &Bed, files: &[(&'static str, Uuid)]) {
+    let before = as_the_owner_sees(bed, files).await;
     // Each asker is somebody new, who has nothing else.
     let mut next = STRANGER.number();
     let mut somebody = || {
@@ -296,10 +310,10 @@ async fn every_question_about_a_file_of_another_tenant_is_answered_as_about_none
     };
     for door in ["chunks over HTTP", "whole over HTTP", "chunks over gRPC", "whole over gRPC"] {
         let ask = async |tenant: u64, id: Uuid| match door {
-            "chunks over HTTP" => in_chunks(&bed, tenant, id).await,
-            "whole over HTTP" => whole(&bed, tenant, id).await,
-            "chunks over gRPC" => over_grpc(&bed, tenant, id, None).await,
-            _ => over_grpc(&bed, tenant, id, Some(b"whole")).await,
+            "chunks over HTTP" => in_chunks(bed, tenant, id).await,
+            "whole over HTTP" => whole(bed, tenant, id).await,
+            "chunks over gRPC" => over_grpc(bed, tenant, id, None).await,
+            _ => over_grpc(bed, tenant, id, Some(b"whole")).await,
         };
         let none = ask(somebody(), Uuid::now_v7()).await;
         assert!(none.len() >= 15, "{none:#?}");
@@ -312,5 +326,43 @@ async fn every_question_about_a_file_of_another_tenant_is_answered_as_about_none
             assert_eq!(theirs.len(), none.len());
         }
     }
-    assert_eq!(as_the_owner_sees(&bed, &files).await, before, "nobody's file was touched");
+    assert_eq!(as_the_owner_sees(bed, files).await, before, "nobody's file was touched");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_question_about_a_file_of_another_tenant_is_answered_as_about_none() {
+    let bed = Bed::start(2).await;
+    are_kept_apart(&bed, &files_of_somebody(&bed).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn questions_about_a_file_that_waits_for_its_assembly_are_answered_as_about_none() {
+    let absent_after = Duration::from_secs(600);
+    let aggregator = AggregatorSettings { absent_after, ..AggregatorSettings::default() };
+    let mut bed = Bed::reserve(2, DatacenterSettings { aggregator, ..DatacenterSettings::default() });
+    // What dc-a dials can be cut: it hears of dc-b's chunks then, and cannot fetch them.
+    let wire = bed.wire(A, B).await;
+    for dc in [A, B] {
+        bed.cluster.start(dc).await.unwrap();
+    }
+    let is_up = async |up: f64| (bed.metric(A, "sluice_peer_up", "peer=\"dc-b\"").await == up).then_some(());
+    eventually("a link", async || is_up(1.0).await).await;
+    let (id, bytes) = (bed.create(A, SIZE).await, noise(182, SIZE));
+    eventually("the metadata at dc-b", async || {
+        let put = bed.put(B, id, 1, chunk(&bytes, 1)).await.unwrap();
+        assert!(put.status.is_success(), "{:?}", put.body);
+        (put.status == 200).then_some(())
+    })
+    .await;
+    wire.cut();
+    eventually("a lost link", async || is_up(0.0).await).await;
+    bed.put_ok(A, id, 0, chunk(&bytes, 0)).await;
+    eventually("a complete file", async || {
+        let status: sluice_proto::http::FileStatus = bed.get(A, &format!("/files/{id}"), &[]).await.json();
+        (status.state == sluice_proto::http::State::Complete).then_some(())
+    })
+    .await;
+    are_kept_apart(&bed, &[("complete", id)]).await;
+    let status: sluice_proto::http::FileStatus = bed.get(A, &format!("/files/{id}"), &[]).await.json();
+    assert_eq!(status.state, sluice_proto::http::State::Complete, "it was so all the while");
 }

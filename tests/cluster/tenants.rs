@@ -9,9 +9,10 @@ use sluice_engine::ids::{DcId, RevocationEpoch, TenantId};
 use sluice_node::clock::{Clock, SystemClock};
 use sluice_node::token::{TokenGrant, UnverifiedToken};
 use sluice_proto::http::{Revoke, RevokedTokens, State, TenantStatus};
-use sluice_proto::ingest::{CreateRequest, DeleteRequest, PutRequest};
+use sluice_proto::ingest::{CreateRequest, DeleteRequest, ListRequest, PutRequest};
 use uuid::Uuid;
 
+use crate::apart::run_over_grpc;
 use crate::bed::{A, B, Bed, C, MIB, TENANT, Web, chunk, eventually, new_file, noise};
 use crate::ingest::problem;
 
@@ -115,9 +116,17 @@ async fn a_quota_bounds_what_is_stored_and_deleting_makes_room() {
         let body = serde_json::to_vec(&new_file(id, size)).unwrap();
         ask(bed, Method::POST, "/files", &JSON, body).await
     };
+    let over_grpc = |size: usize, body: Option<bytes::Bytes>| CreateRequest {
+        id: Uuid::now_v7().to_string(),
+        size: body.is_none().then_some(size as u64),
+        body,
+        ..CreateRequest::default()
+    };
+    let mut ingest = bed.ingest(A, &limited);
     // A file for which there is no room is not begun.
     let refused = create(&bed, Uuid::now_v7(), 4 * MIB).await;
     assert_eq!((refused.status.as_u16(), refused.problem().as_str()), (403, "quota"));
+    assert_eq!(problem(ingest.create(over_grpc(4 * MIB, None)).await), "quota");
     // What came before the token with the quota counts, small files too.
     let small = Uuid::now_v7();
     let whole = async |bed: &Bed, id: Uuid, len: usize| {
@@ -142,6 +151,19 @@ async fn a_quota_bounds_what_is_stored_and_deleting_makes_room() {
     let other = bed.create(A, 8 * MIB).await;
     assert_eq!(put(&bed, other, 0, &chunk(&bytes, 0)).await.problem(), "quota");
     assert_eq!(whole(&bed, Uuid::now_v7(), 0).await.problem(), "quota");
+    // Nor through the other door, in any of its calls.
+    let sent = |index: u64| PutRequest {
+        id: other.to_string(),
+        index,
+        data: chunk(&bytes, index as usize),
+        ..PutRequest::default()
+    };
+    assert_eq!(problem(ingest.put(sent(0)).await), "quota");
+    assert_eq!(problem(ingest.create(over_grpc(0, Some(noise(7, 5)))).await), "quota");
+    assert_eq!(problem(ingest.create(over_grpc(MIB, None)).await), "quota");
+    let tiny = bed.create(A, 5).await;
+    let refused = run_over_grpc(&mut ingest, tiny, 0, noise(7, 5)).await;
+    assert!(refused.contains("Refused") && refused.contains("\"quota\""), "{refused}");
 
     // After a restart it is counted anew.
     bed.cluster.kill(A).await;
@@ -153,6 +175,8 @@ async fn a_quota_bounds_what_is_stored_and_deleting_makes_room() {
     assert_eq!(put(&bed, other, 0, &chunk(&bytes, 0)).await.problem(), "quota");
     assert_eq!(ask(&bed, Method::DELETE, &format!("/files/{id}"), &[], Vec::new()).await.status, 204);
     assert_eq!(put(&bed, other, 0, &chunk(&bytes, 0)).await.status, 200);
+    let mut ingest = bed.ingest(A, &limited);
+    ingest.put(sent(1)).await.unwrap();
     // Another tenant has its own.
     let stranger = bed.mint(&TokenGrant { tenant: TenantId::new(8), quota: MIB as u64, ..grant() });
     let body = serde_json::to_vec(&new_file(Uuid::now_v7(), MIB)).unwrap();
@@ -287,6 +311,21 @@ async fn a_rate_is_kept_over_all_sessions_of_a_tenant_and_no_other_waits() {
         let answer = bed.ask_with(&one, A, method, &path, headers, bytes.clone()).await.unwrap();
         assert_eq!(answer.problem(), "rate-limited", "{path}");
     }
+    let mut ingest = bed.ingest(A, &one);
+    let new = |body: Option<bytes::Bytes>| CreateRequest {
+        id: Uuid::now_v7().to_string(),
+        size: body.is_none().then_some(5),
+        body,
+        ..CreateRequest::default()
+    };
+    assert_eq!(problem(ingest.list(ListRequest::default()).await), "rate-limited");
+    assert_eq!(problem(ingest.create(new(None)).await), "rate-limited");
+    assert_eq!(problem(ingest.create(new(Some(noise(72, 5)))).await), "rate-limited");
+    let sent = PutRequest { id: id.to_string(), data: bytes.into(), ..PutRequest::default() };
+    assert_eq!(problem(ingest.put(sent).await), "rate-limited");
+    let tiny = bed.create(A, 5).await;
+    let refused = run_over_grpc(&mut ingest, tiny, 0, noise(72, 5)).await;
+    assert!(refused.contains("Refused") && refused.contains("\"rate-limited\""), "{refused}");
     // Other tenants do not wait for this one, and a token without a rate does not either.
     let other = bed.mint(&TokenGrant { tenant: TenantId::new(8), rate: 1 << 30, ..grant() });
     assert_eq!(bed.lists(A, &other).await, 200);
