@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use aws_sdk_s3::Client;
@@ -127,6 +128,10 @@ macro_rules! bench {
 
 fn is_run(seen: &Seen) -> bool {
     seen.operation == "PutObject" && seen.key.contains("incoming/")
+}
+
+fn is_copy(seen: &Seen) -> bool {
+    seen.operation == "UploadPartCopy"
 }
 
 fn is_record(seen: &Seen) -> bool {
@@ -320,6 +325,41 @@ async fn a_completion_that_fails_inside_a_success_publishes_nothing() {
     assert_eq!(Root::of_bytes(&bench.raw().get(key).await), root(&bytes), "an ordinary object");
     store.settled().await;
     assert!(bench.raw().keys("incoming/").await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_copy_that_fails_inside_a_success_is_made_again_or_publishes_nothing() {
+    let bench = bench!();
+    let store = bench.open().await;
+    let bytes = content(1, 16 * FULL);
+    store.put_record(&record(1, Some(bytes.len() as u64))).await.unwrap();
+    put_runs(&store, file(1), &bytes, 8).await;
+    bench.proxy.rule(|seen| is_copy(seen).then_some(Fault::ErrorInside));
+    bench.proxy.seen();
+    let error = store.publish(file(1), root(&bytes)).await.unwrap_err();
+    assert_eq!(error.advice(), Advice::Retry, "{error}");
+    assert!(matches!(&error, StoreError::Io { operation, .. } if operation == "UploadPartCopy"), "{error}");
+    store.settled().await;
+    let seen = bench.proxy.seen();
+    assert!(seen.iter().any(is_copy), "{seen:?}");
+    assert!(seen.iter().all(|seen| seen.operation != "CompleteMultipartUpload"), "{seen:?}");
+    assert_eq!(store.summary(file(1)).await.unwrap().unwrap().published, None);
+    assert!(bench.raw().keys("assembled/").await.is_empty(), "no partial file is visible");
+    assert_eq!(bench.raw().uploads().await, 0, "what was begun was given up");
+    // One that fails once is made again, and nothing was lost by it.
+    let turns = AtomicUsize::new(0);
+    bench.proxy.rule(move |seen| {
+        (is_copy(seen) && turns.fetch_add(1, Ordering::SeqCst) == 0).then_some(Fault::ErrorInside)
+    });
+    store.publish(file(1), root(&bytes)).await.unwrap();
+    assert_eq!(
+        bench.proxy.seen().iter().filter(|seen| is_copy(seen)).count(),
+        3,
+        "two parts, one of them twice"
+    );
+    assert_eq!(store.recheck(file(1)).await.unwrap(), root(&bytes));
+    let [key] = &bench.raw().keys("assembled/").await[..] else { panic!("one object") };
+    assert_eq!(Root::of_bytes(&bench.raw().get(key).await), root(&bytes));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
