@@ -17,7 +17,7 @@ other datacenter), sessions (contexts are renewed there), channels (clients are 
 Nothing fails meanwhile, and `undrain` takes all of it back. With --evacuate files that are here
 move too, until this datacenter holds the sole copy of nothing, and can be switched off.
 
-The token must have the scope operate (`sluice admin token mint --scope operate`).
+The token must be an operator's (`sluice admin token mint --operator`).
 
 Examples:
   sluice admin drain dc-a --to dc-b

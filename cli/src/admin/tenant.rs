@@ -8,8 +8,8 @@ use crate::size::words;
 
 const REVOKE_EXAMPLES: &str = "\
 Voids every token of the tenant that was minted until now, at once in the datacenter that answers, and in the others as
-soon as they hear of it; also after restarts. Tokens that are minted later count. SLUICE_TOKEN_FILE has to name a token
-with the scope operate.
+soon as they hear of it; also after restarts. Tokens that are minted later count. SLUICE_TOKEN_FILE has to name an
+operator's token.
 
 Examples:
   sluice admin token mint --keys keys/authority --operator --life 1h --out operator.token
@@ -18,7 +18,7 @@ Examples:
 /// What to do with tenants.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Action {
-    /// What the datacenter that answers knows of a tenant; needs a token with the scope operate.
+    /// What the datacenter that answers knows of a tenant; needs an operator's token.
     Show {
         /// Number of the tenant.
         tenant: u64,

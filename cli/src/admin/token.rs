@@ -31,7 +31,7 @@ Examples:
 
 const REVOKE_EXAMPLES: &str = "\
 Voids a token, and what came of it, at once in the datacenter that answers, and in the others as soon as they hear of it;
-also after restarts. SLUICE_TOKEN_FILE has to name a token with the scope operate, not the one that is revoked.
+also after restarts. SLUICE_TOKEN_FILE has to name an operator's token (`mint --operator`), not the one that is revoked.
 
 Examples:
   SLUICE_TOKEN_FILE=operator.token sluice admin token revoke alice.token
@@ -150,7 +150,12 @@ fn mint(args: Mint, context: &Context) -> anyhow::Result<()> {
     })?;
     let now = SystemClock.now();
     let tenant = TenantId::new(args.tenant.unwrap_or_default());
-    let mut grant = TokenGrant::everything(tenant, args.name, duration("life", &args.life)?);
+    let life = duration("life", &args.life)?;
+    if life.as_secs() == 0 {
+        let message = format!("life is {:?}, expected a second or more", args.life);
+        return Err(Failure::usage("duration", message, "such as 90s, 15min or 7d").into());
+    }
+    let mut grant = TokenGrant::everything(tenant, args.name, life);
     if args.operator {
         grant.scopes = vec![Scope::Operate];
     } else if !args.scopes.is_empty() {

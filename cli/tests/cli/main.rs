@@ -24,6 +24,7 @@ mod reload;
 mod roles;
 mod rotation;
 mod shares;
+mod tenants;
 mod traces;
 mod transfer;
 
