@@ -1,5 +1,6 @@
-//! A datacenter that loses its disk, and comes back with an empty directory.
+//! A datacenter that loses its disk, and comes back with an empty directory, or with an older copy of it.
 
+use std::io::Read;
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -173,6 +174,91 @@ async fn a_datacenter_that_lost_its_disk_is_taken_up_again_and_only_what_it_had_
     for dc in [a, b] {
         dc.stop();
     }
+    for name in NAMES {
+        done(site.home.command(&["fsck", "--data", &format!("data/{name}")]).output().unwrap().into());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_copy_that_is_put_back_has_what_it_had_and_lacks_only_what_came_after_it() {
+    tls::install_provider();
+    let site = Site::new(&NAMES);
+    let (b, a) = (site.start("dc-b"), site.start("dc-a"));
+    site.linked().await;
+    let put = |name: &str, bytes: &[u8], url: usize| {
+        site.home.write(name, bytes);
+        let sent = site.put(url, &[name, "--home", "dc-a"]);
+        assert_eq!((&sent["state"], &sent["home"]), (&"assembled".into(), &"dc-a".into()), "{sent}");
+        let id = sent["id"].as_str().unwrap().to_owned();
+        site.agree(&id, "the only copy", |status| {
+            status["holders"].as_array().is_some_and(|all| all.len() == 1 && all[0]["dc"] == "dc-a")
+        });
+        id
+    };
+    let old = [noise(11, 3 * MIB + 7), noise(12, 999)];
+    let kept = [put("old", &old[0], 1), put("small", &old[1], 0)];
+    let gone = put("gone", &noise(13, 2 * MIB), 1);
+
+    a.stop();
+    let data = site.home.path("data/dc-a");
+    let copy = ["-a", "--sparse=always", "data/dc-a", "data/backup"];
+    let copied = std::process::Command::new("cp").args(copy).current_dir(site.home.path("")).output();
+    done(copied.unwrap().into());
+    done(site.home.command(&["fsck", "--data", "data/backup"]).output().unwrap().into());
+
+    // After it: one of which dc-b had chunks, and so its record, one that came whole, and one of which it only heard.
+    let a = site.start("dc-a");
+    site.linked().await;
+    let names = ["shared", "whole", "alone"];
+    let bytes = [noise(14, 4 * MIB + 5), noise(15, 888), noise(16, 2 * MIB)];
+    let ids: Vec<String> =
+        names.iter().zip(&bytes).zip([1, 0, 0]).map(|((name, bytes), url)| put(name, bytes, url)).collect();
+    done(site.run(0, &["rm", &gone, "--yes"]));
+    let is_gone = |url: usize| (site.run(url, &["status", &gone]).code == Some(3)).then_some(());
+    eventually("the end of a file", || is_gone(1));
+
+    a.stop();
+    std::fs::remove_dir_all(&data).unwrap();
+    std::fs::rename(site.home.path("data/backup"), &data).unwrap();
+    let mut a = site.start("dc-a");
+    site.linked().await;
+
+    // What was there before is said anew, and read as it was; what was deleted since stays so.
+    for (id, bytes) in kept.iter().zip(&old) {
+        site.agree(id, "a file of the copy", |status| {
+            status["state"] == "assembled" && status["home"] == "dc-a" && status["missing_chunks"] == 0
+        });
+        site.reads(id, bytes);
+    }
+    eventually("the end of a file", || is_gone(0));
+    // What came after is as after the loss of a disk.
+    let roots: Vec<String> = bytes.iter().map(|b| blake3::hash(b).to_string()).collect();
+    for (i, chunks) in [(0, 5), (1, 1)] {
+        let lost = site.agree(&ids[i], "word of the loss", |status| status["state"] == "receiving");
+        assert_eq!(lost["missing"], serde_json::json!([[0, chunks]]), "{lost}");
+        assert_eq!((&lost["root"], &lost["holders"]), (&roots[i][..].into(), &Value::Array(vec![])));
+        assert_ne!(site.run(1, &["get", &ids[i], "-o", "none"]).code, Some(0));
+    }
+    for url in 0..2 {
+        let ended = site.run(url, &["status", &ids[2], "--json"]);
+        assert_eq!((ended.code, ended.json()["error"]["code"].as_str()), (Some(6), Some("no-metadata")));
+    }
+    for (i, chunks, url) in [(0, 5, 1), (1, 1, 1), (2, 2, 0)] {
+        let sent = site.put(url, &[names[i], "--id", &ids[i]]);
+        assert_eq!((&sent["root"], &sent["chunks_sent"]), (&roots[i][..].into(), &chunks.into()), "{sent}");
+        site.agree(&ids[i], "the file again", |status| {
+            status["state"] == "assembled" && status["home"] == "dc-a" && status["missing_chunks"] == 0
+        });
+        site.reads(&ids[i], &bytes[i]);
+    }
+    assert_eq!(site.metric(0, "sluice_reincarnations_total{dc=\"dc-a\"}").await, Some(1));
+    assert_eq!(site.metric(1, "sluice_reincarnations_total{dc=\"dc-b\"}").await, Some(0));
+    let mut log = a.0.stderr.take().unwrap();
+    a.stop();
+    b.stop();
+    let mut said = String::new();
+    log.read_to_string(&mut said).unwrap();
+    assert!(said.contains("begins again"), "{said}");
     for name in NAMES {
         done(site.home.command(&["fsck", "--data", &format!("data/{name}")]).output().unwrap().into());
     }
