@@ -1,7 +1,7 @@
 //! A datacenter that keeps its files in a bucket, beside one that keeps them in a directory.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use serde_json::Value;
 use sluice::ports::ReservedPort;
@@ -14,7 +14,7 @@ use sluice_store::{ChunkStore, S3Credentials, S3Options, S3Store};
 use uuid::Uuid;
 
 use crate::Ended;
-use crate::divided::{Divided, put, upload_here};
+use crate::divided::{Divided, put};
 use crate::fake::noise;
 use crate::kubernetes::asked_by_the_dashboard;
 use crate::processes::{Running, Site, any, done, eventually};
@@ -143,7 +143,7 @@ async fn a_worker_of_its_own_keeps_its_files_in_a_bucket() {
     let divided = Divided::sharing(1, 4, None);
     move_to_bucket(&divided.site, "worker", &garage, garage.key());
     let b = divided.site.start("dc-b");
-    let (aggregator, worker) = (divided.begin("aggregator-0"), divided.begin("worker"));
+    let mut killed = ["worker", "aggregator-0"].map(|name| (name, divided.begin(name)));
     let others = ["session", "edge"].map(|name| divided.begin(name));
     let both = divided.client(&[0, 1]);
     let (mut files, mut homes) = (Vec::new(), BTreeMap::new());
@@ -157,24 +157,9 @@ async fn a_worker_of_its_own_keeps_its_files_in_a_bucket() {
     }
 
     // Killed under an upload, one after the other.
-    let (bytes, killed) = (noise(91, 64 * MIB), Mutex::new(vec![Some(worker), Some(aggregator)]));
-    let killed = Arc::new(killed);
-    for (which, name) in ["worker", "aggregator-0"].into_iter().enumerate() {
-        let (kill, asked) = std::sync::mpsc::channel();
-        let observer = move |event: &Event| {
-            if let Event::Acknowledged { .. } = event {
-                // Nobody waits for the second.
-                let _ = kill.send(());
-            }
-        };
-        let (client, source) = (divided.client(&[0]), Source::memory(bytes.clone()));
-        let upload =
-            tokio::spawn(async move { client.upload(&source, &upload_here(), Arc::new(observer)).await });
-        tokio::task::block_in_place(|| asked.recv().unwrap());
-        drop(killed.lock().unwrap()[which].take());
-        killed.lock().unwrap()[which] = Some(divided.begin(name));
-        let sent = upload.await.unwrap().unwrap();
-        assert_eq!(sent.root, Root::of_bytes(&bytes));
+    let bytes = noise(91, 64 * MIB);
+    for (name, running) in &mut killed {
+        let sent = divided.put_under_kill(name, running, &bytes, 1).await;
         files.push((sent.id.to_string(), bytes.clone()));
     }
     for (id, bytes) in &files {
@@ -186,8 +171,7 @@ async fn a_worker_of_its_own_keeps_its_files_in_a_bucket() {
     // Since it was killed.
     let sent = divided.metric("worker", "sluice_bucket_sent_bytes_total{dc=\"dc-a\"} ");
     assert!(sent >= Some(64 * MIB as i64), "{sent:?}");
-    let processes: Vec<_> = killed.lock().unwrap().iter_mut().filter_map(Option::take).collect();
-    processes.into_iter().chain(others).chain([b]).for_each(Running::stop);
+    killed.map(|(_, running)| running).into_iter().chain(others).chain([b]).for_each(Running::stop);
     let store = store(&garage).await;
     for (id, bytes) in &files {
         let file = FileId::derive(TenantId::new(7), id.parse().unwrap());
@@ -228,9 +212,8 @@ async fn porters_carry_bytes_past_the_worker_that_keeps_the_bucket_and_each_may_
     let _ports = with_porters(&divided, &garage);
     let b = divided.site.start("dc-b");
     let names = ["aggregator-0", "worker", "worker-1", "worker-2", "session", "edge"];
-    let running: BTreeMap<&str, Running> =
+    let mut running: BTreeMap<&str, Running> =
         names.into_iter().map(|name| (name, divided.begin(name))).collect();
-    let running = Arc::new(Mutex::new(running));
     let (here, both) = (divided.client(&[0]), divided.client(&[0, 1]));
     let sent =
         |name: &str| divided.metric(name, "sluice_bucket_sent_bytes_total{dc=\"dc-a\"} ").unwrap_or_default();
@@ -249,22 +232,7 @@ async fn porters_carry_bytes_past_the_worker_that_keeps_the_bucket_and_each_may_
     // Each is killed under an upload, and comes back.
     for (n, name) in ["worker-1", "worker", "worker-2", "aggregator-0"].into_iter().enumerate() {
         let bytes = noise(300 + n as u64, 64 * MIB);
-        let (kill, asked) = std::sync::mpsc::channel();
-        let observer = move |event: &Event| {
-            if let Event::Acknowledged { .. } = event {
-                // Nobody waits for the second.
-                let _ = kill.send(());
-            }
-        };
-        let (client, source) = (divided.client(&[0]), Source::memory(bytes.clone()));
-        let upload =
-            tokio::spawn(async move { client.upload(&source, &upload_here(), Arc::new(observer)).await });
-        tokio::task::block_in_place(|| asked.recv().unwrap());
-        let killed = running.lock().unwrap().remove(name);
-        drop(killed);
-        running.lock().unwrap().insert(name, divided.begin(name));
-        let sent = upload.await.unwrap().unwrap();
-        assert_eq!(sent.root, Root::of_bytes(&bytes));
+        let sent = divided.put_under_kill(name, running.get_mut(name).unwrap(), &bytes, 1).await;
         files.push((sent.id.to_string(), bytes));
     }
     for (id, bytes) in &files {
@@ -280,7 +248,7 @@ async fn porters_carry_bytes_past_the_worker_that_keeps_the_bucket_and_each_may_
     assert_eq!(divided.run(0, &["get", &files[2].0, "-o", "gone"]).code, Some(3));
     let removed = files.remove(2).0;
 
-    std::mem::take(&mut *running.lock().unwrap()).into_values().chain([b]).for_each(Running::stop);
+    running.into_values().chain([b]).for_each(Running::stop);
     let store = store(&garage).await;
     let inside = |id: &str| FileId::derive(TenantId::new(7), id.parse().unwrap());
     // A small one stays where it was taken, which on a busy machine may be the other.

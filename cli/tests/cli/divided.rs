@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -21,6 +22,9 @@ const MIB: usize = 1 << 20;
 
 /// The promise: how long after the end of one aggregator another answers for its files.
 pub(crate) const SUCCESSION: Duration = Duration::from_secs(5);
+
+/// A process of each role.
+const ROLES: [&str; 4] = ["worker", "aggregator-0", "edge", "session"];
 
 /// `dc-a` in processes, and `dc-b` in one.
 pub(crate) struct Divided {
@@ -99,6 +103,40 @@ impl Divided {
         let admin = said["admin"].as_str().unwrap().to_owned();
         self.admins.lock().unwrap().insert(name.to_owned(), admin);
         running
+    }
+
+    /// Kills a process, and begins it anew.
+    pub(crate) fn restart(&self, name: &str, running: &mut Running) {
+        running.kill();
+        *running = self.begin(name);
+    }
+
+    /// Uploads to dc-a, and as soon as so many acknowledgements came kills a process, which comes back while the
+    /// upload goes on.
+    pub(crate) async fn put_under_kill(
+        &self,
+        name: &str,
+        running: &mut Running,
+        bytes: &[u8],
+        acknowledgements: u64,
+    ) -> Uploaded {
+        let (reached, waiting) = std::sync::mpsc::channel();
+        let seen = AtomicU64::new(0);
+        let observer = move |event: &Event| {
+            if let Event::Acknowledged { .. } = event
+                && seen.fetch_add(1, Ordering::SeqCst) + 1 == acknowledgements
+            {
+                reached.send(()).unwrap();
+            }
+        };
+        let (client, source) = (self.client(&[0]), Source::memory(bytes.to_vec()));
+        let upload =
+            tokio::spawn(async move { client.upload(&source, &upload_here(), Arc::new(observer)).await });
+        let killed = tokio::task::block_in_place(|| waiting.recv().map(|()| self.restart(name, running)));
+        let sent = upload.await.unwrap().unwrap_or_else(|error| panic!("without {name}: {error}"));
+        killed.unwrap();
+        assert_eq!(sent.root, Root::of_bytes(bytes), "without {name}");
+        sent
     }
 
     /// How many shares an aggregator has; 0 for one that is not there.
@@ -226,36 +264,13 @@ async fn roles_in_processes_make_a_datacenter_like_any_other() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_role_is_killed_under_uploads_and_comes_back() {
-    let divided = Arc::new(Divided::new(1));
-    let names = ["worker", "aggregator-0", "edge", "session"];
-    let running = Arc::new(names.map(|name| Mutex::new(Some(divided.begin(name)))));
-    let client = divided.client(&[0]);
+    let divided = Divided::new(1);
+    let mut running = ROLES.map(|name| divided.begin(name));
     let mut ids = Vec::new();
     for round in 0..8u64 {
-        let which = round as usize % names.len();
+        let which = round as usize % ROLES.len();
         let bytes = noise(30 + round, 40 * MIB + round as usize);
-        let (kill, killed) = std::sync::mpsc::channel();
-        let seen = Mutex::new(0);
-        let observer = move |event: &Event| {
-            if let Event::Acknowledged { .. } = event {
-                let mut seen = seen.lock().unwrap();
-                *seen += 1;
-                if *seen == 2 + round / 4 {
-                    kill.send(()).unwrap();
-                }
-            }
-        };
-        let (source, uploading) = (Source::memory(bytes.clone()), client.clone());
-        let upload =
-            tokio::spawn(async move { uploading.upload(&source, &upload_here(), Arc::new(observer)).await });
-        tokio::task::block_in_place(|| {
-            killed.recv().unwrap();
-            // It is gone, and then another one is there.
-            drop(running[which].lock().unwrap().take());
-            *running[which].lock().unwrap() = Some(divided.begin(names[which]));
-        });
-        let sent = upload.await.unwrap().unwrap_or_else(|error| panic!("without {}: {error}", names[which]));
-        assert_eq!(sent.root, Root::of_bytes(&bytes), "without {}", names[which]);
+        let sent = divided.put_under_kill(ROLES[which], &mut running[which], &bytes, 2 + round / 4).await;
         ids.push((sent.id.to_string(), bytes));
     }
     for (id, bytes) in &ids {
@@ -266,14 +281,11 @@ async fn every_role_is_killed_under_uploads_and_comes_back() {
     done(divided.run(0, &["rm", &ids[0].0, "--yes"]));
     // What is ended stays so, whoever begins anew.
     for which in [1, 0] {
-        drop(running[which].lock().unwrap().take());
-        *running[which].lock().unwrap() = Some(divided.begin(names[which]));
+        divided.restart(ROLES[which], &mut running[which]);
         assert_eq!(divided.run(0, &["get", &ids[0].0, "-o", "gone"]).code, Some(3));
         done(divided.run(0, &["status", &ids[1].0]));
     }
-    for process in running.iter().filter_map(|process| process.lock().unwrap().take()) {
-        process.stop();
-    }
+    running.into_iter().for_each(Running::stop);
     done(divided.site.home.command(&["fsck", "--data", "data/dc-a"]).output().unwrap().into());
 }
 

@@ -28,13 +28,17 @@ impl Running {
         kill_process(Pid::from_child(&self.0), Signal::TERM).unwrap();
         assert_eq!(self.0.wait().unwrap().code(), Some(0));
     }
+
+    /// Kills it with -9, and waits until it is gone. One that has ended needs no end.
+    pub(crate) fn kill(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        // One that has ended needs no end.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        self.kill();
     }
 }
 
