@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use serde_json::Value;
 use sluice::ports::ReservedPort;
 use sluice_client::{Client, ClientConfig, Event, Source, Token, UploadOptions, Uploaded, WaitFor};
 use sluice_engine::hash::Root;
+use sluice_fault_disk::Dice;
 use sluice_redis::testing::Server;
 
 use crate::Ended;
@@ -22,6 +23,9 @@ const MIB: usize = 1 << 20;
 
 /// The promise: how long after the end of one aggregator another answers for its files.
 pub(crate) const SUCCESSION: Duration = Duration::from_secs(5);
+
+/// How often something is killed at a random moment.
+const KILLS: u64 = 20;
 
 /// A process of each role.
 const ROLES: [&str; 4] = ["worker", "aggregator-0", "edge", "session"];
@@ -137,6 +141,29 @@ impl Divided {
         killed.unwrap();
         assert_eq!(sent.root, Root::of_bytes(bytes), "without {name}");
         sent
+    }
+
+    /// Sends files of about this length to dc-a, one after the other, until it is over; says which they were, and how
+    /// long.
+    fn send_until(&self, over: &AtomicBool, tag: &str, len: usize) -> Vec<(String, usize)> {
+        let mut sent = Vec::new();
+        while sent.is_empty() || !over.load(Ordering::SeqCst) {
+            let (name, len) = (format!("{tag}-{}", sent.len()), len + sent.len());
+            self.site.home.write(&name, &noise(len as u64, len));
+            // Its session begins with it.
+            let token = self.new_token(&name);
+            let put = ["put", &name, "--wait", "assembled", "--token-file", &token];
+            sent.push((done(self.run(0, &put)).trim().to_owned(), len));
+        }
+        sent
+    }
+
+    /// A token that nobody has used, in a file.
+    pub(crate) fn new_token(&self, name: &str) -> String {
+        let token = format!("token-{name}");
+        let mint = ["admin", "token", "mint", "--keys", "keys/authority", "--tenant", "7", "--out", &token];
+        done(self.site.home.command(&mint).output().unwrap().into());
+        self.site.home.path(&token).to_str().unwrap().to_owned()
     }
 
     /// How many shares an aggregator has; 0 for one that is not there.
@@ -287,6 +314,47 @@ async fn every_role_is_killed_under_uploads_and_comes_back() {
     }
     running.into_iter().for_each(Running::stop);
     done(divided.site.home.command(&["fsck", "--data", "data/dc-a"]).output().unwrap().into());
+}
+
+/// `SLUICE_SEED` makes other choices; how far uploads are by then is up to the machine.
+#[test]
+fn whatever_is_killed_at_random_moments_clients_see_retries_at_most() {
+    let seed = std::env::var("SLUICE_SEED").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    println!("SLUICE_SEED={seed}");
+    let mut dice = Dice(seed);
+    let divided = Divided::new(1);
+    let b = divided.site.start("dc-b");
+    let mut running = ROLES.map(|name| divided.begin(name));
+    let over = AtomicBool::new(false);
+    let (sending, ended) = (&divided, &over);
+    let sent = std::thread::scope(|scope| {
+        let senders = [("large", 32 * MIB), ("chunks", 3 * MIB), ("small", 4000)]
+            .map(|(tag, len)| scope.spawn(move || sending.send_until(ended, tag, len)));
+        let killer = scope.spawn(|| {
+            for _ in 0..KILLS {
+                let (which, pause) = (dice.below(ROLES.len() as u64) as usize, 20 + dice.below(581));
+                std::thread::sleep(Duration::from_millis(pause));
+                println!("{} is killed after {pause} ms", ROLES[which]);
+                divided.restart(ROLES[which], &mut running[which]);
+            }
+        });
+        let killed = killer.join();
+        // However it ended.
+        over.store(true, Ordering::SeqCst);
+        let sent = senders.map(|sender| sender.join().unwrap());
+        killed.unwrap();
+        sent.into_iter().flatten().collect::<Vec<_>>()
+    });
+    println!("{} files were sent meanwhile", sent.len());
+    for (number, (id, len)) in sent.iter().enumerate() {
+        done(divided.run(number % 2, &["get", id, "-o", "copy", "--force"]));
+        assert!(std::fs::read(divided.site.home.path("copy")).unwrap() == noise(*len as u64, *len), "{id}");
+    }
+    running.into_iter().chain([b]).for_each(Running::stop);
+    for name in ["dc-a", "dc-b"] {
+        let data = format!("data/{name}");
+        done(divided.site.home.command(&["fsck", "--data", &data]).output().unwrap().into());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

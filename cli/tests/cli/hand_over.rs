@@ -130,14 +130,6 @@ impl Bed {
         sent
     }
 
-    /// A token that nobody has used, in a file.
-    fn new_token(&self, name: &str) -> String {
-        let token = format!("token-{name}");
-        let mint = ["admin", "token", "mint", "--keys", "keys/authority", "--tenant", "7", "--out", &token];
-        done(self.divided.site.home.command(&mint).output().unwrap().into());
-        self.divided.site.home.path(&token).to_str().unwrap().to_owned()
-    }
-
     /// Requests whose context came from the other datacenter.
     fn moved(&self, dc: usize) -> Option<i64> {
         let runtime = tokio::runtime::Handle::current();
@@ -277,7 +269,7 @@ async fn a_datacenter_of_processes_is_drained_and_takes_over_itself() {
             let mut number = 0;
             eventually("a context that comes from there", || {
                 number += 1;
-                let token = bed.new_token(&format!("{name}-{number}"));
+                let token = divided.new_token(&format!("{name}-{number}"));
                 done(bed.command(from, &["ls", "--token-file", &token]));
                 bed.moved(from).filter(|moved| *moved > 0)
             });
