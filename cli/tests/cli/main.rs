@@ -37,6 +37,8 @@ use fake::{FakeCluster, TOKEN};
 struct Home {
     dir: tempfile::TempDir,
     urls: String,
+    /// What else its processes find in their environment.
+    variables: Vec<(&'static str, String)>,
 }
 
 /// How a run ended.
@@ -70,7 +72,7 @@ impl Home {
         let ca = cluster.map(|cluster| cluster.ca_pem.clone()).unwrap_or_default();
         std::fs::write(dir.path().join("ca.pem"), ca).unwrap();
         let urls = cluster.map(|cluster| cluster.urls().join(",")).unwrap_or_default();
-        Self { dir, urls }
+        Self { dir, urls, variables: Vec::new() }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -88,6 +90,7 @@ impl Home {
             .env("XDG_CONFIG_HOME", self.path("config"))
             .env("SLUICE_TOKEN_FILE", self.path("token"))
             .env("SLUICE_CA", self.path("ca.pem"))
+            .envs(self.variables.clone())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());

@@ -25,7 +25,12 @@ use sluice_node::material::ClusterMaterial;
 use tokio_rustls::TlsAcceptor;
 use uuid::Uuid;
 
+use crate::Home;
+use crate::divided::Divided;
+use crate::fake::noise;
 use crate::processes::{Running, Site, any, done, eventually};
+
+const MIB: usize = 1 << 20;
 
 /// What no span and no line may show.
 const SECRET: &str = "these are the contents of a file";
@@ -41,6 +46,51 @@ struct Span {
     parent: String,
     /// Everything that it says, for a search.
     said: BTreeMap<String, String>,
+}
+
+impl Span {
+    /// Which process it is of, and its name.
+    fn shown(&self) -> String {
+        format!("{}@{} {}", self.service.trim_start_matches("sluice-"), self.dc, self.name)
+    }
+}
+
+/// All that a collector was sent.
+struct Spans(Vec<Span>);
+
+impl Spans {
+    /// Those of a name, in a datacenter.
+    fn named(&self, name: &str, dc: &str) -> Vec<&Span> {
+        self.0.iter().filter(|span| span.name == name && span.dc == dc).collect()
+    }
+
+    /// The one with which a command of the client began.
+    fn of_command(&self, name: &str) -> &Span {
+        let root = self.0.iter().find(|span| span.name == name).expect("the client's span");
+        assert_eq!((root.service.as_str(), root.parent.as_str()), ("sluice-cli", ""));
+        root
+    }
+
+    /// The way up from a span to that with which its trace began.
+    fn way<'a>(&'a self, span: &'a Span) -> Vec<&'a Span> {
+        let mut way = vec![span];
+        let mut at = span;
+        while let Some(parent) = self.0.iter().find(|other| other.id == at.parent) {
+            assert_eq!(parent.trace, span.trace);
+            way.push(parent);
+            at = parent;
+        }
+        assert_eq!(at.parent, "", "a parent of {span:?} was not exported");
+        way
+    }
+
+    /// Some span of this trace has this way up, of each process and what it did there.
+    fn has_way(&self, trace: &str, way: &[&str]) {
+        let last = self.0.iter().filter(|span| span.trace == trace && span.shown() == way[0]);
+        let found: Vec<Vec<String>> =
+            last.map(|span| self.way(span).into_iter().map(Span::shown).collect()).collect();
+        assert!(found.iter().any(|found| found == way), "{way:#?} is none of {found:#?}");
+    }
 }
 
 /// A collector: takes OTLP over HTTP, and keeps all of it.
@@ -136,9 +186,17 @@ impl Collector {
         at
     }
 
-    fn spans(&self) -> Vec<Span> {
-        self.0.lock().unwrap().clone()
+    fn spans(&self) -> Spans {
+        Spans(self.0.lock().unwrap().clone())
     }
+}
+
+/// Has processes that begin in a home from now on export their spans.
+fn export(home: &mut Home, collector: &str) {
+    home.variables = vec![
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.to_owned()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "100".to_owned()),
+    ];
 }
 
 /// The processes of two datacenters, the second of which has an edge and a session service of its own.
@@ -150,7 +208,8 @@ struct Traced {
 
 impl Traced {
     fn new(collector: String) -> Self {
-        let site = Site::new(&["dc-a", "dc-b"]);
+        let mut site = Site::new(&["dc-a", "dc-b"]);
+        export(&mut site.home, &collector);
         let (edge, session) = (any(), any());
         let write = |role: &str, listen: std::net::SocketAddr, more: &str| {
             let text = format!(
@@ -171,9 +230,7 @@ impl Traced {
     }
 
     fn command(&self, args: &[&str]) -> std::process::Command {
-        let mut command = self.site.home.command(args);
-        command.env("OTEL_EXPORTER_OTLP_ENDPOINT", &self.collector).env("OTEL_BSP_SCHEDULE_DELAY", "100");
-        command
+        self.site.home.command(args)
     }
 
     /// Starts a process whose log is a file.
@@ -210,23 +267,10 @@ async fn a_trace_follows_a_chunk_from_its_client_to_its_home_in_another_datacent
     processes.into_iter().for_each(Running::stop);
 
     let spans = collector.spans();
-    let by_id: BTreeMap<&str, &Span> = spans.iter().map(|span| (span.id.as_str(), span)).collect();
-    let named = |name: &str, dc: &str| -> Vec<&Span> {
-        spans.iter().filter(|span| span.name == name && span.dc == dc).collect()
-    };
-    let root = spans.iter().find(|span| span.name == "sluice put").expect("the client's span");
-    assert_eq!((root.service.as_str(), root.parent.as_str()), ("sluice-cli", ""));
-    // The way up from a span, by its names and where they were.
+    let root = spans.of_command("sluice put");
+    // By names, and where they were.
     let way = |span: &Span| -> Vec<String> {
-        let mut way = vec![format!("{} {}", span.dc, span.name)];
-        let mut at = span;
-        while let Some(parent) = by_id.get(at.parent.as_str()) {
-            assert_eq!(parent.trace, span.trace);
-            way.push(format!("{} {}", parent.dc, parent.name));
-            at = parent;
-        }
-        assert_eq!(at.parent, "", "a parent of {span:?} was not exported");
-        way
+        spans.way(span).into_iter().map(|span| format!("{} {}", span.dc, span.name)).collect()
     };
     let up = |names: &[&str]| -> Vec<String> { names.iter().map(|name| (*name).to_owned()).collect() };
     let chunk = ["dc-b PUT /v1/files/{id}/chunks/{index}", " sluice put"];
@@ -243,15 +287,15 @@ async fn a_trace_follows_a_chunk_from_its_client_to_its_home_in_another_datacent
         ("sluice.peer.v1.Peer/Chunks", "dc-b", [&["dc-b sluice.peer.v1.Peer/Chunks"][..], &pulled].concat()),
         ("assemble", "dc-a", [&["dc-a assemble"][..], &heard].concat()),
     ] {
-        let found = named(name, dc);
-        assert!(!found.is_empty(), "no span {name} of {dc} in {spans:#?}");
+        let found = spans.named(name, dc);
+        assert!(!found.is_empty(), "no span {name} of {dc} in {:#?}", spans.0);
         for span in found {
             assert_eq!((way(span), &span.trace), (up(&expected), &root.trace));
         }
     }
-    let asked = named("/v1/sessions/context", "dc-b");
+    let asked = spans.named("/v1/sessions/context", "dc-b");
     assert_eq!(way(asked[0]).last().unwrap(), " sluice put", "the session service, asked once");
-    let edge = spans.iter().find(|span| span.name.starts_with("PUT ")).unwrap();
+    let edge = spans.0.iter().find(|span| span.name.starts_with("PUT ")).unwrap();
     assert_eq!(
         (edge.service.as_str(), edge.said["file"].as_str(), edge.said["tenant"].as_str()),
         ("sluice-edge", id, "7")
@@ -261,7 +305,7 @@ async fn a_trace_follows_a_chunk_from_its_client_to_its_home_in_another_datacent
 
     // The refusal: one id, whoever tells it.
     assert!(
-        spans.iter().any(|span| span.name == "sluice status" && span.trace == refused_trace),
+        spans.0.iter().any(|span| span.name == "sluice status" && span.trace == refused_trace),
         "{refused}"
     );
     let log = std::fs::read_to_string(home.path("edge.log")).unwrap();
@@ -274,10 +318,83 @@ async fn a_trace_follows_a_chunk_from_its_client_to_its_home_in_another_datacent
     let token = std::fs::read_to_string(home.path("token")).unwrap();
     let logs = ["dc-a", "dc-b", "session", "edge"]
         .map(|name| std::fs::read_to_string(home.path(&format!("{name}.log"))));
-    let all = format!("{spans:?}{:?}", logs.map(Result::unwrap));
+    let all = format!("{:?}{:?}", spans.0, logs.map(Result::unwrap));
     assert!(!all.contains(token.trim()) && !all.contains(SECRET));
-    let traces: BTreeSet<&str> = spans.iter().map(|span| span.trace.as_str()).collect();
-    assert!(traces.len() < spans.len());
+    let traces: BTreeSet<&str> = spans.0.iter().map(|span| span.trace.as_str()).collect();
+    assert!(traces.len() < spans.0.len());
+}
+
+/// What begins with the client, and goes on in whatever comes behind the edge of `dc-a`.
+const CHUNK: [&str; 2] = ["edge@dc-a PUT /v1/files/{id}/chunks/{index}", "cli@ sluice put"];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trace_goes_through_a_process_of_every_role_to_a_home_in_another_datacenter() {
+    let collector = Collector::default();
+    let mut divided = Divided::sharing(1, 1, None);
+    export(&mut divided.site.home, &collector.start().await);
+    let processes = ["worker", "aggregator-0", "session", "edge"].map(|name| divided.begin(name));
+    let b = divided.site.start("dc-b");
+    divided.site.home.write("file", &noise(71, 2 * MIB + 17));
+    done(divided.run(0, &["put", "file", "--home", "dc-b", "--wait", "assembled"]));
+    processes.into_iter().chain([b]).for_each(Running::stop);
+
+    let spans = collector.spans();
+    let root = spans.of_command("sluice put");
+    let worker = [&["worker@dc-a /v1/workers/put"][..], &CHUNK].concat();
+    let registered = [&["aggregator@dc-a /v1/slots/register", "worker@dc-a register"][..], &worker].concat();
+    let pulled = [&["dc@dc-b pull", "dc@dc-b have"][..], &registered].concat();
+    let values = [&["aggregator@dc-a sluice.peer.v1.Peer/Values"][..], &pulled].concat();
+    let chunks = [&["aggregator@dc-a sluice.peer.v1.Peer/Chunks"][..], &pulled].concat();
+    for way in [
+        [&["worker@dc-a store"][..], &worker].concat(),
+        // The home asks the aggregator, which has it from its worker.
+        [&["worker@dc-a /v1/store/values"][..], &values].concat(),
+        [&["worker@dc-a /v1/store/read-chunk"][..], &chunks].concat(),
+        [&["dc@dc-b assemble", "dc@dc-b have"][..], &registered].concat(),
+    ] {
+        spans.has_way(&root.trace, &way);
+    }
+    let asked = spans.named("/v1/sessions/context", "dc-a");
+    assert_eq!((asked[0].service.as_str(), &asked[0].trace), ("sluice-session", &root.trace));
+    assert_eq!(spans.way(asked[0]).last().unwrap().id, root.id);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_chunk_that_is_passed_on_to_another_datacenter_and_pulled_back_is_of_one_trace() {
+    let collector = Collector::default();
+    let mut divided = Divided::sharing(1, 1, None);
+    export(&mut divided.site.home, &collector.start().await);
+    let file = divided.site.home.path("worker.toml");
+    let text = std::fs::read_to_string(&file).unwrap();
+    // Without it clients are not sent there.
+    let url = format!("url = \"{}\"\n", divided.site.urls[1]);
+    assert!(text.contains(&url), "{text}");
+    std::fs::write(&file, format!("upload_rate = \"4MiB\"\n{}", text.replace(&url, ""))).unwrap();
+    let processes = ["worker", "aggregator-0", "session", "edge"].map(|name| divided.begin(name));
+    let b = divided.site.start("dc-b");
+    eventually("a link", || {
+        let up = divided.metric("aggregator-0", "sluice_peer_up{dc=\"dc-a\",peer=\"dc-b\"} ");
+        up.filter(|up| *up == 1)
+    });
+    divided.site.home.write("file", &noise(72, 64 * MIB));
+    // Few at once: what is passed on later comes when the other datacenter has heard of the file.
+    done(divided.run(0, &["put", "file", "--home", "dc-a", "--wait", "assembled", "--jobs", "2"]));
+    processes.into_iter().chain([b]).for_each(Running::stop);
+
+    let spans = collector.spans();
+    let root = spans.of_command("sluice put");
+    let worker = [&["worker@dc-a /v1/workers/put"][..], &CHUNK].concat();
+    let passed = [&["dc@dc-b /v1/workers/put"][..], &worker].concat();
+    let heard = [&["aggregator@dc-a have", "dc@dc-b register"][..], &passed].concat();
+    let pulled = [&["aggregator@dc-a pull"][..], &heard].concat();
+    for way in [
+        [&["worker@dc-a store"][..], &worker].concat(),
+        [&["dc@dc-b store"][..], &passed].concat(),
+        [&["dc@dc-b sluice.peer.v1.Peer/Chunks"][..], &pulled].concat(),
+        [&["worker@dc-a /v1/store/run"][..], &pulled].concat(),
+    ] {
+        spans.has_way(&root.trace, &way);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -304,10 +421,10 @@ async fn spans_reach_a_collector_over_grpc_and_over_tls() {
         let ended: crate::Ended = command.output().unwrap().into();
         assert_eq!(ended.code, Some(6), "{}", ended.stderr);
     }
-    let heard = collectors.each_ref().map(|collector| collector.spans().len());
+    let heard = collectors.each_ref().map(|collector| collector.spans().0.len());
     assert_eq!(heard, [1, 1, 0]);
-    assert_eq!(collectors[0].spans()[0].name, "sluice ls");
-    assert_eq!(collectors[1].spans()[0].service, "sluice-cli");
+    assert_eq!(collectors[0].spans().0[0].name, "sluice ls");
+    assert_eq!(collectors[1].spans().0[0].service, "sluice-cli");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -8,6 +8,7 @@ use futures_util::{StreamExt, stream};
 use sluice_engine::geometry::Run;
 use sluice_engine::hash::ChainingValue;
 use sluice_engine::ids::{FileId, TenantId};
+use sluice_node::telemetry;
 use sluice_proto::calls::ByteStream;
 use sluice_proto::problem::Refusal;
 use sluice_store::{RunReceipt, RunWriter, StoreError};
@@ -70,7 +71,7 @@ impl RemoteRun {
         let wanted = watch::Sender::new(false);
         let mut is_wanted = wanted.subscribe();
         let sending = store.clone();
-        store.0.tasks.spawn(async move {
+        store.0.tasks.spawn(telemetry::carried(async move {
             let call = Head::own(RUN).under(sending.0.tenure);
             let whole = len + Tail::len(count);
             let sent =
@@ -86,7 +87,7 @@ impl RemoteRun {
             };
             // Whoever wrote it may have given it up.
             let _ = sender.send(answer.and_then(|receipt| receipt.parse().map_err(unreachable)));
-        });
+        }));
         tokio::select! {
             answer = &mut receipt => Err(refused(answer)),
             // Fails once the call has ended: then there is an answer.
