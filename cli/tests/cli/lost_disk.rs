@@ -1,9 +1,10 @@
-//! A datacenter that loses its disk, and comes back with an empty directory, or with an older copy of it.
+//! A datacenter that loses its disk, or all of its machine, and comes back with an empty directory, or with an older copy of it.
 
 use std::io::Read;
 use std::sync::Arc;
 
 use serde_json::Value;
+use sluice::ports::ReservedPorts;
 use sluice_client::{Client, ClientConfig, Event, Order, Source, Token, UploadOptions, WaitFor};
 use sluice_node::tls;
 use tokio::sync::watch;
@@ -50,6 +51,30 @@ impl Site {
             done(self.run(url, &["get", id, "-o", &copy]));
             assert!(std::fs::read(self.home.path(&copy)).unwrap() == bytes, "at {name}");
         }
+    }
+
+    /// Gives a datacenter other addresses, as another machine has them, in its own file and in its peer's.
+    fn moves(&mut self, dc: usize) {
+        let new = ReservedPorts { edge: any(), peer: any(), admin: any() };
+        let old = std::mem::replace(&mut self.ports[dc], new);
+        let old_inside = std::mem::replace(&mut self.inside[dc], any());
+        let new = &self.ports[dc];
+        let changes = [
+            (&old.edge, &new.edge),
+            (&old.peer, &new.peer),
+            (&old.admin, &new.admin),
+            (&old_inside, &self.inside[dc]),
+        ];
+        for name in NAMES {
+            let file = self.home.path(&format!("{name}.toml"));
+            let mut text = std::fs::read_to_string(&file).unwrap();
+            for (old, new) in changes {
+                text = text.replace(&format!("\"{}\"", old.address()), &format!("\"{}\"", new.address()));
+            }
+            std::fs::write(&file, text).unwrap();
+        }
+        self.urls[dc] = format!("https://{}", new.edge.address());
+        self.home.urls = self.urls.join(",");
     }
 
     /// Waits until both reach each other.
@@ -259,6 +284,75 @@ async fn an_older_copy_that_is_put_back_has_what_it_had_and_lacks_only_what_came
     let mut said = String::new();
     log.read_to_string(&mut said).unwrap();
     assert!(said.contains("begins again"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_datacenter_that_is_lost_for_good_begins_anew_on_another_machine_at_other_addresses() {
+    tls::install_provider();
+    let mut site = Site::new(&NAMES);
+    let (a, b) = (site.start("dc-a"), site.start("dc-b"));
+    site.linked().await;
+    // At dc-b: one of which dc-a only hears, one that came whole, and one of which dc-a had chunks. At dc-a one that is
+    // safe.
+    let bytes = [noise(11, 2 * MIB), noise(12, 999), noise(13, 4 * MIB + 5), noise(14, 3 * MIB)];
+    let names = ["alone", "whole", "shared", "safe"];
+    let mut ids = Vec::new();
+    for ((name, bytes), url) in names.iter().zip(&bytes).zip([1, 1, 0, 0]) {
+        site.home.write(name, bytes);
+        let home = if *name == "safe" { "dc-a" } else { "dc-b" };
+        let sent = site.put(url, &[name, "--home", home]);
+        assert_eq!((&sent["state"], &sent["home"]), (&"assembled".into(), &home.into()), "{sent}");
+        ids.push(sent["id"].as_str().unwrap().to_owned());
+    }
+    let [alone, whole, shared, safe] = &ids[..] else { unreachable!("four names") };
+    // By then dc-a has heard of those before it, too.
+    site.agree(shared, "the only copy", |status| {
+        status["holders"].as_array().is_some_and(|all| all.len() == 1 && all[0]["dc"] == "dc-b")
+    });
+
+    // All that was there is gone, its keys among it, which the authority can make again.
+    drop(b);
+    for lost in ["data/dc-b", "keys/dc-b"] {
+        std::fs::remove_dir_all(site.home.path(lost)).unwrap();
+    }
+    done(site.home.command(&["admin", "key", "renew", "keys"]).output().unwrap().into());
+    site.moves(1);
+    let b = site.start("dc-b");
+    a.stop();
+    let a = site.start("dc-a");
+    site.linked().await;
+    assert_eq!(site.metric(1, "sluice_reincarnations_total{dc=\"dc-b\"}").await, Some(1));
+    assert_eq!(site.metric(0, "sluice_reincarnations_total{dc=\"dc-a\"}").await, Some(0));
+
+    // What is at dc-a is read through either.
+    site.agree(safe, "the file that is safe", |status| status["state"] == "assembled");
+    site.reads(safe, &bytes[3]);
+    // What was assembled at dc-b is not called so any more.
+    let roots: Vec<String> = bytes.iter().map(|b| blake3::hash(b).to_string()).collect();
+    for (id, chunks, root) in [(whole, 1, &roots[1]), (shared, 5, &roots[2])] {
+        let lost = site.agree(id, "word of the loss", |status| status["state"] == "receiving");
+        assert_eq!(lost["missing"], serde_json::json!([[0, chunks]]), "{lost}");
+        assert_eq!((&lost["root"], &lost["home"]), (&root[..].into(), &"dc-b".into()), "{lost}");
+    }
+    for url in 0..2 {
+        eventually("word that nobody has its metadata", || {
+            let ended = site.run(url, &["status", alone, "--json", "--retry-for", "0s"]);
+            let said: Value = serde_json::from_str(&ended.stdout).ok()?;
+            (said["error"]["code"] == "no-metadata").then_some(())
+        });
+    }
+    // Sent again it is whole again.
+    for (i, chunks, url) in [(0, 2, 1), (1, 1, 0), (2, 5, 0)] {
+        let sent = site.put(url, &[names[i], "--id", &ids[i]]);
+        assert_eq!((&sent["root"], &sent["chunks_sent"]), (&roots[i][..].into(), &chunks.into()), "{sent}");
+        site.agree(&ids[i], "the file again", |status| {
+            status["state"] == "assembled" && status["home"] == "dc-b" && status["missing_chunks"] == 0
+        });
+        site.reads(&ids[i], &bytes[i]);
+    }
+    for dc in [a, b] {
+        dc.stop();
+    }
     for name in NAMES {
         done(site.home.command(&["fsck", "--data", &format!("data/{name}")]).output().unwrap().into());
     }
