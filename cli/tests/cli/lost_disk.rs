@@ -39,16 +39,16 @@ impl Site {
     }
 
     /// Sends a file, new or again.
-    fn put(&self, url: usize, args: &[&str]) -> Value {
+    pub(crate) fn put(&self, url: usize, args: &[&str]) -> Value {
         let said = done(self.run(url, &[&["put", "--json", "--wait", "assembled"], args].concat()));
         serde_json::from_str(&said).unwrap()
     }
 
     /// Reads a file at both, and compares it.
-    fn reads(&self, id: &str, bytes: &[u8]) {
+    pub(crate) fn reads(&self, id: &str, bytes: &[u8]) {
         for (url, name) in NAMES.iter().enumerate() {
             let copy = format!("{id}-at-{name}");
-            done(self.run(url, &["get", id, "-o", &copy]));
+            done(self.run(url, &["get", id, "-o", &copy, "--force"]));
             assert!(std::fs::read(self.home.path(&copy)).unwrap() == bytes, "at {name}");
         }
     }
@@ -78,7 +78,7 @@ impl Site {
     }
 
     /// Waits until both reach each other.
-    async fn linked(&self) {
+    pub(crate) async fn linked(&self) {
         for (dc, peer) in [(0, "dc-b"), (1, "dc-a")] {
             let name = format!("sluice_peer_up{{dc=\"{}\",peer=\"{peer}\"}}", NAMES[dc]);
             let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
@@ -91,7 +91,7 @@ impl Site {
 }
 
 /// Sends chunks to both until each has acknowledged some, and gives up.
-async fn send_some(client: &Client, source: &Source, options: &UploadOptions) {
+pub(crate) async fn send_some(client: &Client, source: &Source, options: &UploadOptions) {
     let (sender, mut seen) = watch::channel([0u64; 2]);
     let observer = move |event: &Event| {
         if let Event::Acknowledged { dc, count, .. } = event {

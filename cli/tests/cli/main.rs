@@ -28,6 +28,7 @@ mod tenants;
 mod traces;
 mod transfer;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -80,7 +81,12 @@ impl Home {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        self.command_of(env!("CARGO_BIN_EXE_sluice"), args)
+    }
+
+    /// A command of another build of the binary.
+    fn command_of(&self, binary: impl AsRef<OsStr>, args: &[&str]) -> Command {
+        let mut command = Command::new(binary);
         command
             .args(args)
             .current_dir(self.dir.path())

@@ -2,18 +2,21 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
-use std::process::Child;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use sluice::ports::{ReservedPort, ReservedPorts};
-use sluice_client::{Client, ClientConfig, Event, Source, Token, UploadOptions, WaitFor};
+use sluice_client::{Client, ClientConfig, Event, Order, Source, Token, UploadOptions, WaitFor};
 use sluice_engine::hash::Root;
+use sluice_node::tls;
 use uuid::Uuid;
 
 use crate::fake::noise;
+use crate::lost_disk::send_some;
 use crate::{Ended, Home};
 
 const MIB: usize = 1 << 20;
@@ -97,13 +100,24 @@ impl Site {
         dc
     }
 
+    /// The same of another build of the binary.
+    fn start_of(&self, binary: &Path, name: &str) -> Running {
+        let config = format!("{name}.toml");
+        let (dc, said) = serving(self.home.command_of(binary, &["dc", "--config", &config, "--json"]));
+        assert_eq!(said["dc"], name, "{said}");
+        dc
+    }
+
     /// Starts a process from its file, and waits for what it says when it serves.
     pub(crate) fn begin(&self, verb: &str, file: &str) -> (Running, Value) {
-        let mut child =
-            self.home.command(&[verb, "--config", &format!("{file}.toml"), "--json"]).spawn().unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
-        (Running(child), serde_json::from_str(&line).unwrap_or_default())
+        serving(self.home.command(&[verb, "--config", &format!("{file}.toml"), "--json"]))
+    }
+
+    /// A client of all datacenters.
+    fn client(&self) -> Client {
+        let ca = std::fs::read(self.home.path("ca.pem")).unwrap();
+        let token = Token::new(&std::fs::read_to_string(self.home.path("token")).unwrap());
+        Client::new(ClientConfig::new(self.urls.clone(), token, ca)).unwrap()
     }
 
     /// The value of one of a datacenter's metrics, named with its labels.
@@ -116,6 +130,20 @@ impl Site {
     pub(crate) fn run(&self, url: usize, args: &[&str]) -> Ended {
         self.home.command(&[args, &["--url", &self.urls[url]]].concat()).output().unwrap().into()
     }
+}
+
+/// Begins a process, and waits for what it says when it serves.
+fn serving(mut command: Command) -> (Running, Value) {
+    let mut child = command.spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (Running(child), serde_json::from_str(&line).unwrap_or_default())
+}
+
+/// The binary of another version, which a process of the cluster may be.
+fn other_binary() -> PathBuf {
+    let named = std::env::var_os("SLUICE_OTHER_BINARY").expect("SLUICE_OTHER_BINARY names a binary");
+    std::fs::canonicalize(named).expect("a binary where SLUICE_OTHER_BINARY says")
 }
 
 /// A port of this machine.
@@ -160,9 +188,6 @@ async fn the_process_of_the_home_dies_for_good_and_another_takes_over() {
             }
         }
     };
-    let ca = std::fs::read(site.home.path("ca.pem")).unwrap();
-    let token = Token::new(&std::fs::read_to_string(site.home.path("token")).unwrap());
-    let client = Client::new(ClientConfig::new(site.urls.clone(), token, ca)).unwrap();
     let options = UploadOptions {
         id: Some(id),
         is_new: true,
@@ -170,7 +195,8 @@ async fn the_process_of_the_home_dies_for_good_and_another_takes_over() {
         wait: WaitFor::Assembled,
         ..UploadOptions::default()
     };
-    let sent = client.upload(&Source::memory(bytes.clone()), &options, Arc::new(observer)).await.unwrap();
+    let sent =
+        site.client().upload(&Source::memory(bytes.clone()), &options, Arc::new(observer)).await.unwrap();
     assert_eq!(sent.root, Root::of_bytes(&bytes));
     assert!(["dc-b", "dc-c"].contains(&sent.home.as_str()), "{}", sent.home);
     let of = |name: &str| -> BTreeSet<u64> {
@@ -200,6 +226,81 @@ async fn the_process_of_the_home_dies_for_good_and_another_takes_over() {
     }
     for name in ["dc-a", "dc-b", "dc-c"] {
         done(site.home.command(&["fsck", "--data", &format!("data/{name}")]).output().unwrap().into());
+    }
+}
+
+/// An upgrade, of one datacenter after the other. The path is a whole one:
+///
+///     SLUICE_OTHER_BINARY=/…/sluice cargo nextest run -p sluice --test cli --run-ignored only earlier_version
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "needs the binary of an earlier version, which SLUICE_OTHER_BINARY names"]
+async fn a_datacenter_of_an_earlier_version_works_beside_one_of_this_and_is_upgraded() {
+    tls::install_provider();
+    let other = other_binary();
+    let site = Site::new(&["dc-a", "dc-b"]);
+    let (a, b) = (site.start("dc-a"), site.start_of(&other, "dc-b"));
+    site.linked().await;
+    // Through each, to a home at each.
+    let send = |round: u64| -> Vec<(String, Vec<u8>)> {
+        let ways = (0..2).flat_map(|url| ["dc-a", "dc-b"].map(|home| (url, home)));
+        let sizes = ways.flat_map(|(url, home)| [999, 20 * MIB + 3].map(|len| (url, home, len)));
+        let put = |(number, (url, home, len)): (u64, (usize, &str, usize))| {
+            let (name, bytes) = (format!("file-{round}-{number}"), noise(round * 100 + number, len));
+            site.home.write(&name, &bytes);
+            let sent = site.put(url, &[&name, "--home", home]);
+            assert_eq!((&sent["state"], &sent["home"]), (&"assembled".into(), &home.into()), "{sent}");
+            (sent["id"].as_str().unwrap().to_owned(), bytes)
+        };
+        (0..).zip(sizes).map(put).collect()
+    };
+    let check = |files: &[(String, Vec<u8>)]| files.iter().for_each(|(id, bytes)| site.reads(id, bytes));
+    let before = send(1);
+    check(&before);
+    // A client of the earlier version, too.
+    for (url, (id, bytes)) in (0..2).zip(&before) {
+        let get = ["get", id, "-o", "copy", "--force", "--url", &site.urls[url]];
+        done(site.home.command_of(&other, &get).output().unwrap().into());
+        assert!(std::fs::read(site.home.path("copy")).unwrap() == *bytes, "{id}");
+    }
+    let put = ["put", "copy", "--wait", "assembled", "--url", &site.urls[0]];
+    let by_other = done(site.home.command_of(&other, &put).output().unwrap().into());
+    site.reads(by_other.trim(), &before[1].1);
+    // One that is not finished, and of which both have something.
+    let (half, bytes) = (Uuid::now_v7(), noise(3, 130 * MIB));
+    let (client, source) = (site.client(), Source::memory(bytes.clone()));
+    let options = UploadOptions {
+        id: Some(half),
+        home: Some("dc-b".into()),
+        order: Order::Shuffled { seed: 7, inside: true },
+        wait: WaitFor::Assembled,
+        ..UploadOptions::default()
+    };
+    send_some(&client, &source, &options).await;
+
+    b.stop();
+    let fsck = |name: &str, how: &[&str]| {
+        let data = format!("data/{name}");
+        done(site.home.command(&[&["fsck", "--data", &data], how].concat()).output().unwrap().into());
+    };
+    fsck("dc-b", &["--quick"]);
+    let b = site.start("dc-b");
+    site.linked().await;
+    check(&before);
+    let sent = client.upload(&source, &options, Arc::new(|_: &Event| {})).await.unwrap();
+    assert_eq!(sent.root, Root::of_bytes(&bytes));
+    site.reads(&half.to_string(), &bytes);
+    let after = send(2);
+    check(&after);
+    done(site.run(1, &["rm", &before[0].0, "--yes"]));
+    for url in 0..2 {
+        eventually("the end of it", || {
+            let ended = site.run(url, &["get", &before[0].0, "-o", "gone"]);
+            (ended.code == Some(3)).then_some(())
+        });
+    }
+    for (dc, name) in [(a, "dc-a"), (b, "dc-b")] {
+        dc.stop();
+        fsck(name, &[]);
     }
 }
 
