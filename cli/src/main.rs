@@ -5,6 +5,7 @@
 
 mod admin;
 mod app;
+mod certificates;
 mod command;
 mod config;
 mod context;

@@ -17,6 +17,7 @@ use sluice_node::material::ClusterMaterial;
 use sluice_node::telemetry;
 use sluice_redis::RedisConfig;
 
+use crate::certificates;
 use crate::failure::Failure;
 use crate::kept::{self, Store};
 use crate::length::{Length, Takeover};
@@ -176,6 +177,7 @@ impl DcFile {
             let hint = format!("`sluice admin key make` makes {} for this datacenter", self.dc);
             return Err(Failure::usage("configuration", message, hint).into());
         }
+        certificates::check(&material, &self.keys)?;
         Ok((material, dc, peers, others))
     }
 

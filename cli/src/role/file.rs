@@ -19,6 +19,7 @@ use sluice_node::telemetry;
 use sluice_store::FsOptions;
 use sluice_worker::WorkerSettings;
 
+use crate::certificates;
 use crate::failure::Failure;
 use crate::kept::{self, Store};
 use crate::length::{Length, Takeover};
@@ -345,6 +346,7 @@ impl RoleFile {
             let hint = format!("`sluice admin key make` makes roles/{name}/{} for it", self.role());
             return Err(Failure::usage("keys", format!("{}: {error}", keys.display()), hint).into());
         }
+        certificates::check(&material, keys)?;
         let (password, ca) = (of_all!(self, redis_password), of_all!(self, redis_ca));
         let redis = settings::redis(of_all!(self, redis).as_deref(), password.as_deref(), ca.as_deref())?;
         let clock = SystemClock::shared();

@@ -32,7 +32,7 @@ use arc_swap::ArcSwap;
 use rustls::pki_types::CertificateDer;
 use sluice_engine::ids::{DcId, Timestamp};
 use sluice_engine::keys::{ClusterTag, KeyRing, Purpose, SigningKey};
-use sluice_engine::limits::MAX_DCS;
+use sluice_engine::limits::{CLOCK_TOLERANCE_MS, MAX_DCS};
 use sluice_engine::share::Shares;
 use tokio::sync::watch;
 
@@ -119,6 +119,41 @@ pub enum MaterialError {
     },
 }
 
+/// Why a certificate is of no use to whoever shows it.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CertificateError {
+    /// Its time is over.
+    #[error("the certificate of {whose} in {path} has expired")]
+    Expired {
+        /// Whose.
+        whose: String,
+        /// The file that it is in.
+        path: PathBuf,
+        /// The last moment at which it was good.
+        since: Timestamp,
+    },
+    /// Its time has not come.
+    #[error("the certificate of {whose} in {path} is not valid yet")]
+    NotYet {
+        /// Whose.
+        whose: String,
+        /// The file that it is in.
+        path: PathBuf,
+        /// The first moment at which it is good.
+        from: Timestamp,
+    },
+    /// Others refuse it whatever the time is.
+    #[error("the certificate of {whose} in {path} is accepted by nobody: {reason}")]
+    Refused {
+        /// Whose.
+        whose: String,
+        /// The file that it is in.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
 /// What belongs to one datacenter, beside its keys.
 #[derive(Clone)]
 struct DcMaterial {
@@ -151,7 +186,7 @@ impl ClusterMaterial {
     pub fn generate(name: &str, dcs: &[(DcId, &str)]) -> Result<Self, MaterialError> {
         check_name("cluster name", name)?;
         check_dcs(dcs.iter().map(|(dc, name)| (*dc, *name)))?;
-        issue::generate(name, dcs)
+        issue::generate(name, dcs, SystemClock.now())
     }
 
     /// The same for a cluster that divides its slots into so many shares, in every datacenter.
@@ -247,15 +282,21 @@ impl ClusterMaterial {
 
     /// The same with new certificates, and new keys of these. It takes the key of the CA.
     pub fn reissued(&self) -> Result<Self, MaterialError> {
-        let reissued = issue::reissue(self)?;
-        reissued.check_chains(SystemClock.now())?;
+        self.reissued_at(SystemClock.now())
+    }
+
+    /// The same as if it were another time: long ago, and the certificates have expired by now.
+    pub fn reissued_at(&self, now: Timestamp) -> Result<Self, MaterialError> {
+        let reissued = issue::reissue(self, now)?;
+        reissued.check_chains(now)?;
         Ok(reissued)
     }
 
     /// The same one step on in the rotation of each of these kinds of keys. It takes all secrets.
     pub fn rotated(&self, kinds: &[KeyKind]) -> Result<Self, MaterialError> {
-        let rotated = issue::rotate(self, kinds)?;
-        rotated.check_chains(SystemClock.now())?;
+        let now = SystemClock.now();
+        let rotated = issue::rotate(self, kinds, now)?;
+        rotated.check_chains(now)?;
         Ok(rotated)
     }
 
@@ -279,9 +320,9 @@ impl ClusterMaterial {
         held.set.check_followed_by(&keys.set)?;
         let set = keys.set.clone().no_more_than(&held.set);
         let mut pairs = Vec::new();
-        for (name, mine) in self.identities() {
-            let new = fresh.identities().find(|(other, _)| *other == name);
-            let (_, new) = new.ok_or_else(|| MaterialError::Absent(name.clone()))?;
+        for (name, _, mine) in self.identities() {
+            let new = fresh.identities().find(|(other, ..)| *other == name);
+            let (.., new) = new.ok_or_else(|| MaterialError::Absent(name.clone()))?;
             let is_other = mine.chain() != new.chain();
             if is_other || set != held.set {
                 fresh.check_chain(name, new, now)?;
@@ -301,13 +342,37 @@ impl ClusterMaterial {
     }
 
     fn check_chains(&self, now: Timestamp) -> Result<(), MaterialError> {
-        self.identities().try_for_each(|(name, new)| self.check_chain(name, new, now))
+        self.identities().try_for_each(|(name, _, new)| self.check_chain(name, new, now))
     }
 
     fn check_chain(&self, whose: String, new: &Identity, now: Timestamp) -> Result<(), MaterialError> {
-        let mutual = whose != self.edge_tls_name();
-        tls::check_chain(&self.trust(), &whose, mutual, &new.chain(), now)
-            .map_err(|reason| MaterialError::Renewal { whose, reason })
+        self.accepts(&whose, &new.chain(), now).map_err(|reason| MaterialError::Renewal { whose, reason })
+    }
+
+    /// Whether whoever has this material takes a chain for the certificate of this name; if not, why.
+    fn accepts(&self, whose: &str, chain: &[CertificateDer<'static>], now: Timestamp) -> Result<(), String> {
+        tls::check_chain(&self.trust(), whose, whose != self.edge_tls_name(), chain, now)
+    }
+
+    /// Whether others take every certificate that is held, at `now`. One that begins a moment later is taken for good, since
+    /// clocks differ. The material is that of `directory`, whose file is named.
+    pub fn check_certificates(&self, directory: &Path, now: Timestamp) -> Result<(), CertificateError> {
+        let moment = |secs: u64| Timestamp::new(secs.saturating_mul(1000));
+        for (whose, file, identity) in self.identities() {
+            let (path, chain) = (disk::found(directory.join(file)), identity.chain());
+            let until = chain.iter().filter_map(tls::not_after).min();
+            if let Some(until) = until.filter(|until| *until < now.number() / 1000) {
+                return Err(CertificateError::Expired { whose, path, since: moment(until) });
+            }
+            let from = chain.iter().filter_map(tls::not_before).max();
+            let from = from.map_or(now, moment);
+            if from > now.plus(CLOCK_TOLERANCE_MS) {
+                return Err(CertificateError::NotYet { whose, path, from });
+            }
+            let accepted = self.accepts(&whose, &chain, now.max(from));
+            accepted.map_err(|reason| CertificateError::Refused { whose, path, reason })?;
+        }
+        Ok(())
     }
 
     fn check_same(&self, other: &Self) -> Result<(), MaterialError> {
@@ -322,12 +387,19 @@ impl ClusterMaterial {
         }
     }
 
-    /// Every certificate that is held, with the name that it is for.
-    fn identities(&self) -> impl Iterator<Item = (String, &Identity)> {
-        let edge = self.edge.iter().map(|identity| (self.edge_tls_name(), identity));
+    /// Every certificate that is held: the name that it is for, the file that it is kept in, and itself.
+    fn identities(&self) -> impl Iterator<Item = (String, PathBuf, &Identity)> {
+        let edge = self.edge.iter();
+        let edge = edge.map(|identity| (self.edge_tls_name(), disk::chain_file(None, "edge"), identity));
         edge.chain(self.dcs.iter().flat_map(|(dc, part)| {
-            let peer = part.peer.iter().map(|identity| (self.peer_tls_name(*dc), identity));
-            peer.chain(part.roles.iter().map(|(role, identity)| (self.role_tls_name(*dc, *role), identity)))
+            let peer = part
+                .peer
+                .iter()
+                .map(|identity| (self.peer_tls_name(*dc), disk::chain_file(Some(*dc), "peer"), identity));
+            peer.chain(part.roles.iter().map(|(role, identity)| {
+                let file = disk::chain_file(Some(*dc), role.name());
+                (self.role_tls_name(*dc, *role), file, identity)
+            }))
         }))
     }
 

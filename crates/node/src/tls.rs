@@ -362,16 +362,29 @@ pub(crate) fn is_trusted(trust: &Trust, chain: &[CertificateDer<'static>], now: 
 
 /// When a certificate expires, in seconds since 1970: what a verifier says of it at the end of time.
 pub(crate) fn not_after(certificate: &CertificateDer<'_>) -> Option<u64> {
-    let end = UnixTime::since_unix_epoch(Duration::from_secs(u64::from(u32::MAX) << 4));
+    match refused_at(certificate, Duration::from_secs(u64::from(u32::MAX) << 4))? {
+        webpki::Error::CertExpired { not_after, .. } => Some(not_after.as_secs()),
+        _ => None,
+    }
+}
+
+/// From when on a certificate counts, in seconds since 1970: what a verifier says of it at the beginning of time.
+pub(crate) fn not_before(certificate: &CertificateDer<'_>) -> Option<u64> {
+    match refused_at(certificate, Duration::ZERO)? {
+        webpki::Error::CertNotValidYet { not_before, .. } => Some(not_before.as_secs()),
+        _ => None,
+    }
+}
+
+/// Why a certificate does not count at a time since 1970.
+fn refused_at(certificate: &CertificateDer<'_>, time: Duration) -> Option<webpki::Error> {
+    let time = UnixTime::since_unix_epoch(time);
     let algorithms = provider().signature_verification_algorithms.all;
     // Nobody is believed for it: the certificate vouches for itself, and the answer is never yes.
     let anchor = webpki::anchor_from_trusted_cert(certificate).ok()?;
     let entity = EndEntityCert::try_from(certificate).ok()?;
     let usage = webpki::KeyUsage::server_auth();
-    match entity.verify_for_usage(algorithms, &[anchor], &[], end, usage, None, None) {
-        Err(webpki::Error::CertExpired { not_after, .. }) => Some(not_after.as_secs()),
-        Ok(_) | Err(_) => None,
-    }
+    entity.verify_for_usage(algorithms, &[anchor], &[], time, usage, None, None).err()
 }
 
 /// Ticket keys that every datacenter derives from the cluster's secret, so that a client resumes at any of them.

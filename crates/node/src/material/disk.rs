@@ -329,6 +329,16 @@ fn dc_directory(dc: DcId) -> String {
     format!("dc-{}", dc.number())
 }
 
+/// The file of a chain in a directory of material: of a datacenter, or of all.
+pub(super) fn chain_file(dc: Option<DcId>, name: &str) -> PathBuf {
+    dc.map(dc_directory).map_or_else(PathBuf::new, PathBuf::from).join(format!("{name}.pem"))
+}
+
+/// Where such a file is, also where there are no directories.
+pub(super) fn found(path: PathBuf) -> PathBuf {
+    without_directory(&path).unwrap_or(path)
+}
+
 fn pem(tag: &str, der: &[u8]) -> String {
     let config = pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF);
     pem::encode_config(&pem::Pem::new(tag, der), config)
@@ -460,8 +470,10 @@ fn is_seed_of(seed: &[u8; 32], public: &[u8; 32]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::CertificateError;
     use super::*;
     use crate::clock::{Clock as _, SystemClock};
+    use sluice_engine::ids::Timestamp;
     use std::os::unix::fs::PermissionsExt;
 
     const A: DcId = DcId::new(1);
@@ -606,6 +618,50 @@ mod tests {
         let loaded = load(place.path(), true).unwrap();
         assert!(moved > 4 && loaded.peer_identity(A).is_ok() && loaded.command_key(A).is_ok());
         assert!(loaded.role_identity(A, Role::Worker).is_ok() && loaded.peer_identity(B).is_err());
+    }
+
+    #[test]
+    fn certificates_that_are_of_no_use_are_named_with_their_file() {
+        const YEAR_MS: u64 = 365 * 86_400_000;
+        const HOUR_MS: u64 = 3_600_000;
+        let (made, now) = (material(), SystemClock.now());
+        let at = Path::new("/nowhere");
+        assert_eq!(made.check_certificates(at, now), Ok(()));
+        let long_ago = Timestamp::new(now.number() - 11 * YEAR_MS);
+        let expired = |part: ClusterMaterial, at: &Path| match part.check_certificates(at, now) {
+            Err(CertificateError::Expired { whose, path, since }) => {
+                assert!(since < now && since.number() > now.number() - 2 * YEAR_MS, "{since}");
+                (whose, path)
+            }
+            other => panic!("{other:?}"),
+        };
+        let old = made.reissued_at(long_ago).unwrap();
+        let edge = ("edge.test.sluice".to_owned(), at.join("edge.pem"));
+        assert_eq!(expired(old.only(A).unwrap(), at), edge);
+        let worker = old.only_role(B, Role::Worker).unwrap();
+        let whose = "worker.dc-2.test.sluice".to_owned();
+        let place = tempfile::tempdir().unwrap();
+        fs::create_dir(place.path().join("dc-2")).unwrap();
+        assert_eq!(
+            expired(worker.clone(), place.path()),
+            (whose.clone(), place.path().join("dc-2/worker.pem"))
+        );
+        assert_eq!(
+            expired(worker, at),
+            (whose, at.join("dc-2.worker.pem")),
+            "where there are no directories"
+        );
+
+        // They are good from an hour before they are made; clocks may differ by a minute.
+        let ahead = |ms| made.reissued_at(now.plus(HOUR_MS + ms)).unwrap().check_certificates(at, now);
+        assert_eq!(ahead(30_000), Ok(()));
+        let early = ahead(90_000);
+        assert!(matches!(&early, Err(CertificateError::NotYet { from, .. }) if *from > now), "{early:?}");
+
+        // Of another CA.
+        let mixed = ClusterMaterial { keys: material().keys, ..made };
+        let refused = mixed.check_certificates(at, now);
+        assert!(matches!(&refused, Err(CertificateError::Refused { .. })), "{refused:?}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use rcgen::{
@@ -12,7 +12,7 @@ use rcgen::{
 use ring::rand::SystemRandom;
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use sluice_engine::ids::{DcId, KeyId};
+use sluice_engine::ids::{DcId, KeyId, Timestamp};
 use sluice_engine::share::Shares;
 use webpki::EndEntityCert;
 
@@ -32,8 +32,12 @@ fn failed(what: &'static str) -> impl Fn(rcgen::Error) -> MaterialError {
     move |error| MaterialError::Issue { what, reason: error.to_string() }
 }
 
-pub(super) fn generate(name: &str, dcs: &[(DcId, &str)]) -> Result<ClusterMaterial, MaterialError> {
-    let (ca, mut ids) = (new_ca(name)?, Vec::new());
+pub(super) fn generate(
+    name: &str,
+    dcs: &[(DcId, &str)],
+    now: Timestamp,
+) -> Result<ClusterMaterial, MaterialError> {
+    let (ca, mut ids) = (new_ca(name, now)?, Vec::new());
     let mut signing = BTreeMap::new();
     for (dc, _) in dcs {
         let (commands, contexts) = (new_signing(&mut ids)?, new_signing(&mut ids)?);
@@ -57,21 +61,21 @@ pub(super) fn generate(name: &str, dcs: &[(DcId, &str)]) -> Result<ClusterMateri
         keys: Arc::new(ArcSwap::from_pointee(Keys::new(name, set)?)),
         changes: Arc::default(),
     };
-    reissue(&material)
+    reissue(&material, now)
 }
 
-/// The same with new certificates, of the CA that issues now.
-pub(super) fn reissue(material: &ClusterMaterial) -> Result<ClusterMaterial, MaterialError> {
+/// The same with certificates that are new at `now`, of the CA that issues.
+pub(super) fn reissue(material: &ClusterMaterial, now: Timestamp) -> Result<ClusterMaterial, MaterialError> {
     let keys = material.keys.load();
     let ca_key = keys.set.ca.current.key.as_ref().ok_or_else(|| MaterialError::Absent("the CA".into()))?;
     let ca_key = KeyPair::try_from(&ca_key.0[..]).map_err(failed("the CA's key"))?;
     // Who issues is known by its name and key; what else is in the certificate of the CA is not copied.
-    let params = ca_parameters(&material.name)?;
+    let params = ca_parameters(&material.name, now)?;
     let issuer = Issuer::from_params(&params, &ca_key);
     let mut reissued =
-        ClusterMaterial { edge: Some(issue_edge(&issuer, &material.name)?), ..material.clone() };
+        ClusterMaterial { edge: Some(issue_edge(&issuer, &material.name, now)?), ..material.clone() };
     for (dc, part) in &mut reissued.dcs {
-        let (peer, roles) = issue_dc(&issuer, &material.name, *dc)?;
+        let (peer, roles) = issue_dc(&issuer, &material.name, *dc, now)?;
         (part.peer, part.roles) = (Some(peer), roles);
     }
     Ok(reissued)
@@ -81,6 +85,7 @@ pub(super) fn reissue(material: &ClusterMaterial) -> Result<ClusterMaterial, Mat
 pub(super) fn rotate(
     material: &ClusterMaterial,
     kinds: &[KeyKind],
+    now: Timestamp,
 ) -> Result<ClusterMaterial, MaterialError> {
     let mut kinds = kinds.to_vec();
     kinds.sort_unstable();
@@ -107,7 +112,7 @@ pub(super) fn rotate(
                     let tickets = tickets.ok_or_else(|| MaterialError::Absent("the TLS tickets".into()))?;
                     tickets.step(stage, || Ok::<_, MaterialError>(random_bytes()))?;
                 }
-                KeyKind::Ca => keys.ca.step(stage, || new_ca(name))?,
+                KeyKind::Ca => keys.ca.step(stage, || new_ca(name, now))?,
             }
             match stage {
                 None => keys.stages.insert(*kind, Stage::Next),
@@ -120,12 +125,12 @@ pub(super) fn rotate(
     })?;
     // From when a CA issues, all that is shown is its.
     let issues_anew = rotated.stage(KeyKind::Ca) == Some(Stage::Previous) && kinds.contains(&KeyKind::Ca);
-    if issues_anew { reissue(&rotated) } else { Ok(rotated) }
+    if issues_anew { reissue(&rotated, now) } else { Ok(rotated) }
 }
 
-fn new_ca(name: &str) -> Result<Ca, MaterialError> {
+fn new_ca(name: &str, now: Timestamp) -> Result<Ca, MaterialError> {
     let key = KeyPair::generate().map_err(failed("the CA's key"))?;
-    let certificate = ca_parameters(name)?.self_signed(&key).map_err(failed("the CA"))?.der().clone();
+    let certificate = ca_parameters(name, now)?.self_signed(&key).map_err(failed("the CA"))?.der().clone();
     Ok(Ca { certificate, key: Some(PrivateKey(key.serialize_der())) })
 }
 
@@ -145,14 +150,14 @@ fn new_token_key(name: &str) -> Result<TokenKey, MaterialError> {
     Ok(TokenKey { public: mint.public(), secret: Some(PrivateKey(pkcs8.as_ref().to_vec())) })
 }
 
-fn ca_parameters(name: &str) -> Result<CertificateParams, MaterialError> {
-    let mut params = parameters(&[], &format!("Sluice CA of {name}"))?;
+fn ca_parameters(name: &str, now: Timestamp) -> Result<CertificateParams, MaterialError> {
+    let mut params = parameters(&[], &format!("Sluice CA of {name}"), now)?;
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     Ok(params)
 }
 
-fn issue_edge(issuer: &Issuer<'_, &KeyPair>, name: &str) -> Result<Identity, MaterialError> {
+fn issue_edge(issuer: &Issuer<'_, &KeyPair>, name: &str, now: Timestamp) -> Result<Identity, MaterialError> {
     // Below the one name each datacenter can have one of its own, so that clients can tell them apart.
     let names = [
         format!("edge.{name}.sluice"),
@@ -161,7 +166,7 @@ fn issue_edge(issuer: &Issuer<'_, &KeyPair>, name: &str) -> Result<Identity, Mat
         "127.0.0.1".into(),
         "::1".into(),
     ];
-    issue(issuer, &names, &[ExtendedKeyUsagePurpose::ServerAuth])
+    issue(issuer, &names, &[ExtendedKeyUsagePurpose::ServerAuth], now)
 }
 
 /// A datacenter's certificates: towards its peers, and of each of its roles.
@@ -169,16 +174,21 @@ fn issue_dc(
     issuer: &Issuer<'_, &KeyPair>,
     name: &str,
     dc: DcId,
+    now: Timestamp,
 ) -> Result<(Identity, BTreeMap<Role, Identity>), MaterialError> {
     let usages = [ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-    let peer = issue(issuer, &[peer_tls_name(name, dc)], &usages)?;
-    let role = |role| Ok((role, issue(issuer, &[role_tls_name(name, dc, role)], &usages)?));
+    let peer = issue(issuer, &[peer_tls_name(name, dc)], &usages, now)?;
+    let role = |role| Ok((role, issue(issuer, &[role_tls_name(name, dc, role)], &usages, now)?));
     Ok((peer, Role::ALL.into_iter().map(role).collect::<Result<_, MaterialError>>()?))
 }
 
-fn parameters(names: &[String], common_name: &str) -> Result<CertificateParams, MaterialError> {
+fn parameters(
+    names: &[String],
+    common_name: &str,
+    now: Timestamp,
+) -> Result<CertificateParams, MaterialError> {
     let mut params = CertificateParams::new(names).map_err(failed("a certificate"))?;
-    let now = SystemTime::now();
+    let now: SystemTime = UNIX_EPOCH + Duration::from_millis(now.number());
     params.not_before = (now - BACKDATED).into();
     params.not_after = (now + LIFETIME).into();
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -190,10 +200,11 @@ fn issue(
     issuer: &Issuer<'_, &KeyPair>,
     names: &[String],
     usages: &[ExtendedKeyUsagePurpose],
+    now: Timestamp,
 ) -> Result<Identity, MaterialError> {
     let key = KeyPair::generate().map_err(failed("a certificate's key"))?;
     let common_name = names.first().map_or("", String::as_str);
-    let mut params = parameters(names, common_name)?;
+    let mut params = parameters(names, common_name, now)?;
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = usages.to_vec();
     params.use_authority_key_identifier_extension = true;
@@ -228,17 +239,17 @@ mod tests {
     #[test]
     fn a_renewal_takes_only_what_everyone_accepts() {
         use ExtendedKeyUsagePurpose::{ClientAuth, ServerAuth};
-        let me = DcId::new(1);
-        let material = generate("test", &[(me, "dc-a")]).unwrap();
+        let (me, now) = (DcId::new(1), SystemClock.now());
+        let material = generate("test", &[(me, "dc-a")], now).unwrap();
         let ca_key = material.keys.load().set.ca.current.key.clone().unwrap();
         let ca_key = KeyPair::try_from(&ca_key.0[..]).unwrap();
-        let params = ca_parameters("test").unwrap();
+        let params = ca_parameters("test", now).unwrap();
         let issuer = Issuer::from_params(&params, &ca_key);
         let renew = |names: &[&str], usages: &[ExtendedKeyUsagePurpose]| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
             let mut fresh = material.clone();
-            fresh.dcs.get_mut(&me).unwrap().peer = Some(issue(&issuer, &names, usages).unwrap());
-            material.renew(&fresh, SystemClock.now())
+            fresh.dcs.get_mut(&me).unwrap().peer = Some(issue(&issuer, &names, usages, now).unwrap());
+            material.renew(&fresh, now)
         };
         let name = "dc-1.peer.test.sluice";
         for (names, usages) in [
@@ -253,10 +264,10 @@ mod tests {
         assert_eq!(renew(&[name], &[ServerAuth, ClientAuth]).unwrap(), 1);
 
         // Keys of another CA under this one's certificate.
-        let other = generate("test", &[(me, "dc-a")]).unwrap();
+        let other = generate("test", &[(me, "dc-a")], now).unwrap();
         let foreign = other.keys.load().set.ca.current.key.clone();
         let mixed = material.clone().with_keys(|keys| keys.ca.current.key = foreign).unwrap();
         assert!(matches!(mixed.reissued(), Err(MaterialError::Renewal { .. })));
-        assert_eq!(other.reissued().unwrap().renew(&other, SystemClock.now()).unwrap(), 2 + Role::ALL.len());
+        assert_eq!(other.reissued().unwrap().renew(&other, now).unwrap(), 2 + Role::ALL.len());
     }
 }
