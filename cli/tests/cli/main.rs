@@ -9,6 +9,7 @@ mod fake;
 mod interpreter;
 
 mod bucket;
+mod certificates;
 mod cluster;
 mod connections;
 mod divided;

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, ChildStderr, Command};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -36,6 +37,42 @@ impl Running {
     pub(crate) fn kill(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+
+    /// What it logs.
+    pub(crate) fn log(&mut self) -> Log {
+        Log::of(self.0.stderr.take().unwrap())
+    }
+}
+
+/// The lines that a process logs, as they come.
+pub(crate) struct Log {
+    lines: Arc<Mutex<Vec<String>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Log {
+    fn of(stderr: ChildStderr) -> Self {
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let read = lines.clone();
+        let reader = std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                read.lock().unwrap().push(line);
+            }
+        });
+        Self { lines, reader }
+    }
+
+    /// How many lines there are so far that have all of these words.
+    pub(crate) fn count(&self, words: &[&str]) -> usize {
+        let lines = self.lines.lock().unwrap();
+        lines.iter().filter(|line| words.iter().all(|word| line.contains(word))).count()
+    }
+
+    /// All lines of a process that has ended.
+    pub(crate) fn ended(self) -> Vec<String> {
+        self.reader.join().unwrap();
+        std::mem::take(&mut self.lines.lock().unwrap())
     }
 }
 

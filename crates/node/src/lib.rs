@@ -23,6 +23,7 @@ pub mod rate;
 pub mod role;
 pub mod secure;
 pub mod shutdown;
+pub mod strangers;
 pub mod tcp;
 pub mod telemetry;
 pub mod tls;

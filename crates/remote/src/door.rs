@@ -17,6 +17,7 @@ use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
 use sluice_node::secure::{Readers, Secure};
 use sluice_node::shutdown::Shutdown;
+use sluice_node::strangers::Strangers;
 use sluice_node::tcp;
 use sluice_node::tls::{self, TlsError};
 use tokio::net::{TcpListener, TcpStream};
@@ -112,7 +113,8 @@ impl Door {
         };
         let own = answers.into_iter().map(|(caller, answers)| (caller, pay(answers))).collect();
         let passed = self.passed.into_iter().map(|(caller, answers)| (caller, pay(answers))).collect();
-        let answers = Arc::new(Table { own, passed });
+        let strangers = Strangers::at(self.who.role.name());
+        let answers = Arc::new(Table { own, passed, strangers });
         let owner = tasks.clone();
         tasks.spawn(async move {
             let (readers, room) = (Readers::default(), Concurrency::new("connections", CONNECTIONS));
@@ -148,19 +150,22 @@ struct Table {
     own: BTreeMap<Role, (Router, Shutdown)>,
     /// To those of other datacenters that pass something on.
     passed: BTreeMap<Role, (Router, Shutdown)>,
+    /// Who got no answer.
+    strangers: Strangers,
 }
 
 /// A connection after its handshake, and what is answered on it; `None` if that is nothing.
 async fn greeted(
     stream: TcpStream,
     (tls, readers, who): (Arc<ServerConfig>, Readers, Who),
-    answers: &Table,
+    Table { own, passed, strangers }: &Table,
 ) -> Option<(Secure<TcpStream>, (Router, Shutdown))> {
+    let from = stream.peer_addr().ok();
     let _ = tcp::watch_over(&stream);
     let stream = match tokio::time::timeout(HANDSHAKE, Secure::accept(stream, tls, readers)).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(error)) => {
-            tracing::debug!(%error, "a caller's handshake failed");
+            strangers.failed(from, &error);
             return None;
         }
         Err(_) => return None,
@@ -168,17 +173,18 @@ async fn greeted(
     match tls::peer_role(&who.material, stream.peer_certificates()) {
         Ok((dc, caller)) => {
             let answers = if dc == who.dc {
-                answers.own.get(&caller).filter(|_| who.role.answers(caller))
+                own.get(&caller).filter(|_| who.role.answers(caller))
             } else {
-                answers.passed.get(&caller).filter(|_| who.role.takes_from(caller))
+                passed.get(&caller).filter(|_| who.role.takes_from(caller))
             };
             if answers.is_none() {
-                tracing::warn!(%dc, %caller, role = %who.role, "a role called that has nothing to ask here");
+                let whose = format!("the certificate is that of {caller} in {dc}");
+                strangers.turned_away("a role called that has nothing to ask here", from, &whose);
             }
             answers.map(|answers| (stream, answers.clone()))
         }
         Err(error) => {
-            tracing::warn!(%error, "a caller's certificate names no role of this cluster");
+            strangers.turned_away("a caller's certificate names no role of this cluster", from, &error);
             None
         }
     }

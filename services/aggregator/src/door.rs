@@ -29,6 +29,7 @@ use sluice_node::budget::Concurrency;
 use sluice_node::listener;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::shutdown::Shutdown;
+use sluice_node::strangers::Strangers;
 use sluice_node::telemetry::{self, Served, Whence};
 use sluice_node::tls;
 use sluice_proto::peer::peer_server::{self, PeerServer};
@@ -58,6 +59,9 @@ pub(crate) const SHARE: &str = "sluice-share";
 
 /// Connections at once for each share: each peer has two, and restarts overlap.
 const MAX_CONNECTIONS: usize = 4 * sluice_engine::limits::MAX_DCS;
+
+/// Why somebody whom TLS lets in is turned away.
+const NO_PEER: &str = "a peer's certificate names no other datacenter of this cluster";
 
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -129,6 +133,8 @@ struct Shared {
     pulls: Arc<Semaphore>,
     /// Whoever has a share in this process, while it lives.
     owners: RwLock<BTreeMap<Share, Weak<AggregatorService>>>,
+    /// Who is no peer.
+    strangers: Strangers,
     tasks: Shutdown,
 }
 
@@ -153,6 +159,7 @@ impl PeerPort {
             units: Arc::default(),
             pulls: Arc::new(Semaphore::new(carry::PULLS)),
             owners: RwLock::default(),
+            strangers: Strangers::at("peer"),
             tasks: tasks.clone(),
         };
         let this = Self(Arc::new(shared));
@@ -221,12 +228,13 @@ impl PeerPort {
     }
 
     async fn connection(self, acceptor: TlsAcceptor, stream: TcpStream) {
-        let Shared { dc: me, material, tasks, .. } = &*self.0;
+        let Shared { dc: me, material, strangers, tasks, .. } = &*self.0;
+        let from = stream.peer_addr().ok();
         let _ = stream.set_nodelay(true);
         let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
-                debug!(%error, "a peer's handshake failed");
+                strangers.failed(from, &error);
                 return;
             }
             Err(_) => {
@@ -236,10 +244,8 @@ impl PeerPort {
         };
         let caller = match tls::peer_dc(material, stream.get_ref().1.peer_certificates()) {
             Ok(dc) if dc != *me => Caller(dc),
-            Ok(_) | Err(_) => {
-                warn!("a peer's certificate names no other datacenter of this cluster");
-                return;
-            }
+            Ok(_) => return strangers.turned_away(NO_PEER, from, &"it names this one"),
+            Err(error) => return strangers.turned_away(NO_PEER, from, &error),
         };
         let shown = stream.get_ref().1.peer_certificates().map(<[_]>::to_vec);
         let dc: Arc<str> = material.dc_name(*me).unwrap_or_default().into();
