@@ -11,7 +11,8 @@ use sluice_engine::command::{COMMAND_LEN, Command, DropReason, Statement};
 use sluice_engine::ids::{DcId, Incarnation, Sequence, Timestamp};
 use sluice_engine::share::Shares;
 use sluice_node::material::ClusterMaterial;
-use sluice_node::tls;
+use sluice_node::role::Role;
+use sluice_node::tls::{self, PeerError};
 use sluice_proto::http::State;
 use sluice_proto::peer::peer_client::PeerClient;
 use sluice_proto::peer::{Hello, LinkFrame, RecordRequest};
@@ -20,10 +21,11 @@ use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::bed::{A, B, Bed, C, MIB, TENANT, chunk, eventually, noise};
+use crate::bed::{A, B, Bed, C, MIB, PATIENCE, TENANT, chunk, eventually, noise};
 use crate::scale::resident;
 
 /// Opens the peer port of dc-a with this material, as this datacenter.
@@ -88,6 +90,58 @@ async fn a_certificate_of_another_ca_and_a_false_name_are_refused() {
     assert!(b.record(request).await.is_ok(), "dc-b may ask");
     let refused = link(&mut b, C).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::PermissionDenied, "{refused}");
+    assert!(link(&mut b, B).await.is_ok());
+}
+
+/// Whether the peer port of dc-a says anything to whoever dials with this; if not, why.
+async fn greeted(bed: &Bed, config: &ClientConfig) -> Result<u8, String> {
+    let mut config = config.clone();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let address = bed.cluster.config(A).unwrap().ports.peer.address();
+    let name = tls::peer_name(bed.material(), A).unwrap();
+    let stream = TcpStream::connect(address).await.unwrap();
+    let mut stream =
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(|e| e.to_string())?;
+    let first = tokio::time::timeout(PATIENCE, stream.read_u8()).await.expect("an answer or an end");
+    first.map_err(|error| error.to_string())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_role_speaks_for_a_datacenter_and_none_that_the_cluster_does_not_list_speaks_at_all() {
+    // The same CA has vouched for dc-c, which was taken out of the list.
+    let all = ClusterMaterial::generate("test", &[(A, "dc-a"), (B, "dc-b"), (C, "dc-c")]).unwrap();
+    let keys = tempfile::tempdir().unwrap();
+    all.save(keys.path()).unwrap();
+    let index = keys.path().join("cluster.json");
+    let mut known: serde_json::Value = serde_json::from_slice(&std::fs::read(&index).unwrap()).unwrap();
+    known["dcs"].as_array_mut().unwrap().retain(|dc| dc["name"] != "dc-c");
+    std::fs::write(&index, known.to_string()).unwrap();
+    let listed = ClusterMaterial::load(keys.path()).unwrap();
+    assert_eq!(listed.dcs().collect::<Vec<_>>(), [(A, "dc-a"), (B, "dc-b")]);
+    let mut bed = Bed::of(listed, DatacenterSettings::default());
+    bed.cluster.start(A).await.unwrap();
+    let id = bed.create(A, MIB).await;
+
+    assert!(greeted(&bed, &tls::peer_client(&all, B).unwrap()).await.is_ok(), "dc-b");
+    for dc in [A, B, C] {
+        for role in Role::ALL {
+            let kept_out = greeted(&bed, &tls::role_client(&all, dc, role).unwrap()).await.unwrap_err();
+            assert!(kept_out.contains("close_notify"), "{role} of {dc}: {kept_out}");
+            let shown = all.role_identity(dc, role).unwrap().chain();
+            assert_eq!(tls::peer_dc(bed.material(), Some(&shown)), Err(PeerError::Name), "{role} of {dc}");
+        }
+    }
+    let shown = all.peer_identity(C).unwrap().chain();
+    assert_eq!(tls::peer_dc(bed.material(), Some(&shown)), Err(PeerError::Name));
+    for dc in [A, C] {
+        let kept_out = greeted(&bed, &tls::peer_client(&all, dc).unwrap()).await.unwrap_err();
+        assert!(kept_out.contains("close_notify"), "{dc}: {kept_out}");
+    }
+    // Nothing has come of it.
+    let status: sluice_proto::http::FileStatus = bed.get(A, &format!("/files/{id}"), &[]).await.json();
+    assert_eq!(status.state, State::Receiving);
+    bed.put_ok(A, id, 0, noise(72, MIB)).await;
+    let mut b = dial(&bed, &all, B).await.unwrap();
     assert!(link(&mut b, B).await.is_ok());
 }
 

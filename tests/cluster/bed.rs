@@ -114,10 +114,14 @@ impl Bed {
 
     /// The same whose slots are divided into so many shares.
     pub(crate) fn divided(dcs: u16, settings: DatacenterSettings, shares: Shares) -> Self {
-        let dir = tempfile::tempdir().unwrap();
         let names = ["dc-a", "dc-b", "dc-c", "dc-d"];
         let dcs: Vec<(DcId, &str)> = (1..=dcs).map(DcId::new).zip(names).collect();
-        let material = ClusterMaterial::generate("test", &dcs).unwrap().dividing(shares);
+        Self::of(ClusterMaterial::generate("test", &dcs).unwrap().dividing(shares), settings)
+    }
+
+    /// The same of this material.
+    pub(crate) fn of(material: ClusterMaterial, settings: DatacenterSettings) -> Self {
+        let dir = tempfile::tempdir().unwrap();
         let mut tls = tls::edge_client(&material.cas(), &[b"http/1.1"]).unwrap();
         // Connections are many and short: what a ticket saves is not worth its lock.
         tls.resumption = tokio_rustls::rustls::client::Resumption::disabled();

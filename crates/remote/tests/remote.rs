@@ -38,6 +38,37 @@ use sluice_session::MemorySessions;
 use uuid::Uuid;
 
 const ME: DcId = DcId::new(1);
+const OTHER: DcId = DcId::new(2);
+
+/// Who has nothing to ask whom in one datacenter: the first the second.
+const ASKS_NOTHING: [(Role, Role); 10] = [
+    (Role::Edge, Role::Edge),
+    (Role::Session, Role::Edge),
+    (Role::Worker, Role::Edge),
+    (Role::Aggregator, Role::Edge),
+    (Role::Session, Role::Session),
+    (Role::Worker, Role::Session),
+    (Role::Aggregator, Role::Session),
+    (Role::Edge, Role::Aggregator),
+    (Role::Session, Role::Aggregator),
+    (Role::Aggregator, Role::Aggregator),
+];
+
+/// Who passes nothing on to whom in another datacenter.
+const PASSES_NOTHING: [(Role, Role); 12] = [
+    (Role::Edge, Role::Edge),
+    (Role::Session, Role::Edge),
+    (Role::Worker, Role::Edge),
+    (Role::Aggregator, Role::Edge),
+    (Role::Edge, Role::Session),
+    (Role::Aggregator, Role::Session),
+    (Role::Edge, Role::Worker),
+    (Role::Aggregator, Role::Worker),
+    (Role::Edge, Role::Aggregator),
+    (Role::Session, Role::Aggregator),
+    (Role::Worker, Role::Aggregator),
+    (Role::Aggregator, Role::Aggregator),
+];
 
 /// Workers that take what they are given, and refuse what they are told to.
 #[derive(Default)]
@@ -361,6 +392,101 @@ async fn who_has_nothing_to_ask_is_not_answered() {
     );
     assert!(foreign.about(&bed.context).await.is_err());
     assert!(bed.remote().about(&bed.context).await.is_ok());
+}
+
+#[tokio::test]
+async fn every_door_lets_in_the_roles_of_the_table_and_no_others() {
+    let bed = Bed::new().await;
+    // There is an answer for everybody, so that it is the door that decides.
+    let everybody = || {
+        Role::ALL.map(|role| {
+            let (routes, memory) = (serve_workers(bed.fake.clone()), MemoryBudget::new(64 << 20));
+            (role, Answers { routes, memory, tasks: bed.tasks.clone() })
+        })
+    };
+    for whom in Role::ALL {
+        let door = Door::bind(([127, 0, 0, 1], 0).into(), &bed.material, ME, whom).unwrap();
+        let at = door.address().unwrap();
+        door.taking(everybody()).serve(everybody(), &bed.tasks);
+        for me in Role::ALL {
+            for (dc, may, forbidden) in
+                [(ME, whom.answers(me), &ASKS_NOTHING[..]), (OTHER, whom.takes_from(me), &PASSES_NOTHING[..])]
+            {
+                let (address, patience) = (at.to_string(), Duration::from_secs(5));
+                let config = CallerConfig { dc, of: ME, me, whom, address, patience };
+                let tasks = Shutdown::new();
+                let caller = Caller::new(config, &bed.material, &tasks, &bed.metrics.outgoing_calls).unwrap();
+                let asked = RemoteWorkers::new(caller).about(&bed.context).await;
+                let refused = asked.err().map(|refusal| refusal.problem);
+                assert_eq!(refused, (!may).then_some(Problem::Unavailable), "{me} of {dc} asks {whom}");
+                assert_eq!(!may, forbidden.contains(&(me, whom)), "{me} of {dc} asks {whom}");
+            }
+        }
+        // A datacenter's own certificate says nothing of a role.
+        for dc in [ME, OTHER] {
+            let mut tls = rustls::ClientConfig::clone(&tls::peer_client(&bed.material, dc).unwrap());
+            tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+            let name = tls::role_name(&bed.material, ME, whom).unwrap();
+            let kept_out = heard(Arc::new(tls), name, at).await;
+            assert!(kept_out.contains("close_notify"), "{kept_out}");
+        }
+    }
+}
+
+/// What keeps somebody out: in the handshake or, since TLS 1.3 looks at a client last, with what is read after it.
+async fn heard(
+    tls: Arc<rustls::ClientConfig>,
+    name: rustls::pki_types::ServerName<'static>,
+    at: std::net::SocketAddr,
+) -> String {
+    use tokio::io::AsyncReadExt;
+    let stream = tokio::net::TcpStream::connect(at).await.unwrap();
+    let error = match tokio_rustls::TlsConnector::from(tls).connect(name, stream).await {
+        Err(error) => error,
+        Ok(mut stream) => {
+            let read = tokio::time::timeout(Duration::from_secs(10), stream.read_u8()).await;
+            read.expect("an end").expect_err("let in")
+        }
+    };
+    error.to_string()
+}
+
+#[tokio::test]
+async fn a_certificate_that_has_expired_is_refused_on_either_side_until_it_is_renewed() {
+    let bed = Bed::new().await;
+    let now = SystemClock::shared().now();
+    let long_ago = Timestamp::new(now.number() - 11 * 365 * 86_400_000);
+    let expired = Arc::new(bed.material.reissued_at(long_ago).unwrap());
+    let name = || tls::role_name(&bed.material, ME, Role::Worker).unwrap();
+    // Of a caller.
+    let shows = tls::role_client(&expired, ME, Role::Edge).unwrap();
+    let kept_out = heard(shows, name(), bed.workers.parse().unwrap()).await;
+    assert!(kept_out.contains("CertificateExpired"), "{kept_out}");
+    let config = CallerConfig {
+        dc: ME,
+        of: ME,
+        me: Role::Edge,
+        whom: Role::Worker,
+        address: bed.workers.clone(),
+        patience: Duration::from_secs(5),
+    };
+    let tasks = Shutdown::new();
+    let caller = Caller::new(config, &expired, &tasks, &bed.metrics.outgoing_calls).unwrap();
+    let late = RemoteWorkers::new(caller);
+    assert_eq!(late.about(&bed.context).await.unwrap_err().problem, Problem::Unavailable);
+    // Of a door.
+    let door = Door::bind(([127, 0, 0, 1], 0).into(), &expired, ME, Role::Worker).unwrap();
+    let at = door.address().unwrap();
+    serve(door, serve_workers(bed.fake.clone()), MemoryBudget::new(64 << 20), &bed.tasks);
+    let kept_out = heard(tls::role_client(&bed.material, ME, Role::Edge).unwrap(), name(), at).await;
+    assert!(kept_out.contains("certificate expired"), "{kept_out}");
+    let at = at.to_string();
+    let remote = || RemoteWorkers::new(bed.caller(Role::Edge, Role::Worker, &at));
+    assert_eq!(remote().about(&bed.context).await.unwrap_err().problem, Problem::Unavailable);
+
+    expired.renew(&bed.material, now).unwrap();
+    assert!(late.about(&bed.context).await.is_ok());
+    assert!(remote().about(&bed.context).await.is_ok());
 }
 
 #[tokio::test]
