@@ -1,28 +1,43 @@
 //! What running processes take over when their files change.
 
+use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
+use sluice_engine::ids::DcId;
+use sluice_node::material::ClusterMaterial;
+use sluice_node::role::Role;
 use sluice_node::tls;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::divided::{Divided, put};
 use crate::fake::noise;
-use crate::processes::{Running, done, eventually};
+use crate::processes::{Running, Site, done, eventually};
 use crate::roles::Fleet;
 
 /// The certificate that an edge shows.
 async fn shown(ca: &CertificateDer<'static>, edge: SocketAddr) -> CertificateDer<'static> {
     let mut config = tls::edge_client(std::slice::from_ref(ca), &[b"http/1.1"]).unwrap();
     config.resumption = rustls::client::Resumption::disabled();
-    let stream = TcpStream::connect(edge).await.unwrap();
     let name = ServerName::from(std::net::IpAddr::from([127, 0, 0, 1]));
-    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+    shown_to(&Arc::new(config), &name, edge).await
+}
+
+/// The certificate that is shown under this name.
+async fn shown_to(
+    config: &Arc<rustls::ClientConfig>,
+    name: &ServerName<'static>,
+    at: SocketAddr,
+) -> CertificateDer<'static> {
+    let stream = TcpStream::connect(at).await.unwrap();
+    let stream = TlsConnector::from(config.clone()).connect(name.clone(), stream).await.unwrap();
     stream.get_ref().1.peer_certificates().unwrap()[0].clone()
 }
 
@@ -36,7 +51,7 @@ pub(crate) async fn metric(said: &Value, name: &str) -> Option<i64> {
     line.rsplit(' ').next()?.parse().ok()
 }
 
-fn hang_up(process: &Running) {
+pub(crate) fn hang_up(process: &Running) {
     kill_process(Pid::from_child(&process.0), Signal::HUP).unwrap();
 }
 
@@ -58,6 +73,7 @@ const OK: &str = "sluice_config_last_reload_successful";
 const MEMORY: &str = "sluice_memory_budget_bytes";
 const UPLOADS: &str = "sluice_limit_bytes_per_second|limit=\"upload_rate\"";
 const SCRUB: &str = "sluice_limit_bytes_per_second|limit=\"scrub_rate\"";
+const CONNECTIONS: &str = "sluice_connections";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_and_limits_are_taken_over_without_a_restart() {
@@ -145,4 +161,103 @@ async fn certificates_and_limits_are_taken_over_without_a_restart() {
     for process in [edge, session, dc] {
         process.stop();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn workers_and_aggregators_take_over_renewed_certificates() {
+    tls::install_provider();
+    let divided = Divided::sharing(1, 1, None);
+    let (site, home) = (&divided.site, &divided.site.home);
+    let processes = ["aggregator-0", "worker", "session", "edge"].map(|name| {
+        let role = name.split('-').next().unwrap();
+        let (process, said) = site.begin(role, name);
+        assert_eq!(said["role"], role, "{said}");
+        (process, said)
+    });
+    let listens =
+        |number: usize| -> SocketAddr { processes[number].1["listen"].as_str().unwrap().parse().unwrap() };
+    let (a, b) = (DcId::new(1), DcId::new(2));
+    let load = |keys: &str| ClusterMaterial::load(&home.path(keys)).unwrap();
+    let (worker, other) = (load("keys/roles/dc-a/worker"), load("keys/dc-b"));
+    let inside = tls::role_client(&worker, a, Role::Worker).unwrap();
+    // What each shows at which of its doors, and where that is kept.
+    let doors = [
+        (
+            listens(0),
+            inside.clone(),
+            tls::role_name(&worker, a, Role::Aggregator),
+            "aggregator/dc-1/aggregator.pem",
+        ),
+        (
+            site.ports[0].peer.address(),
+            tls::peer_client(&other, b).unwrap(),
+            tls::peer_name(&other, a),
+            "aggregator/dc-1/peer.pem",
+        ),
+        (listens(1), inside, tls::role_name(&worker, a, Role::Worker), "worker/dc-1/worker.pem"),
+    ]
+    .map(|(at, config, name, file)| (at, config, name.unwrap(), format!("keys/roles/dc-a/{file}")));
+    let kept = |file: &str| CertificateDer::from_pem_file(home.path(file)).unwrap();
+    let sent = put(&divided.client(&[0]), &noise(81, 3 << 20)).await;
+    let before: Vec<_> = doors.iter().map(|(.., file)| kept(file)).collect();
+    for ((at, config, name, file), before) in doors.iter().zip(&before) {
+        assert_eq!(shown_to(config, name, *at).await, *before, "{file}");
+    }
+    done(home.command(&["admin", "key", "renew", "keys"]).output().unwrap().into());
+    let runtime = tokio::runtime::Handle::current();
+    for ((at, config, name, file), before) in doors.iter().zip(&before) {
+        let renewed = kept(file);
+        assert_ne!(renewed, *before, "{file}");
+        eventually(file, || {
+            let shown = tokio::task::block_in_place(|| runtime.block_on(shown_to(config, name, *at)));
+            (shown == renewed).then_some(())
+        });
+    }
+    for (_, said) in &processes {
+        becomes(said, OK, 1);
+    }
+    put(&divided.client(&[0]), &noise(82, 3 << 20)).await;
+    done(divided.run(0, &["get", &sent.id.to_string(), "-o", "copy"]));
+    for (process, _) in processes {
+        process.stop();
+    }
+}
+
+/// Speaks to an edge as nobody should, until it is sent away.
+fn stammer(edge: SocketAddr) {
+    let mut stream = std::net::TcpStream::connect(edge).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+    // With an alert or without.
+    let _ = stream.read_to_end(&mut Vec::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_logged_changes_while_a_process_runs_and_changes_back() {
+    tls::install_provider();
+    let site = Site::new(&["dc-a"]);
+    let (mut dc, said) = site.begin("dc", "dc-a");
+    let log = dc.log();
+    let (file, edge) = (site.home.path("dc-a.toml"), site.ports[0].edge.address());
+    let stammered = ["\"level\":\"DEBUG\"", "a TLS handshake failed"];
+    let provoke = || {
+        stammer(edge);
+        // What there was to be said of it has been said by then.
+        becomes(&said, CONNECTIONS, 0);
+    };
+    provoke();
+    // Of a file, memory is taken over after what is logged.
+    change(&file, "takeover_after", "log = \"debug\"\nmemory = \"32MiB\"\ntakeover_after");
+    hang_up(&dc);
+    becomes(&said, MEMORY, 32 << 20);
+    provoke();
+    eventually("a line that is logged only now", || (log.count(&stammered) > 0).then_some(()));
+    change(&file, "\"debug\"\nmemory = \"32MiB\"", "\"warn\"\nmemory = \"64MiB\"");
+    hang_up(&dc);
+    becomes(&said, MEMORY, 64 << 20);
+    provoke();
+    dc.stop();
+    let lines = log.ended();
+    let said: Vec<_> = lines.iter().filter(|line| stammered.iter().all(|word| line.contains(word))).collect();
+    assert_eq!(said.len(), 1, "neither before nor after: {said:?}");
 }
