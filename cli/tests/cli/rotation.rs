@@ -1,18 +1,28 @@
 //! Keys are given up for others while processes run and clients send.
 
+use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use rustls::HandshakeKind;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
+use sluice_node::tls;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::fake::noise;
 use crate::processes::{Site, done, eventually};
-use crate::reload::{becomes, metric};
+use crate::reload::{becomes, hang_up, metric};
 use crate::roles::Fleet;
 use crate::{Ended, Home};
 
 const REVISION: &str = "sluice_keys_revision";
 const REFUSED: &str = "sluice_commands_total|outcome=\"key-unknown\"";
+const RESUMED: &str = "sluice_tls_handshakes_total|kind=\"resumed\"";
 
 /// Copies keys file by file, as they come.
 fn copy(from: &Path, to: &Path) {
@@ -25,6 +35,27 @@ fn copy(from: &Path, to: &Path) {
             std::fs::copy(path, to).unwrap();
         }
     }
+}
+
+/// A client that keeps what it is given to come back with.
+fn guest(home: &Home) -> Arc<rustls::ClientConfig> {
+    let cas = CertificateDer::pem_file_iter(home.path("keys/ca.pem")).unwrap();
+    let cas: Vec<_> = cas.map(Result::unwrap).collect();
+    Arc::new(tls::edge_client(&cas, &[b"http/1.1"]).unwrap())
+}
+
+/// Comes to an edge under the name of all edges, asks something, and tells how it was greeted.
+async fn visit(guest: &Arc<rustls::ClientConfig>, edge: SocketAddr) -> HandshakeKind {
+    let name = ServerName::try_from("edge.test.sluice").unwrap();
+    let stream = TcpStream::connect(edge).await.unwrap();
+    let mut stream = TlsConnector::from(guest.clone()).connect(name, stream).await.unwrap();
+    let ask = b"GET /v1/about HTTP/1.1\r\nhost: edge\r\nconnection: close\r\n\r\n";
+    stream.write_all(ask).await.unwrap();
+    let mut answer = Vec::new();
+    // Tickets come before it.
+    stream.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 "), "{}", String::from_utf8_lossy(&answer));
+    stream.get_ref().1.handshake_kind().unwrap()
 }
 
 /// Two datacenters; the second has a copy of its keys, which is as old as nobody makes it anew.
@@ -101,6 +132,11 @@ async fn every_kind_of_key_is_rotated_and_no_upload_fails() {
     let old_ca = std::fs::read(bed.home().path("ca.pem")).unwrap();
     let old_token = std::fs::read(bed.home().path("token")).unwrap();
     let all = "commands,contexts,tokens,tickets,ca";
+    let runtime = tokio::runtime::Handle::current();
+    let edges = [bed.fleet.edges[0].address(), site.ports[1].edge.address()];
+    let visit = |guest: &Arc<_>, edge| tokio::task::block_in_place(|| runtime.block_on(visit(guest, edge)));
+    let mut guest_of_all = None;
+    let mut resumed = 0;
     std::thread::scope(|scope| {
         let sender = scope.spawn(|| bed.send_until_over());
         let watched = [&edge_said, &session_said, &dc_a_said];
@@ -110,8 +146,22 @@ async fn every_kind_of_key_is_rotated_and_no_upload_fails() {
             // The other datacenter is a step behind for a while.
             watched.iter().for_each(|said| becomes(said, REVISION, step));
             bed.some_more();
+            let mut again = |guest: &Arc<rustls::ClientConfig>| {
+                for edge in edges.iter().chain(&edges) {
+                    assert_eq!(visit(guest, *edge), HandshakeKind::Resumed, "{edge} in step {step}");
+                    resumed += 1;
+                }
+            };
+            guest_of_all.iter().for_each(&mut again);
             bed.hand_over();
             becomes(&dc_b_said, REVISION, step);
+            // It comes first when the old CA and the new one are known, and the new secret of tickets is not used yet.
+            let guest = guest_of_all.get_or_insert_with(|| {
+                let guest = guest(bed.home());
+                assert_eq!(visit(&guest, edges[0]), HandshakeKind::Full);
+                guest
+            });
+            again(guest);
             bed.some_more();
             match step {
                 1 => {
@@ -140,6 +190,11 @@ async fn every_kind_of_key_is_rotated_and_no_upload_fails() {
         bed.over.store(true, Ordering::SeqCst);
         sender.join().unwrap();
     });
+    // Both edges say so, too: each was visited every other time.
+    for said in [&edge_said, &dc_b_said] {
+        let counted = metric(said, RESUMED).await.unwrap_or(0);
+        assert!(counted >= resumed / 2, "{counted} of {resumed}");
+    }
     let sent = bed.sent.load(Ordering::SeqCst);
     println!("{sent} files were sent while all keys were rotated");
     for said in [&dc_a_said, &dc_b_said] {
@@ -166,7 +221,6 @@ async fn every_kind_of_key_is_rotated_and_no_upload_fails() {
     let new_ca = std::fs::read(bed.home().path("keys/ca.pem")).unwrap();
     assert_eq!(list("ca.pem", &new_ca).code, Some(0));
 
-    let runtime = tokio::runtime::Handle::current();
     // Two steps at once: what it says is not understood until it has taken them over, and nothing is lost by it.
     for step in [4, 5] {
         bed.rotate("commands");
@@ -196,6 +250,57 @@ async fn every_kind_of_key_is_rotated_and_no_upload_fails() {
     for process in [edge, session, dc_b, dc_a] {
         process.stop();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_signed_with_a_key_that_ended_is_refused_until_who_lags_has_the_new_ones() {
+    tls::install_provider();
+    let bed = Bed::new();
+    let site = &bed.fleet.site;
+    let (mut dc_a, dc_a_said) = site.begin("dc", "dc-a");
+    let (dc_b, dc_b_said) = site.begin("dc", "dc-b");
+    let log = dc_a.log();
+    let rotate = |step: i64| {
+        bed.rotate("commands");
+        hang_up(&dc_a);
+        becomes(&dc_a_said, REVISION, step);
+    };
+    let hand_over = |step: i64| {
+        bed.hand_over();
+        hang_up(&dc_b);
+        becomes(&dc_b_said, REVISION, step);
+    };
+    let put = |name: &str, seed: u64| {
+        bed.home().write(name, &noise(seed, 3 << 20));
+        site.run(1, &["put", name, "--home", "dc-a", "--wait", "assembled"])
+    };
+    rotate(1);
+    hand_over(1);
+    done(put("before", 101));
+    // It knows the new key, and goes on to use the old one: as long as others are one step ahead they understand.
+    rotate(2);
+    done(put("one-behind", 102));
+    assert_eq!(metric(&dc_a_said, REFUSED).await, None);
+    rotate(3);
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::scope(|scope| {
+        let late = scope.spawn(|| put("two-behind", 103));
+        eventually("a command whose key ended", || {
+            let refused = tokio::task::block_in_place(|| runtime.block_on(metric(&dc_a_said, REFUSED)));
+            refused.filter(|count| *count > 0)
+        });
+        let words = ["\"level\":\"WARN\"", "a command was refused", "\"code\":\"key-unknown\"", "\"keys\":3"];
+        eventually("a word of it in the log", || (log.count(&words) > 0).then_some(()));
+        assert!(!late.is_finished());
+        // What the other one says is understood all the time.
+        let refused = tokio::task::block_in_place(|| runtime.block_on(metric(&dc_b_said, REFUSED)));
+        assert_eq!(refused, None);
+        hand_over(3);
+        done(late.join().unwrap());
+    });
+    done(put("after", 104));
+    dc_b.stop();
+    dc_a.stop();
 }
 
 #[test]
