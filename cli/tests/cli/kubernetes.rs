@@ -29,7 +29,8 @@ fn lacking() -> Option<String> {
     let missing: Vec<&str> = PROGRAMS.into_iter().filter(|program| !is_there(program)).collect();
     if !missing.is_empty() {
         return Some(format!(
-            "{} is missing: apt install iproute2 iptables prometheus redis-server",
+            "{} is missing: apt install iproute2 iptables prometheus redis-server; kubectl, which renders, is not Debian's: \
+             https://kubernetes.io/docs/tasks/tools/",
             missing.join(", ")
         ));
     }
