@@ -19,6 +19,8 @@ BY = re.compile(r"\bby \(([^)]*)\)")
 # What only some have: it is looked for where there is a bucket, or a Redis.
 BUCKET = re.compile(r"\bsluice_bucket_")
 REDIS = re.compile(r"\bsluice_redis_")
+# A line of the table of all alerts: its name, and where the rest of it is.
+TOLD = re.compile(r"^\| \[(\w+)\]\((alerts\.md#\w+)\) \|", re.MULTILINE)
 
 
 class Prometheus:
@@ -101,6 +103,9 @@ def check(prometheus, root, absent):
             for label in LABEL.findall(matchers):
                 assert all(one["metric"].get(label) for one in series), f"{rule['alert']}: {name} has no {label}"
     assert used == sections, f"docs/alerts.md tells of alerts that are not there: {sections - used}"
+    wanted = {(rule["alert"], rule["annotations"]["runbook"].removeprefix("docs/")) for rule in rules["groups"][0]["rules"]}
+    told = set(TOLD.findall((root / "docs/operations.md").read_text()))
+    assert told == wanted, f"the table of docs/operations.md has not the same alerts: {told ^ wanted}"
     firing = prometheus.ask("sluice_damaged_files > 0 or sluice_volume_readonly == 1 or sluice_peer_up == 0")
     assert not firing, f"this cluster should be well: {firing}"
     return checked, len(rules["groups"][0]["rules"])
