@@ -1,11 +1,11 @@
 //! A disk that fails, shown to a whole process as a filesystem (FUSE, without libfuse).
 //!
 //! The kernel caches nothing of it: every read, write, sync and name comes to the [`FaultDisk`]. One thread of the
-//! session answers; it ends when the [`Mount`] is dropped, which takes the mount away.
+//! session answers, until the kernel has let go of the mount.
 
 use std::ffi::OsStr;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
@@ -20,9 +20,11 @@ use sluice_fault_disk::{FaultDisk, Node, PAGE};
 const NEVER: Duration = Duration::ZERO;
 
 /// A mounted disk. Dropping it takes the mount away.
+///
+/// Nobody waits for the session's thread: whoever makes a mount name space meanwhile, as `ip netns exec` does, has a mount of
+/// its own there, and the kernel lets go only when that ends.
 pub(crate) struct Mount {
-    pub(crate) path: PathBuf,
-    session: Option<BackgroundSession>,
+    _session: BackgroundSession,
 }
 
 impl Mount {
@@ -30,19 +32,7 @@ impl Mount {
     pub(crate) fn on(path: &Path, disk: &FaultDisk) -> io::Result<Self> {
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("sluice-fault-disk".into()), MountOption::NoAtime];
-        let session = fuser::spawn_mount(Faulty(disk.clone()), path, &config)?;
-        Ok(Self { path: path.to_owned(), session: Some(session) })
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        // Its process has ended; a reader of the last moment may still be on its way out.
-        if let Some(session) = self.session.take()
-            && let Err(error) = session.umount_and_join()
-        {
-            eprintln!("cannot take away the mount at {}: {error}", self.path.display());
-        }
+        Ok(Self { _session: fuser::spawn_mount(Faulty(disk.clone()), path, &config)? })
     }
 }
 
