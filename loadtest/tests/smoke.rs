@@ -149,8 +149,8 @@ fn a_datacenter_in_a_bucket_is_measured_beside_its_server() {
     let of = |name: &str| upload[name].as_f64().unwrap();
     // What is asked now and then without any file may fall into one of the two.
     assert!((of("per_8_mib") - 2.0).abs() < 0.5 && of("per_file") < 20.0, "{report}");
-    // One for each chunk, and for values as many as there are connections, or fewer.
+    // One for each eight chunks, and for values as many as there are connections, or fewer.
     let got = download["kinds"]["GetObject"].as_f64().unwrap();
-    assert!((64.0..=80.0).contains(&got), "{report}");
+    assert!((8.0..=24.0).contains(&got), "{report}");
     assert!(is_empty(dir.path()), "something was left behind");
 }
