@@ -7,23 +7,17 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use serde::Serialize;
-use serde_json::Value;
 use sluice_engine::limits::{CHUNK_LEN, MAX_RUN};
 use sluice_fault_s3::Garage;
-use tempfile::TempDir;
 
 use crate::accounting::{Spent, check_room, median};
-use crate::client::{Door, Target};
 use crate::content::Content;
+use crate::fleet::{Fleet, Kept};
 use crate::server;
 use crate::size::Size;
 use crate::upload::{Lanes, Until};
@@ -55,13 +49,37 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
 
+    /// Measure edge, porter, keeper, aggregator and session service as processes of their own, and not one `sluice dc`.
+    #[arg(long)]
+    apart: bool,
+
     #[command(flatten)]
     place: crate::Place,
+}
+
+/// Into how many processes the datacenter is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Layout {
+    /// One `sluice dc`.
+    OneProcess,
+    /// One for each role, and a porter.
+    Apart,
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OneProcess => "one process",
+            Self::Apart => "a process for each role, and a porter",
+        })
+    }
 }
 
 /// What came of it.
 #[derive(Debug, Serialize)]
 struct Report {
+    layout: Layout,
     size: u64,
     connections: u16,
     runs: u32,
@@ -76,6 +94,8 @@ struct Row {
     work: &'static str,
     /// Processor time of the datacenter.
     sluice: f64,
+    /// That of each of its processes, by name.
+    processes: BTreeMap<&'static str, f64>,
     /// Processor time of the S3 server.
     server: f64,
     /// Median of the ratios of the runs.
@@ -99,81 +119,30 @@ const WORK: [&str; 3] = ["upload, until durable", "upload, until assembled", "do
 /// Which of them requests are shown of.
 const COUNTED: [usize; 2] = [1, 2];
 
-/// A datacenter in a bucket.
+/// A datacenter, and the server that has its bucket, which ends after it.
 struct Datacenter {
-    process: Child,
-    target: Target,
-    admin: SocketAddr,
+    fleet: Fleet,
     garage: Garage,
-    _directory: TempDir,
 }
 
 impl Datacenter {
-    fn start(sluice: &Path, parent: &Path) -> anyhow::Result<Self> {
+    fn start(layout: Layout, sluice: &Path, parent: &Path) -> anyhow::Result<Self> {
         let garage = Garage::start_in(parent).context("the S3 server Garage is needed")?;
-        let directory = tempfile::Builder::new().prefix("sluice-load-").tempdir_in(parent)?;
-        let home = directory.path();
-        let run = |arguments: &[&str]| {
-            let output = Command::new(sluice).args(arguments).current_dir(home).output()?;
-            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            Ok(())
+        let fleet = match layout {
+            Layout::OneProcess => Fleet::one(sluice, parent, &garage)?,
+            Layout::Apart => Fleet::apart(sluice, parent, Kept::Bucket(&garage))?,
         };
-        run(&["admin", "key", "make", "keys", "--cluster", "load", "--dc", "dc-a"])?;
-        run(&["admin", "token", "mint", "--keys", "keys/authority", "--tenant", "1", "--out", "token"])?;
-        let key = garage.key();
-        std::fs::write(
-            home.join("s3.toml"),
-            format!("key_id = \"{}\"\nsecret = \"{}\"\n", key.id, key.secret),
-        )?;
-        let any = "127.0.0.1:0";
-        let config = format!(
-            "dc = \"dc-a\"\nkeys = \"keys/dc-a\"\nscrub_rate = \"0\"\n\
-             listen = {{ edge = \"{any}\", peer = \"{any}\", admin = \"{any}\" }}\n\
-             store = {{ s3 = {{ endpoint = \"{}\", bucket = \"{}\", region = \"{}\", credentials = \"s3.toml\" }} }}\n",
-            garage.endpoint(),
-            garage.bucket(),
-            garage.region()
-        );
-        std::fs::write(home.join("dc.toml"), config)?;
-        let mut process = Command::new(sluice)
-            .args(["--json", "dc", "--config"])
-            .arg(home.join("dc.toml"))
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(File::create(home.join("remarks"))?)
-            .spawn()
-            .with_context(|| format!("cannot start {}", sluice.display()))?;
-        let mut line = String::new();
-        let read = process.stdout.take().map(|stdout| BufReader::new(stdout).read_line(&mut line));
-        let said: Value = serde_json::from_str(&line).unwrap_or_default();
-        let found = (|| {
-            let (Some(Ok(_)), Some(edge), Some(admin)) = (read, said["url"].as_str(), said["admin"].as_str())
-            else {
-                let remarks = std::fs::read_to_string(home.join("remarks")).unwrap_or_default();
-                bail!("the datacenter did not start: {}", remarks.trim());
-            };
-            let (ca, token) =
-                (std::fs::read(home.join("keys/ca.pem"))?, std::fs::read_to_string(home.join("token"))?);
-            let target =
-                Target::new(server::address(edge)?, "localhost", &ca, Door::Http1, Some(token.trim()))?;
-            Ok((target, server::address(admin)?))
-        })();
-        match found {
-            Ok((target, admin)) => Ok(Self { process, target, admin, garage, _directory: directory }),
-            Err(error) => {
-                server::stop(&mut process);
-                Err(error)
-            }
-        }
+        Ok(Self { fleet, garage })
     }
 
     async fn requests(&self) -> anyhow::Result<BTreeMap<String, u64>> {
-        Ok(by_kind(&server::metrics(self.admin).await?))
+        Ok(by_kind(&self.fleet.metrics().await?))
     }
 
     async fn read(&self) -> anyhow::Result<Reading> {
+        let spent = self.fleet.pids().map(|(name, pid)| Ok((name, Spent::until_now(pid)?.server.total())));
         Ok(Reading {
-            sluice: Spent::until_now(self.process.id())?.server.total(),
+            processes: spent.collect::<anyhow::Result<_>>()?,
             server: self.garage.cpu().as_secs_f64(),
             requests: self.requests().await?,
         })
@@ -196,8 +165,7 @@ impl Datacenter {
 
     /// Uploads and downloads a file of this length, and says what each kind of work took.
     async fn turn(&self, content: &Content, size: u64, connections: usize) -> anyhow::Result<Vec<Cost>> {
-        let targets = [("dc-a".to_owned(), self.target.clone())];
-        let mut lanes = Lanes::open(&targets, connections).await?;
+        let mut lanes = Lanes::open(&self.fleet.targets(), connections).await?;
         let (before, began) = (self.read().await?, Instant::now());
         let (id, _) = lanes.upload(content, size, Until::Acknowledged).await?;
         let durable = self.read().await?.since(&before, began.elapsed());
@@ -220,22 +188,18 @@ impl Datacenter {
     }
 }
 
-impl Drop for Datacenter {
-    fn drop(&mut self) {
-        server::stop(&mut self.process);
-    }
-}
-
 /// What was spent and asked until a moment.
 struct Reading {
-    sluice: f64,
+    /// Of the datacenter, by process.
+    processes: BTreeMap<&'static str, f64>,
+    /// Of the S3 server.
     server: f64,
     requests: BTreeMap<String, u64>,
 }
 
 /// The same, of a stretch of work.
 struct Cost {
-    sluice: f64,
+    processes: BTreeMap<&'static str, f64>,
     server: f64,
     wall: f64,
     requests: BTreeMap<String, u64>,
@@ -247,8 +211,9 @@ impl Reading {
             let count = count - before.requests.get(&kind).copied().unwrap_or(0);
             (count > 0).then_some((kind, count))
         };
+        let spent = self.processes.into_iter().map(|(name, spent)| (name, spent - before.processes[name]));
         Cost {
-            sluice: self.sluice - before.sluice,
+            processes: spent.collect(),
             server: self.server - before.server,
             wall: wall.as_secs_f64(),
             requests: self.requests.into_iter().filter_map(more).collect(),
@@ -257,19 +222,28 @@ impl Reading {
 }
 
 impl Cost {
+    /// Processor time of the datacenter.
+    fn sluice(&self) -> f64 {
+        self.processes.values().sum()
+    }
+
     fn asked(&self) -> f64 {
         self.requests.values().sum::<u64>() as f64
     }
 }
 
-/// Requests to the bucket by kind, as metrics tell them.
+/// Requests to the bucket by kind, as the metrics of all processes tell them together.
 fn by_kind(text: &str) -> BTreeMap<String, u64> {
     let samples = text.lines().filter_map(|line| {
         let (labels, count) = line.strip_prefix("sluice_bucket_requests_total{")?.rsplit_once("} ")?;
         let (_, kind) = labels.split_once("request=\"")?;
-        Some((kind.split('"').next()?.to_owned(), count.parse().ok()?))
+        Some((kind.split('"').next()?, count.parse::<u64>().ok()?))
     });
-    samples.collect()
+    let mut kinds = BTreeMap::<String, u64>::new();
+    for (kind, count) in samples {
+        *kinds.entry(kind.to_owned()).or_default() += count;
+    }
+    kinds
 }
 
 /// What a unit costs and what a file does, from the costs of two numbers of units.
@@ -291,7 +265,8 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     // What was removed stays for a while.
     check_room(&place, (size + shorter) * (u64::from(args.runs) + 1))?;
     let sluice = server::binary(args.place.sluice.as_deref())?;
-    let datacenter = Datacenter::start(&sluice, &place)?;
+    let layout = if args.apart { Layout::Apart } else { Layout::OneProcess };
+    let datacenter = Datacenter::start(layout, &sluice, &place)?;
     let mut seeds = args.place.seed..;
     let mut rounds = Vec::new();
     for run in 0..=args.runs {
@@ -302,7 +277,7 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
         }
         // The first is for getting warm.
         if run > 0 {
-            let Cost { sluice, server, .. } = costs[1][1];
+            let (sluice, server) = (costs[1][1].sluice(), costs[1][1].server);
             if !json {
                 crate::remark(&format!(
                     "run {run} of {}: upload {sluice:.2} s, {server:.2} s of Garage, ratio {:.2}",
@@ -317,11 +292,16 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
         median(&rounds.iter().map(|costs| figure(costs)).collect::<Vec<f64>>())
     };
     let gib = size as f64 / f64::from(1 << 30);
+    let names: Vec<&'static str> = datacenter.fleet.pids().map(|(name, _)| name).collect();
     let work = WORK.iter().enumerate().map(|(at, work)| Row {
         work,
-        sluice: of(&|costs| costs[1][at].sluice / gib),
+        sluice: of(&|costs| costs[1][at].sluice() / gib),
+        processes: names
+            .iter()
+            .map(|name| (*name, of(&|costs| costs[1][at].processes[name] / gib)))
+            .collect(),
         server: of(&|costs| costs[1][at].server / gib),
-        ratio: of(&|costs| costs[1][at].sluice / costs[1][at].server),
+        ratio: of(&|costs| costs[1][at].sluice() / costs[1][at].server),
         wall: of(&|costs| costs[1][at].wall / gib),
     });
     let requests = COUNTED.iter().map(|&at| {
@@ -338,6 +318,7 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
         }
     });
     let report = Report {
+        layout,
         size,
         connections: args.connections,
         runs: args.runs,
@@ -350,13 +331,26 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { size, connections, runs, server, work, requests } = self;
+        let Self { layout, size, connections, runs, server, work, requests } = self;
         let mib = size >> 20;
-        writeln!(f, "{mib} MiB over {connections} connections, medians of {runs} runs; {server}")?;
-        writeln!(f, "user + system s/GiB; client and both servers share the machine, wall is of all three")?;
+        writeln!(f, "{mib} MiB over {connections} connections, medians of {runs} runs")?;
+        writeln!(f, "sluice: {layout}; garage: {server}")?;
+        writeln!(
+            f,
+            "user + system s/GiB; client, sluice and garage share the machine, wall is of all three"
+        )?;
         writeln!(f, "{:<24} {:>7} {:>7} {:>7} {:>7}", "", "sluice", "garage", "ratio", "wall")?;
-        for Row { work, sluice, server, ratio, wall } in work {
+        for Row { work, sluice, server, ratio, wall, .. } in work {
             writeln!(f, "{work:<24} {sluice:>7.2} {server:>7.2} {ratio:>7.2} {wall:>7.2}")?;
+        }
+        if *layout == Layout::Apart {
+            writeln!(f)?;
+            writeln!(f, "of sluice, each process")?;
+            for Row { work, processes, .. } in work {
+                let shares: Vec<String> =
+                    processes.iter().map(|(name, spent)| format!("{spent:.2} {name}")).collect();
+                writeln!(f, "{work:<24} {}", shares.join(", "))?;
+            }
         }
         writeln!(f)?;
         writeln!(f, "requests to the bucket, from files of {mib} and {} MiB", mib / TIMES)?;
@@ -379,12 +373,16 @@ mod tests {
     }
 
     #[test]
-    fn requests_are_counted_by_kind() {
+    fn requests_of_all_processes_are_counted_by_kind() {
         let text = "# TYPE sluice_bucket_requests counter\n\
                     sluice_bucket_requests_total{dc=\"dc-a\",request=\"PutObject\"} 17\n\
                     sluice_bucket_requests_total{request=\"GetObject\",dc=\"dc-a\"} 3\n\
-                    sluice_bucket_retries_total{dc=\"dc-a\"} 5\n";
-        let expected = [("GetObject".to_owned(), 3), ("PutObject".to_owned(), 17)];
+                    sluice_bucket_retries_total{dc=\"dc-a\"} 5\n\
+                    # EOF\n\
+                    sluice_bucket_requests_total{dc=\"dc-a\",request=\"PutObject\"} 4\n\
+                    sluice_bucket_requests_total{dc=\"dc-a\",request=\"HeadObject\"} 1\n";
+        let expected = [("GetObject", 3), ("HeadObject", 1), ("PutObject", 21)];
+        let expected = expected.map(|(kind, count)| (kind.to_owned(), count));
         assert_eq!(by_kind(text), BTreeMap::from(expected));
     }
 }

@@ -12,6 +12,7 @@ mod accounting;
 mod bucket;
 mod client;
 mod content;
+mod fleet;
 mod grpc;
 mod idle;
 mod ledger;
@@ -60,6 +61,9 @@ enum Verb {
     /// Starts the S3 server Garage, one `sluice dc` that keeps its files there, and a client, all on this machine. They
     /// share its processors, so times on the wall say nothing about any of them: compare processor time. Nothing is
     /// scrubbed meanwhile, and every file has other bytes, since Garage stores the same ones only once.
+    ///
+    /// With `--apart` each role is a process of its own, and one porter carries the bytes past the worker that keeps the
+    /// bucket. Processor time and requests are those of all processes together; what each of them spent is said, too.
     ///
     /// The `garage` that is first on the path is measured, or else the one in cargo's directory. That of `./test` is hardly
     /// optimised, costs more than Garage has to, and so makes the ratio too good. One that is optimised:

@@ -1,22 +1,16 @@
 //! `loadtest roles`: what it costs to run the roles of a datacenter as processes: the same upload and download through one
 //! process and through four, in turns.
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::ensure;
 use serde::Serialize;
-use serde_json::Value;
-use tempfile::TempDir;
-use tokio::net::TcpSocket;
 
 use crate::accounting::{Spent, check_room, median};
 use crate::client::{Door, Target};
 use crate::content::Content;
+use crate::fleet::{Fleet, Kept};
 use crate::server::{self, Server};
 use crate::size::Size;
 use crate::upload::{Lanes, Until};
@@ -62,98 +56,6 @@ struct Direction {
     ratio: f64,
 }
 
-/// A datacenter of four processes.
-struct Fleet {
-    processes: Vec<(&'static str, Child)>,
-    target: Target,
-    _directory: TempDir,
-    #[allow(dead_code, reason = "held for their drop")]
-    ports: [TcpSocket; 2],
-}
-
-impl Fleet {
-    fn start(sluice: &Path, parent: &Path) -> anyhow::Result<Self> {
-        let directory = tempfile::Builder::new().prefix("sluice-load-").tempdir_in(parent)?;
-        let home = directory.path();
-        let run = |arguments: &[&str]| {
-            let output = Command::new(sluice).args(arguments).current_dir(home).output()?;
-            ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-            Ok(())
-        };
-        run(&["admin", "key", "make", "keys", "--cluster", "load", "--dc", "dc-a"])?;
-        run(&["admin", "token", "mint", "--keys", "keys/authority", "--tenant", "1", "--out", "token"])?;
-        let (worker, aggregator) = (reserve()?, reserve()?);
-        let (workers, aggregators) = (worker.local_addr()?, aggregator.local_addr()?);
-        let mut processes = Vec::new();
-        let mut begin = |role: &'static str, more: String| -> anyhow::Result<SocketAddr> {
-            let text = format!(
-                "role = \"{role}\"\ndc = \"dc-a\"\nkeys = \"keys/roles/dc-a/{role}\"\nadmin = \"127.0.0.1:0\"\n{more}"
-            );
-            let file = home.join(format!("{role}.toml"));
-            std::fs::write(&file, text)?;
-            let mut process = Command::new(sluice)
-                .args(["--json", role, "--config"])
-                .arg(&file)
-                .stdin(Stdio::null())
-                .stdout(Stdio::piped())
-                .stderr(File::create(home.join(format!("{role}.remarks")))?)
-                .spawn()
-                .with_context(|| format!("cannot start {}", sluice.display()))?;
-            let mut line = String::new();
-            let read = process.stdout.take().map(|stdout| BufReader::new(stdout).read_line(&mut line));
-            processes.push((role, process));
-            let said: Value = serde_json::from_str(&line).unwrap_or_default();
-            match (read, said["listen"].as_str().and_then(|address| address.parse().ok())) {
-                (Some(Ok(_)), Some(address)) => Ok(address),
-                _ => bail!(
-                    "the {role} did not start: {}",
-                    std::fs::read_to_string(home.join(format!("{role}.remarks"))).unwrap_or_default()
-                ),
-            }
-        };
-        let any = "listen = \"127.0.0.1:0\"\n";
-        let started = (|| {
-            begin(
-                "worker",
-                format!("listen = \"{workers}\"\naggregators = \"{aggregators}\"\ndata = \"data\"\n"),
-            )?;
-            let peer = "peer = \"127.0.0.1:0\"\n";
-            begin("aggregator", format!("listen = \"{aggregators}\"\n{peer}workers = \"{workers}\"\n"))?;
-            let sessions = begin("session", any.to_owned())?;
-            begin("edge", format!("{any}sessions = \"{sessions}\"\nworkers = \"{workers}\"\n"))
-        })();
-        let target = started.and_then(|edge| {
-            let (ca, token) =
-                (std::fs::read(home.join("keys/ca.pem"))?, std::fs::read_to_string(home.join("token"))?);
-            Target::new(edge, "localhost", &ca, Door::Http1, Some(token.trim()))
-        });
-        match target {
-            Ok(target) => Ok(Self { processes, target, _directory: directory, ports: [worker, aggregator] }),
-            Err(error) => {
-                processes.iter_mut().for_each(|(_, process)| server::stop(process));
-                Err(error)
-            }
-        }
-    }
-}
-
-/// A port that nobody else is given.
-fn reserve() -> anyhow::Result<TcpSocket> {
-    let socket = TcpSocket::new_v4()?;
-    socket.bind((Ipv4Addr::LOCALHOST, 0).into())?;
-    // So that the process may listen beside it.
-    socket.set_reuseaddr(true)?;
-    Ok(socket)
-}
-
-impl Drop for Fleet {
-    fn drop(&mut self) {
-        for (_, process) in self.processes.iter_mut().rev() {
-            server::stop(process);
-        }
-    }
-}
-
 /// Uploads and downloads once, and says what each of `pids` spent, in seconds a GiB.
 async fn turn(
     targets: &[(String, Target)],
@@ -193,15 +95,13 @@ pub(crate) async fn run(args: Args, json: bool) -> anyhow::Result<()> {
     check_room(&place, size * 2)?;
     let sluice = server::binary(args.place.sluice.as_deref())?;
     let content = Content::new(args.place.seed);
-    let (one, fleet) = (Server::start(&sluice, &place, 1)?, Fleet::start(&sluice, &place)?);
-    let apart = [("dc-a".to_owned(), fleet.target.clone())];
-    let pids = ROLES.map(|role| {
-        fleet.processes.iter().find(|(name, _)| *name == role).map_or(0, |(_, process)| process.id())
-    });
+    let (one, fleet) = (Server::start(&sluice, &place, 1)?, Fleet::apart(&sluice, &place, Kept::Volume)?);
+    let pids: BTreeMap<&str, u32> = fleet.pids().collect();
+    let pids = ROLES.map(|role| pids[role]);
     let mut rounds = Vec::new();
     for pair in 0..=args.pairs {
         let alone = turn(&one.targets(Door::Http1)?, &[one.pid()], &content, &args).await?;
-        let many = turn(&apart, &pids, &content, &args).await?;
+        let many = turn(&fleet.targets(), &pids, &content, &args).await?;
         // The first is for getting warm.
         if pair > 0 {
             rounds.push((alone, many));
