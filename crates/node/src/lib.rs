@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod rate;
 pub mod role;
 pub mod secure;
+pub mod seldom;
 pub mod shutdown;
 pub mod strangers;
 pub mod tcp;

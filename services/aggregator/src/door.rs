@@ -466,7 +466,9 @@ async fn take_commands(service: &Arc<AggregatorService>, from: DcId, frame: &Lin
     let ring = service.parts.material.command_ring();
     if !commands.len().is_multiple_of(COMMAND_LEN) {
         service.metrics.received("none", "length");
-        warn!(peer = %from, len = commands.len(), "a frame does not hold whole commands");
+        if let Some(times) = service.refused.met((from, "length")) {
+            warn!(peer = %from, len = commands.len(), times, "a frame does not hold whole commands");
+        }
         return;
     }
     for (index, bytes) in (0..).zip(commands.chunks_exact(COMMAND_LEN)) {
@@ -481,10 +483,13 @@ async fn take_commands(service: &Arc<AggregatorService>, from: DcId, frame: &Lin
                 service.ledgers.tell(NodeEvent::Received(verified)).await;
             }
             Err(error) => {
-                service.metrics.received("none", error.code());
-                // Whose keys are older: see which revision the peer has.
-                let keys = service.parts.material.revision();
-                warn!(peer = %from, code = error.code(), keys, %error, "a command was refused");
+                let code = error.code();
+                service.metrics.received("none", code);
+                if let Some(times) = service.refused.met((from, code)) {
+                    // Whose keys are older: see which revision the peer has.
+                    let keys = service.parts.material.revision();
+                    warn!(peer = %from, code, keys, times, %error, "a command was refused");
+                }
             }
         }
     }

@@ -326,7 +326,9 @@ impl LedgerTask {
                 }
                 Effect::Refused { peer, kind, reason } => {
                     self.service.metrics.received(kind.name(), "refused");
-                    tracing::warn!(%peer, %kind, reason, "a peer said what it should not");
+                    if let Some(times) = self.service.refused.met((peer, kind.name())) {
+                        warn!(%peer, %kind, reason, times, "a peer said what it should not");
+                    }
                 }
                 Effect::Wake(_)
                 | Effect::FetchRecord { .. }

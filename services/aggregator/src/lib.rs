@@ -50,6 +50,7 @@ use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::clock::SharedClock;
 use sluice_node::material::{ClusterMaterial, MaterialError};
 use sluice_node::rate::ScrubRate;
+use sluice_node::seldom::Seldom;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tls::TlsError;
 use sluice_proto::calls::Leaving;
@@ -200,6 +201,8 @@ pub struct AggregatorService {
     pub(crate) ledgers: Ledgers,
     pub(crate) links: links::Links,
     pub(crate) speakers: door::Speakers,
+    /// Whose commands were refused, and why: by the name of the error, or of the kind that its peer should not have said.
+    pub(crate) refused: Seldom<(DcId, &'static str)>,
     pub(crate) catalogue: Arc<Catalogue>,
     pub(crate) usage: usage::Usage,
     pub(crate) metrics: Arc<AggregatorMetrics>,
@@ -260,6 +263,7 @@ pub async fn start(
         this: this.clone(),
         links,
         speakers: door::Speakers::default(),
+        refused: Seldom::default(),
         ledgers,
         catalogue,
         usage: usage::Usage::default(),
