@@ -19,7 +19,7 @@ use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{ClientFileId, DcId, FileId, TenantId};
 use sluice_engine::metadata::MetadataRecord;
-use sluice_engine::placement::{Ask, Choice, Load, Standings, WorkerId};
+use sluice_engine::placement::{Ask, Choice, Standings, WorkerId, WorkerLoad};
 use sluice_engine::span::Place;
 
 use crate::http::{
@@ -318,7 +318,7 @@ pub struct ChunkSource {
 #[async_trait]
 pub trait Placing: Send + Sync + 'static {
     /// Says how loaded a worker of the datacenter is now, and is told how the datacenter and the others stand.
-    async fn exchange(&self, worker: WorkerId, load: Load) -> Result<Standings, Refusal>;
+    async fn exchange(&self, worker: WorkerId, said: WorkerLoad) -> Result<Standings, Refusal>;
 }
 
 /// The aggregators of a datacenter: what a worker may ask the owner of a file's slot for.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_aggregator::{Divided, SharePart};
-use sluice_engine::placement::{Standings, WorkerId};
+use sluice_engine::placement::{Standings, WorkerId, WorkerLoad};
 use sluice_node::access::{ContextVerifier, Revocations};
 use sluice_node::budget::MemoryBudget;
 use sluice_node::clock::random_bytes;
@@ -192,7 +192,10 @@ impl Process {
         let served = Arc::new(served);
         served.show();
         if let Some(placing) = placing.clone() {
-            exchange(placing, served.clone(), standings, &tasks.requests);
+            // Porters are there to be asked; of one that keeps its store nobody says whether edges know it.
+            let (worker, is_porter) = (served.clone(), matches!(held, Held::Bucket(_)));
+            let says = move || WorkerLoad { load: worker.load(), is_asked: is_porter || worker.is_asked() };
+            exchange(placing, says, standings, &tasks.requests);
         }
         let answer = |routes| {
             let (memory, tasks) = (live.memory.clone(), tasks.requests.clone());
@@ -225,7 +228,7 @@ impl Process {
 /// are taken. What was heard last gets old by itself, and then nothing is passed on.
 fn exchange(
     placing: RemotePlacing,
-    worker: Arc<Worker>,
+    says: impl Fn() -> WorkerLoad + Send + 'static,
     standings: watch::Sender<Standings>,
     tasks: &Shutdown,
 ) {
@@ -234,7 +237,7 @@ fn exchange(
         loop {
             tokio::select! {
                 () = owner.draining() => return,
-                answer = tokio::time::timeout(ANSWER, placing.exchange(me, worker.load())) => match answer {
+                answer = tokio::time::timeout(ANSWER, placing.exchange(me, says())) => match answer {
                     Ok(Ok(heard)) => drop(standings.send_replace(heard)),
                     Ok(Err(error)) => {
                         tracing::debug!(%error, "the aggregator does not say how the datacenters stand");

@@ -59,6 +59,15 @@ pub struct Load {
     pub pressure: u16,
 }
 
+/// What a worker says of its load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkerLoad {
+    /// How loaded it is.
+    pub load: Load,
+    /// Whether bodies come to it. The keeper of a bucket has room that nobody can use if edges know only its porters.
+    pub is_asked: bool,
+}
+
 /// A worker of a datacenter, for as long as its process lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WorkerId(u64);
@@ -80,19 +89,22 @@ const MAX_WORKERS: usize = 1_024;
 
 /// The loads of a datacenter's workers, as each said it last. What is older than [`STALE_MS`] is forgotten.
 #[derive(Clone, Debug, Default)]
-pub struct Loads(BTreeMap<WorkerId, (Load, Timestamp)>);
+pub struct Loads(BTreeMap<WorkerId, (WorkerLoad, Timestamp)>);
 
 impl Loads {
-    /// Notes what a worker says of its load, and returns that of all of them: their room together, and the highest pressure.
-    /// Clients come to all of them alike, and who is at a limit is not hidden by one that nobody asks.
-    pub fn note(&mut self, worker: WorkerId, load: Load, now: Timestamp) -> Load {
+    /// Notes what a worker says of its load, and returns that of all of them: the room together of those that are asked, or of
+    /// all while none is, and the highest pressure. Clients come to all that are asked alike, and who is at a limit is not
+    /// hidden by one that nobody asks.
+    pub fn note(&mut self, worker: WorkerId, said: WorkerLoad, now: Timestamp) -> Load {
         self.0.retain(|_, (_, said)| now.since(*said) <= STALE_MS);
         if self.0.len() < MAX_WORKERS || self.0.contains_key(&worker) {
-            self.0.insert(worker, (load, now));
+            self.0.insert(worker, (said, now));
         }
-        let loads = || self.0.values().map(|(load, _)| load);
-        let room = loads().fold(0u64, |room, load| room.saturating_add(load.room));
-        Load { room, pressure: loads().map(|load| load.pressure).max().unwrap_or_default() }
+        let all = || self.0.values().map(|(said, _)| said);
+        let is_any_asked = all().any(|said| said.is_asked);
+        let with_room = all().filter(|said| said.is_asked || !is_any_asked);
+        let room = with_room.fold(0u64, |room, said| room.saturating_add(said.load.room));
+        Load { room, pressure: all().map(|said| said.load.pressure).max().unwrap_or_default() }
     }
 }
 
@@ -298,16 +310,36 @@ mod tests {
     #[test]
     fn the_load_of_a_datacenter_is_that_of_the_workers_that_say_theirs() {
         let (mut loads, load) = (Loads::default(), |room, pressure| Load { room, pressure });
+        let asked = |room, pressure| WorkerLoad { load: load(room, pressure), is_asked: true };
         let [one, other] = [1, 2].map(WorkerId::new);
-        assert_eq!(loads.note(one, load(10, 1000), NOW), load(10, 1000));
-        assert_eq!(loads.note(other, load(5, 301), NOW.plus(200)), load(15, 1000));
-        assert_eq!(loads.note(one, load(u64::MAX, 0), NOW.plus(400)), load(u64::MAX, 301));
+        assert_eq!(loads.note(one, asked(10, 1000), NOW), load(10, 1000));
+        assert_eq!(loads.note(other, asked(5, 301), NOW.plus(200)), load(15, 1000));
+        assert_eq!(loads.note(one, asked(u64::MAX, 0), NOW.plus(400)), load(u64::MAX, 301));
         // One that is gone is forgotten.
-        assert_eq!(loads.note(other, load(7, 8), NOW.plus(400 + STALE_MS + 1)), load(7, 8));
+        assert_eq!(loads.note(other, asked(7, 8), NOW.plus(400 + STALE_MS + 1)), load(7, 8));
         for n in 3..3000 {
-            loads.note(WorkerId::new(n), load(1, 0), NOW.plus(10_000));
+            loads.note(WorkerId::new(n), asked(1, 0), NOW.plus(10_000));
         }
         assert!(loads.0.len() <= MAX_WORKERS);
+    }
+
+    #[test]
+    fn who_is_not_asked_has_no_room_beside_those_that_are_but_its_pressure_counts() {
+        let (mut loads, load) = (Loads::default(), |room, pressure| Load { room, pressure });
+        let says = |room, pressure, is_asked| WorkerLoad { load: load(room, pressure), is_asked };
+        let [keeper, one, other] = [1, 2, 3].map(WorkerId::new);
+        // It is alone, and may be asked any moment.
+        assert_eq!(loads.note(keeper, says(u64::MAX, 0, false), NOW), load(u64::MAX, 0));
+        assert_eq!(loads.note(one, says(10, 200, true), NOW), load(10, 200));
+        assert_eq!(loads.note(keeper, says(u64::MAX, 300, false), NOW.plus(200)), load(10, 300));
+        assert_eq!(loads.note(other, says(0, 1000, true), NOW.plus(400)), load(10, 1000));
+        assert_eq!(loads.note(one, says(0, 1000, true), NOW.plus(400)), load(0, 1000));
+        assert_eq!(loads.note(keeper, says(5, 0, true), NOW.plus(600)), load(5, 1000));
+        assert_eq!(
+            loads.note(keeper, says(5, 0, false), NOW.plus(600 + STALE_MS)),
+            load(5, 0),
+            "its porters are gone"
+        );
     }
 
     const NOW: Timestamp = Timestamp::new(1_000_000);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sluice_engine::drain::{Drain, Phase};
 use sluice_engine::ids::{DcId, Timestamp};
-use sluice_engine::placement::{Load, Standing, Standings, WorkerId};
+use sluice_engine::placement::{Load, Standing, Standings, WorkerId, WorkerLoad};
 use sluice_engine::share::Share;
 use sluice_proto::calls::Placing;
 use sluice_proto::problem::Refusal;
@@ -37,6 +37,13 @@ struct WireOwn {
     worker: u64,
     #[serde(flatten)]
     load: WireLoad,
+    /// Missing: an older version, which does not know of any that is not.
+    #[serde(default = "yes")]
+    is_asked: bool,
+}
+
+fn yes() -> bool {
+    true
 }
 
 #[derive(Serialize, Deserialize)]
@@ -69,6 +76,17 @@ impl WireLoad {
 
     fn parse(self) -> Load {
         Load { room: self.room, pressure: self.pressure }
+    }
+}
+
+impl WireOwn {
+    fn of(worker: WorkerId, WorkerLoad { load, is_asked }: WorkerLoad) -> Self {
+        Self { worker: worker.number(), load: WireLoad::of(load), is_asked }
+    }
+
+    fn parse(self) -> (WorkerId, WorkerLoad) {
+        let said = WorkerLoad { load: self.load.parse(), is_asked: self.is_asked };
+        (WorkerId::new(self.worker), said)
     }
 }
 
@@ -114,8 +132,8 @@ pub fn serve_placing(placing: Arc<dyn Placing>) -> Router {
 }
 
 async fn exchange(AppState(placing): Served, call: Call<WireOwn>) -> Answer<WireStandings> {
-    let WireOwn { worker, load } = call.arguments;
-    Answer(placing.exchange(WorkerId::new(worker), load.parse()).await.map(WireStandings::of))
+    let (worker, said) = call.arguments.parse();
+    Answer(placing.exchange(worker, said).await.map(WireStandings::of))
 }
 
 /// What the aggregator answers that has a share of this process's store.
@@ -136,9 +154,9 @@ impl RemotePlacing {
 
 #[async_trait]
 impl Placing for RemotePlacing {
-    async fn exchange(&self, worker: WorkerId, load: Load) -> Result<Standings, Refusal> {
-        let load = WireOwn { worker: worker.number(), load: WireLoad::of(load) };
-        let asked = self.0.ask_with(Head::own(EXCHANGE), &load, Bytes::new(), Duration::ZERO);
+    async fn exchange(&self, worker: WorkerId, said: WorkerLoad) -> Result<Standings, Refusal> {
+        let said = WireOwn::of(worker, said);
+        let asked = self.0.ask_with(Head::own(EXCHANGE), &said, Bytes::new(), Duration::ZERO);
         Ok(WireStandings::parse(asked.await?))
     }
 }
@@ -146,6 +164,17 @@ impl Placing for RemotePlacing {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_worker_says_arrives_as_it_left_and_that_of_an_older_version_counts() {
+        let load = Load { room: u64::MAX, pressure: 1001 };
+        let (worker, said) = (WorkerId::new(u64::MAX), WorkerLoad { load, is_asked: false });
+        let parsed = |text: &str| serde_json::from_str::<WireOwn>(text).unwrap().parse();
+        let text = serde_json::to_string(&WireOwn::of(worker, said)).unwrap();
+        assert_eq!(parsed(&text), (worker, said));
+        let older = (WorkerId::new(7), WorkerLoad { load: Load { room: 5, pressure: 6 }, is_asked: true });
+        assert_eq!(parsed(r#"{"worker":7,"room":5,"pressure":6}"#), older);
+    }
 
     #[test]
     fn standings_arrive_as_they_left() {

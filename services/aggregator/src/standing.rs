@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sluice_engine::aggregator::NodeEvent;
-use sluice_engine::placement::{Load, Standings, WorkerId};
+use sluice_engine::placement::{Load, Standings, WorkerId, WorkerLoad};
 use sluice_proto::calls::{Leaving, Placing};
 use sluice_proto::problem::Refusal;
 use tokio::sync::watch;
@@ -36,7 +36,8 @@ impl AggregatorService {
         let service = self.clone();
         self.parts.tasks.spawn(async move {
             loop {
-                if service.exchange(OWN, load()).await.is_err() {
+                let said = WorkerLoad { load: load(), is_asked: true };
+                if service.exchange(OWN, said).await.is_err() {
                     return;
                 }
                 tokio::select! {
@@ -66,8 +67,8 @@ impl AggregatorService {
 
 #[async_trait]
 impl Placing for AggregatorService {
-    async fn exchange(&self, worker: WorkerId, load: Load) -> Result<Standings, Refusal> {
-        let load = self.loads.lock().unwrap_or_else(PoisonError::into_inner).note(worker, load, (self.now)());
+    async fn exchange(&self, worker: WorkerId, said: WorkerLoad) -> Result<Standings, Refusal> {
+        let load = self.loads.lock().unwrap_or_else(PoisonError::into_inner).note(worker, said, (self.now)());
         self.ledgers.tell(NodeEvent::Load(load)).await;
         self.refresh().await.ok_or_else(crate::refusal::stopping)
     }

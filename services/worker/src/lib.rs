@@ -1,6 +1,6 @@
 //! The workers: chunks in, verified bytes out.
 //!
-//! A [`Worker`] is owned by the composition of one datacenter. It keeps no state: what it needs to know it asks the
+//! A [`Worker`] is owned by the composition of one datacenter. It keeps no state of files: what it needs to know it asks the
 //! chunk store and the owner of the file's slot, so any worker can take any chunk of any file. Its work runs in the
 //! caller's task and ends with it; only a stream on its way out has a task of its own, on the datacenter's
 //! [`Shutdown`], which ends with the stream. Dropping a call loses nothing that was acknowledged.
@@ -24,7 +24,7 @@ mod turn;
 
 use std::future::Future;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -61,6 +61,9 @@ const ASSEMBLY_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a run waits for room under the capped rate, here or elsewhere, and how often it looks for it.
 const ROOM_PATIENCE: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+
+/// How long after a body a worker counts as one that is asked. Where bodies are rare that is still soon after the last one.
+const ASKED: Duration = Duration::from_secs(300);
 
 /// What a worker spends.
 #[derive(Clone, Debug)]
@@ -118,13 +121,15 @@ pub struct WorkerParts {
     pub rates: Arc<Rates>,
 }
 
-/// A worker of one datacenter. Cheap to share: it keeps nothing.
+/// A worker of one datacenter. Cheap to share: it keeps nothing of files.
 pub struct Worker {
     parts: WorkerParts,
     settings: WorkerSettings,
     turns: turn::Turns,
     bodies: Concurrency,
     rate: UploadRate,
+    /// When a body came last.
+    asked: Mutex<Option<Instant>>,
 }
 
 impl Worker {
@@ -132,7 +137,8 @@ impl Worker {
     pub fn new(parts: WorkerParts, settings: WorkerSettings) -> Self {
         let bodies = Concurrency::new("bodies", settings.bodies);
         let rate = UploadRate::new(settings.upload_rate);
-        Self { turns: turn::Turns::new(settings.turns), bodies, rate, parts, settings }
+        let turns = turn::Turns::new(settings.turns);
+        Self { turns, bodies, rate, asked: Mutex::default(), parts, settings }
     }
 
     /// The cap on what is taken, which may be changed.
@@ -150,6 +156,12 @@ impl Worker {
         let tightest = [memory as u64, bodies as u64].map(|part| u16::try_from(part).unwrap_or(u16::MAX));
         let pressure = tightest.into_iter().fold(pressure, u16::max);
         Load { room: if pressure >= FULL { 0 } else { room }, pressure }
+    }
+
+    /// Whether a body came lately, from a client or from another datacenter.
+    pub fn is_asked(&self) -> bool {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.is_some_and(|at| at.elapsed() < ASKED)
     }
 
     /// From now on shows in metrics, whenever they are read, to whom is passed on.
@@ -175,6 +187,9 @@ impl Worker {
         run: Option<Run>,
         len: u64,
     ) -> Result<Option<Passage>, Refusal> {
+        if len > 0 {
+            *self.asked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
         let Some(elsewhere) = &self.parts.elsewhere else { return Ok(None) };
         let (is_passed, pressure) = (way == Way::Passed, self.load().pressure);
         let start = run.map_or(0, |run| run.range().start);

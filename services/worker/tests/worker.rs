@@ -327,6 +327,19 @@ async fn what_the_store_refuses_is_named() {
 }
 
 /// Fault 51: what a tenant sends over its rate is refused before the body, so that others keep their share.
+#[tokio::test(start_paused = true)]
+async fn a_worker_counts_as_asked_from_its_first_body_until_a_while_after_its_last() {
+    let setup = setup();
+    setup.create(CHUNK_LEN).await;
+    assert!(!setup.worker.is_asked(), "metadata is no body");
+    setup.worker.put_chunks(&setup.context, put(0, content(CHUNK_LEN))).await.unwrap();
+    assert!(setup.worker.is_asked());
+    tokio::time::advance(Duration::from_secs(240)).await;
+    assert!(setup.worker.is_asked());
+    tokio::time::advance(Duration::from_secs(61)).await;
+    assert!(!setup.worker.is_asked());
+}
+
 #[tokio::test]
 async fn a_tenant_that_goes_too_fast_waits_and_no_other_does() {
     let setup = setup();
