@@ -473,7 +473,7 @@ impl Datacenter {
         let worker = Arc::new(worker);
         worker.show();
         let loaded = worker.clone();
-        aggregator.report(move || loaded.load());
+        aggregator.report(move || loaded.says());
         let worker: Arc<dyn Workers> = worker;
         let inside =
             config.inside.map(|address| Door::bind(address, material, dc, Role::Worker)).transpose()?;

@@ -161,7 +161,7 @@ pub struct DrainStatus {
     pub evacuate: bool,
     /// Files of which chunks are here, or which are to be assembled here.
     pub files_left: u64,
-    /// Bodies of uploads that flow into its store now.
+    /// Bodies of uploads that flow into its store by way of all of its workers, as these said a moment ago.
     pub bodies: u64,
     /// Connections of clients to the edge that answers, without the one that asks.
     pub connections: u64,

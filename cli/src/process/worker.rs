@@ -194,7 +194,10 @@ impl Process {
         if let Some(placing) = placing.clone() {
             // Porters are there to be asked; of one that keeps its store nobody says whether edges know it.
             let (worker, is_porter) = (served.clone(), matches!(held, Held::Bucket(_)));
-            let says = move || WorkerLoad { load: worker.load(), is_asked: is_porter || worker.is_asked() };
+            let says = move || {
+                let said = worker.says();
+                WorkerLoad { is_asked: is_porter || said.is_asked, ..said }
+            };
             exchange(placing, says, standings, &tasks.requests);
         }
         let answer = |routes| {

@@ -64,6 +64,8 @@ pub struct Load {
 pub struct WorkerLoad {
     /// How loaded it is.
     pub load: Load,
+    /// Bodies of uploads that flow into the store by way of it.
+    pub bodies: u64,
     /// Whether bodies come to it. The keeper of a bucket has room that nobody can use if edges know only its porters.
     pub is_asked: bool,
 }
@@ -96,7 +98,7 @@ impl Loads {
     /// all while none is, and the highest pressure. Clients come to all that are asked alike, and who is at a limit is not
     /// hidden by one that nobody asks.
     pub fn note(&mut self, worker: WorkerId, said: WorkerLoad, now: Timestamp) -> Load {
-        self.0.retain(|_, (_, said)| now.since(*said) <= STALE_MS);
+        self.forget(now);
         if self.0.len() < MAX_WORKERS || self.0.contains_key(&worker) {
             self.0.insert(worker, (said, now));
         }
@@ -105,6 +107,16 @@ impl Loads {
         let with_room = all().filter(|said| said.is_asked || !is_any_asked);
         let room = with_room.fold(0u64, |room, said| room.saturating_add(said.load.room));
         Load { room, pressure: all().map(|said| said.load.pressure).max().unwrap_or_default() }
+    }
+
+    /// Bodies of uploads that flow into the store by way of all of them.
+    pub fn bodies(&mut self, now: Timestamp) -> u64 {
+        self.forget(now);
+        self.0.values().fold(0u64, |bodies, (said, _)| bodies.saturating_add(said.bodies))
+    }
+
+    fn forget(&mut self, now: Timestamp) {
+        self.0.retain(|_, (_, said)| now.since(*said) <= STALE_MS);
     }
 }
 
@@ -310,7 +322,7 @@ mod tests {
     #[test]
     fn the_load_of_a_datacenter_is_that_of_the_workers_that_say_theirs() {
         let (mut loads, load) = (Loads::default(), |room, pressure| Load { room, pressure });
-        let asked = |room, pressure| WorkerLoad { load: load(room, pressure), is_asked: true };
+        let asked = |room, pressure| WorkerLoad { load: load(room, pressure), bodies: 0, is_asked: true };
         let [one, other] = [1, 2].map(WorkerId::new);
         assert_eq!(loads.note(one, asked(10, 1000), NOW), load(10, 1000));
         assert_eq!(loads.note(other, asked(5, 301), NOW.plus(200)), load(15, 1000));
@@ -326,7 +338,7 @@ mod tests {
     #[test]
     fn who_is_not_asked_has_no_room_beside_those_that_are_but_its_pressure_counts() {
         let (mut loads, load) = (Loads::default(), |room, pressure| Load { room, pressure });
-        let says = |room, pressure, is_asked| WorkerLoad { load: load(room, pressure), is_asked };
+        let says = |room, pressure, is_asked| WorkerLoad { load: load(room, pressure), bodies: 0, is_asked };
         let [keeper, one, other] = [1, 2, 3].map(WorkerId::new);
         // It is alone, and may be asked any moment.
         assert_eq!(loads.note(keeper, says(u64::MAX, 0, false), NOW), load(u64::MAX, 0));
@@ -340,6 +352,21 @@ mod tests {
             load(5, 0),
             "its porters are gone"
         );
+    }
+
+    #[test]
+    fn the_bodies_of_a_datacenter_are_those_of_all_its_workers_that_are_there() {
+        let mut loads = Loads::default();
+        let mut says = |worker, bodies, is_asked, now| {
+            let said = WorkerLoad { load: Load::default(), bodies, is_asked };
+            loads.note(WorkerId::new(worker), said, now);
+            loads.bodies(now)
+        };
+        assert_eq!(says(1, 2, true, NOW), 2);
+        assert_eq!(says(2, 3, false, NOW.plus(200)), 5);
+        assert_eq!(says(1, 1, true, NOW.plus(400)), 4);
+        assert_eq!(says(3, u64::MAX, true, NOW.plus(400)), u64::MAX);
+        assert_eq!(loads.bodies(NOW.plus(400 + STALE_MS + 1)), 0, "they are gone");
     }
 
     const NOW: Timestamp = Timestamp::new(1_000_000);

@@ -37,6 +37,9 @@ struct WireOwn {
     worker: u64,
     #[serde(flatten)]
     load: WireLoad,
+    /// Missing: an older version, which does not say.
+    #[serde(default)]
+    bodies: u64,
     /// Missing: an older version, which does not know of any that is not.
     #[serde(default = "yes")]
     is_asked: bool,
@@ -80,13 +83,13 @@ impl WireLoad {
 }
 
 impl WireOwn {
-    fn of(worker: WorkerId, WorkerLoad { load, is_asked }: WorkerLoad) -> Self {
-        Self { worker: worker.number(), load: WireLoad::of(load), is_asked }
+    fn of(worker: WorkerId, WorkerLoad { load, bodies, is_asked }: WorkerLoad) -> Self {
+        Self { worker: worker.number(), load: WireLoad::of(load), bodies, is_asked }
     }
 
     fn parse(self) -> (WorkerId, WorkerLoad) {
-        let said = WorkerLoad { load: self.load.parse(), is_asked: self.is_asked };
-        (WorkerId::new(self.worker), said)
+        let Self { worker, load, bodies, is_asked } = self;
+        (WorkerId::new(worker), WorkerLoad { load: load.parse(), bodies, is_asked })
     }
 }
 
@@ -168,12 +171,12 @@ mod tests {
     #[test]
     fn what_a_worker_says_arrives_as_it_left_and_that_of_an_older_version_counts() {
         let load = Load { room: u64::MAX, pressure: 1001 };
-        let (worker, said) = (WorkerId::new(u64::MAX), WorkerLoad { load, is_asked: false });
+        let (worker, said) = (WorkerId::new(u64::MAX), WorkerLoad { load, bodies: 9, is_asked: false });
         let parsed = |text: &str| serde_json::from_str::<WireOwn>(text).unwrap().parse();
         let text = serde_json::to_string(&WireOwn::of(worker, said)).unwrap();
         assert_eq!(parsed(&text), (worker, said));
-        let older = (WorkerId::new(7), WorkerLoad { load: Load { room: 5, pressure: 6 }, is_asked: true });
-        assert_eq!(parsed(r#"{"worker":7,"room":5,"pressure":6}"#), older);
+        let older = WorkerLoad { load: Load { room: 5, pressure: 6 }, bodies: 0, is_asked: true };
+        assert_eq!(parsed(r#"{"worker":7,"room":5,"pressure":6}"#), (WorkerId::new(7), older));
     }
 
     #[test]

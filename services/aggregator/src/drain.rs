@@ -38,7 +38,7 @@ impl AggregatorService {
             to: drain.map(|drain| self.dc_name(drain.target)),
             evacuate: drain.is_some_and(|drain| drain.evacuate),
             files_left,
-            bodies: 0,
+            bodies: self.bodies(),
             connections: 0,
         })
     }

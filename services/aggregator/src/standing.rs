@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sluice_engine::aggregator::NodeEvent;
-use sluice_engine::placement::{Load, Standings, WorkerId, WorkerLoad};
+use sluice_engine::placement::{Standings, WorkerId, WorkerLoad};
 use sluice_proto::calls::{Leaving, Placing};
 use sluice_proto::problem::Refusal;
 use tokio::sync::watch;
@@ -31,13 +31,12 @@ impl AggregatorService {
         self.leaving.subscribe()
     }
 
-    /// From now on tells how loaded the datacenter is, as `load` says, and keeps [`standings`](Self::standings) up.
-    pub fn report(self: &Arc<Self>, load: impl Fn() -> Load + Send + 'static) {
+    /// From now on tells how loaded the datacenter is, as its worker `says`, and keeps [`standings`](Self::standings) up.
+    pub fn report(self: &Arc<Self>, says: impl Fn() -> WorkerLoad + Send + 'static) {
         let service = self.clone();
         self.parts.tasks.spawn(async move {
             loop {
-                let said = WorkerLoad { load: load(), is_asked: true };
-                if service.exchange(OWN, said).await.is_err() {
+                if service.exchange(OWN, says()).await.is_err() {
                     return;
                 }
                 tokio::select! {
@@ -46,6 +45,11 @@ impl AggregatorService {
                 }
             }
         });
+    }
+
+    /// Bodies of uploads that flow into the store, as the workers that exchange with this share said a moment ago.
+    pub(crate) fn bodies(&self) -> u64 {
+        self.loads.lock().unwrap_or_else(PoisonError::into_inner).bodies((self.now)())
     }
 
     /// Asks the engine how the datacenters stand, and tells whoever wants to know; `None` if it has stopped.

@@ -34,7 +34,7 @@ use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::ids::{ClientFileId, DcId, FileId};
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_engine::metadata::{MetadataFields, MetadataRecord};
-use sluice_engine::placement::{Ask, Choice, FULL, Load};
+use sluice_engine::placement::{Ask, Choice, FULL, Load, WorkerLoad};
 use sluice_engine::span::Place;
 use sluice_node::access::ContextVerifier;
 use sluice_node::budget::{Concurrency, MemoryBudget};
@@ -158,10 +158,11 @@ impl Worker {
         Load { room: if pressure >= FULL { 0 } else { room }, pressure }
     }
 
-    /// Whether a body came lately, from a client or from another datacenter.
-    pub fn is_asked(&self) -> bool {
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
-        asked.is_some_and(|at| at.elapsed() < ASKED)
+    /// What it says of its load. It is asked if a body came lately, from a client or from another datacenter.
+    pub fn says(&self) -> WorkerLoad {
+        let asked = *self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_asked = asked.is_some_and(|at| at.elapsed() < ASKED);
+        WorkerLoad { load: self.load(), bodies: self.bodies.used() as u64, is_asked }
     }
 
     /// From now on shows in metrics, whenever they are read, to whom is passed on.
@@ -522,7 +523,8 @@ impl Workers for Worker {
             }
         }
         let status = self.ask(self.parts.slots.drain(context, order)).await?;
-        Ok(DrainStatus { bodies: self.bodies.used() as u64, ..status })
+        // What the aggregator heard last from all workers may be older than what flows by way of this one.
+        Ok(DrainStatus { bodies: status.bodies.max(self.bodies.used() as u64), ..status })
     }
 
     async fn leaving(&self) -> Result<Leaving, Refusal> {

@@ -331,13 +331,13 @@ async fn what_the_store_refuses_is_named() {
 async fn a_worker_counts_as_asked_from_its_first_body_until_a_while_after_its_last() {
     let setup = setup();
     setup.create(CHUNK_LEN).await;
-    assert!(!setup.worker.is_asked(), "metadata is no body");
+    assert!(!setup.worker.says().is_asked, "metadata is no body");
     setup.worker.put_chunks(&setup.context, put(0, content(CHUNK_LEN))).await.unwrap();
-    assert!(setup.worker.is_asked());
+    assert!(setup.worker.says().is_asked);
     tokio::time::advance(Duration::from_secs(240)).await;
-    assert!(setup.worker.is_asked());
+    assert!(setup.worker.says().is_asked);
     tokio::time::advance(Duration::from_secs(61)).await;
-    assert!(!setup.worker.is_asked());
+    assert!(!setup.worker.says().is_asked);
 }
 
 #[tokio::test]
