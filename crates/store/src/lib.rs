@@ -138,6 +138,15 @@ pub struct Usage {
     pub read_only: bool,
 }
 
+/// Consecutive chunks that were read in one go.
+#[derive(Clone, Debug)]
+pub struct Together {
+    /// Their bytes, one after the other.
+    pub bytes: Bytes,
+    /// What each of them was verified to hash to.
+    pub values: Vec<ChainingValue>,
+}
+
 /// Chunks in and out: all that a worker needs of a store. The methods may be called at any time, from any task; dropping a
 /// future loses nothing that was acknowledged.
 #[async_trait]
@@ -167,9 +176,13 @@ pub trait Chunks: Send + Sync + 'static {
         1
     }
 
-    /// The bytes of consecutive chunks, at most [`at_once`](Self::at_once), each of them verified. `None` if they cannot be
-    /// had in one go, whatever the reason: then each is to be read by itself.
-    async fn read_together(&self, _file: FileId, _chunks: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+    /// Consecutive chunks, at most [`at_once`](Self::at_once). `None` if they cannot be had in one go, or if one of them is
+    /// not sound: then each is to be read by itself.
+    async fn read_together(
+        &self,
+        _file: FileId,
+        _chunks: Range<u64>,
+    ) -> Result<Option<Together>, StoreError> {
         Ok(None)
     }
 }

@@ -15,6 +15,7 @@
 //! 5. Memory is bounded: a body on its way in costs what the caller buffers, a stream on its way out a few chunks out
 //!    of a [`MemoryBudget`].
 
+mod ahead;
 mod body;
 mod lent;
 mod rates;

@@ -1,6 +1,8 @@
 //! Bytes on their way out: chunks in order, each verified before its first byte is given out.
 //!
 //! A few chunks are fetched ahead, each paid for out of the memory budget until its last byte has left the process.
+//! Where requests cost, several come with one (`ahead.rs`).
+//!
 //! They are fetched by a task, so that a slow reader does not make a fetch from another datacenter run out of time.
 //! The task ends with the range, at the first error, when the stream is dropped or stalls, or with its datacenter.
 
@@ -15,21 +17,17 @@ use sluice_engine::context::SignedContext;
 use sluice_engine::geometry::ChunkIndex;
 use sluice_engine::ids::{ClientFileId, FileId};
 use sluice_engine::limits::CHUNK_LEN;
+use sluice_node::telemetry::carried;
 use sluice_proto::calls::{ByteStream, ChunkSource};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::StoreError;
 use tokio::sync::mpsc;
 
+use crate::ahead::{Ahead, Away};
 use crate::{WorkerParts, WorkerSettings, refusal, within};
 
 /// Chunks that are located in one go: a power of two inside a unit, and small enough for a quick first byte.
 const WINDOW: u64 = 256;
-
-/// Consecutive chunks that are read in one go, and where they are.
-struct Group {
-    start: u64,
-    sources: Vec<ChunkSource>,
-}
 
 /// One stream's way to its chunks.
 struct Reader {
@@ -39,6 +37,7 @@ struct Reader {
     id: ClientFileId,
     file: FileId,
     range: Range<u64>,
+    ahead: Ahead,
 }
 
 /// The bytes `[range)` of a file. What can be refused at once is refused before there is a stream.
@@ -53,19 +52,18 @@ pub(crate) async fn stream(
     if range.is_empty() {
         return Ok(stream::empty().boxed());
     }
-    let at_once = parts.store.at_once().clamp(1, WINDOW);
-    let prefetch = (settings.prefetch / at_once as usize).max(1);
-    let reader = Arc::new(Reader { parts, settings, context, id, file, range });
-    let chunks = reader.range.start / CHUNK_LEN..reader.range.end.div_ceil(CHUNK_LEN);
+    let prefetch = settings.prefetch.max(1);
+    let chunks = range.start / CHUNK_LEN..range.end.div_ceil(CHUNK_LEN);
+    let ahead = Ahead::new(&parts, file, chunks.clone());
+    let reader = Arc::new(Reader { parts, settings, context, id, file, range, ahead });
 
     // The first chunk is asked for here, so that its failure is an answer and not a stream that breaks off.
     let window = window(chunks.start, chunks.end);
-    let sources = reader.clone().locate(window.clone()).await?;
-    let mut groups = groups(window.start, sources, at_once).into_iter();
-    let Some(group) = groups.next() else { return Err(unlocated()) };
-    let first = reader.clone().piece(group).await?;
+    let mut sources = reader.clone().locate(window.clone()).await?.into_iter();
+    let Some(source) = sources.next() else { return Err(unlocated()) };
+    let first = reader.clone().piece(window.start, source).await?;
 
-    let started = stream::iter(groups.map(Ok));
+    let started = stream::iter(sources.zip(window.start + 1..).map(Ok));
     let locator = reader.clone();
     let rest = stream::try_unfold(window.end, move |at| {
         let (locator, end) = (locator.clone(), chunks.end);
@@ -75,7 +73,7 @@ pub(crate) async fn stream(
             }
             let window = self::window(at, end);
             let sources = locator.locate(window.clone()).await?;
-            let located = stream::iter(self::groups(at, sources, at_once)).map(Ok);
+            let located = stream::iter(sources.into_iter().zip(window.clone()).map(Ok));
             Ok::<_, Refusal>(Some((located, window.end)))
         }
     });
@@ -83,11 +81,11 @@ pub(crate) async fn stream(
     let (tasks, stall) = (reader.parts.tasks.clone(), reader.settings.stall);
     let pieces = started
         .chain(rest.try_flatten())
-        .map_ok(move |group| reader.clone().piece(group))
+        .map_ok(move |(source, index)| reader.clone().piece(index, source))
         .try_buffered(prefetch);
     // Room for one: the next piece is there when this one has gone, and what lies beyond is in `try_buffered`.
     let (sender, receiver) = mpsc::channel(1);
-    tasks.spawn(send(stream::once(async { Ok(first) }).chain(pieces), sender, stall));
+    tasks.spawn(carried(send(stream::once(async { Ok(first) }).chain(pieces), sender, stall)));
     Ok(receive(receiver, len))
 }
 
@@ -104,30 +102,12 @@ async fn send(
         };
         let Some(piece) = piece else { return };
         let failed = piece.is_err();
-        for part in parts_of(piece) {
-            // A reader that stalls gives its memory back; it finds the stream broken off.
-            let sent = tokio::time::timeout(stall, sender.send(part)).await;
-            if !matches!(sent, Ok(Ok(()))) {
-                return;
-            }
-        }
-        if failed {
+        // A reader that stalls gives its memory back; it finds the stream broken off.
+        let sent = tokio::time::timeout(stall, sender.send(piece)).await;
+        if failed || !matches!(sent, Ok(Ok(()))) {
             return;
         }
     }
-}
-
-/// What was read in one go, by no more than a chunk at a time: that is what doors and other processes take.
-fn parts_of(piece: Result<Bytes, Refusal>) -> impl Iterator<Item = Result<Bytes, Refusal>> {
-    let mut left = Some(piece);
-    std::iter::from_fn(move || match left.take()? {
-        Ok(mut bytes) => {
-            let part = bytes.split_to(bytes.len().min(CHUNK_LEN as usize));
-            left = (!bytes.is_empty()).then_some(Ok(bytes));
-            Some(Ok(part))
-        }
-        refused => Some(refused),
-    })
 }
 
 /// The pieces, `len` bytes in all. That the task is gone before that is an error, never the end.
@@ -159,24 +139,6 @@ fn window(at: u64, end: u64) -> Range<u64> {
     at..((at / WINDOW + 1) * WINDOW).min(end)
 }
 
-/// Chunks from `start` on, those together that one store may give in one go: at most `at_once`, within a multiple of it.
-fn groups(start: u64, sources: Vec<ChunkSource>, at_once: u64) -> Vec<Group> {
-    let mut groups: Vec<Group> = Vec::new();
-    for (number, source) in (start..).zip(sources) {
-        match groups.last_mut() {
-            Some(group)
-                if source.local
-                    && number % at_once != 0
-                    && group.sources.last().is_some_and(|last| last.local) =>
-            {
-                group.sources.push(source);
-            }
-            _ => groups.push(Group { start: number, sources: vec![source] }),
-        }
-    }
-    groups
-}
-
 fn unlocated() -> Refusal {
     Refusal::new(Problem::Internal, "a chunk of a complete file was not located")
 }
@@ -189,55 +151,49 @@ impl Reader {
         if sources.len() as u64 == window.end - window.start { Ok(sources) } else { Err(unlocated()) }
     }
 
-    /// The part of a group that lies in the range.
-    async fn piece(self: Arc<Self>, group: Group) -> Result<Bytes, Refusal> {
-        let first = ChunkIndex::new(group.start).map_err(|error| refusal::of_geometry(&error))?;
-        let room = CHUNK_LEN * group.sources.len() as u64;
-        let permit = self.parts.memory.take(room, self.settings.patience).await.inspect_err(|_| {
-            self.parts.metrics.count_shed("memory");
-        })?;
-        let bytes = match self.together(&group).await {
-            Some(bytes) => bytes,
-            None => self.one_by_one(group).await?,
+    /// The part of a chunk that lies in the range.
+    async fn piece(self: Arc<Self>, number: u64, source: ChunkSource) -> Result<Bytes, Refusal> {
+        let index = ChunkIndex::new(number).map_err(|error| refusal::of_geometry(&error))?;
+        let bytes = match self.together(index, source).await {
+            Ok(Some(bytes)) => bytes,
+            Ok(None) => self.alone(index, source).await?,
+            // Whoever else holds it may answer.
+            Err(Away) => self.alone(index, ChunkSource { local: false, ..source }).await?,
         };
-        let from = self.range.start.saturating_sub(first.offset());
-        let to = (self.range.end - first.offset()).min(room);
+        let from = self.range.start.saturating_sub(index.offset());
+        let to = (self.range.end - index.offset()).min(CHUNK_LEN);
         if from > to || to > bytes.len() as u64 {
             return Err(Refusal::new(
                 Problem::Internal,
-                format!("the chunks from {first} on are shorter than the file says"),
+                format!("chunk {index} is shorter than the file says"),
             ));
         }
-        // Both are at most what was read in one go.
-        Ok(permit.pay_for(bytes).slice(from as usize..to as usize))
+        // Both are at most 1 MiB.
+        Ok(bytes.slice(from as usize..to as usize))
     }
 
-    /// Several chunks from the own store, if it gives them in one go and all are what leads to the root.
-    async fn together(&self, group: &Group) -> Option<Bytes> {
-        let Group { start, sources } = group;
-        if sources.len() < 2 {
-            return None;
+    /// The chunk out of several that were read in one go, which are paid for.
+    async fn together(&self, index: ChunkIndex, source: ChunkSource) -> Result<Option<Bytes>, Away> {
+        if !source.local {
+            return Ok(None);
         }
-        let (store, chunks) = (&self.parts.store, *start..*start + sources.len() as u64);
-        let bytes = store.read_together(self.file, chunks.clone()).await.ok()??;
-        let values = store.values(self.file, chunks).await.ok()?;
-        values.into_iter().eq(sources.iter().map(|source| Some(source.value))).then_some(bytes)
+        let read = self.ahead.chunk(index).await?;
+        Ok(read.and_then(|(bytes, value)| (value == source.value).then_some(bytes)))
     }
 
-    async fn one_by_one(&self, group: Group) -> Result<Bytes, Refusal> {
-        let mut all = Vec::with_capacity(group.sources.len());
-        for (number, source) in (group.start..).zip(group.sources) {
-            let index = ChunkIndex::new(number).map_err(|error| refusal::of_geometry(&error))?;
-            let bytes = match self.local(index, source).await? {
-                Some(bytes) => bytes,
-                None => {
-                    let answer = self.parts.slots.fetch(&self.context, self.id, index, source.value);
-                    within(self.settings.patience, "the datacenter that holds the chunk", answer).await?
-                }
-            };
-            all.push(bytes);
-        }
-        Ok(if all.len() == 1 { all.swap_remove(0) } else { all.concat().into() })
+    /// The chunk by itself, paid for, wherever it is.
+    async fn alone(&self, index: ChunkIndex, source: ChunkSource) -> Result<Bytes, Refusal> {
+        let permit = self.parts.memory.take(CHUNK_LEN, self.settings.patience).await.inspect_err(|_| {
+            self.parts.metrics.count_shed("memory");
+        })?;
+        let bytes = match self.local(index, source).await? {
+            Some(bytes) => bytes,
+            None => {
+                let answer = self.parts.slots.fetch(&self.context, self.id, index, source.value);
+                within(self.settings.patience, "the datacenter that holds the chunk", answer).await?
+            }
+        };
+        Ok(permit.pay_for(bytes))
     }
 
     /// The chunk from the own store; `None` if it has to come from elsewhere.

@@ -5,6 +5,7 @@
 mod memory;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -246,6 +247,57 @@ async fn damaged_and_missing_chunks_come_from_elsewhere() {
     let value = ChainingValue::of_chunk(ChunkIndex::new(2).unwrap(), &bytes[2 << 20..]).unwrap();
     setup.slots.elsewhere.lock().unwrap().insert((file, 2), (value, bytes.slice(2 << 20..)));
     assert!(setup.read(0, 3 * CHUNK_LEN).await.unwrap() == bytes);
+    setup.idle().await;
+}
+
+#[tokio::test]
+async fn chunks_are_read_several_at_once_and_one_by_one_where_that_fails() {
+    let setup = setup_with(MemoryBudget::new(32 << 20), Duration::from_secs(5));
+    let size = 10 * CHUNK_LEN + 9;
+    let (file, bytes) = setup.upload(size).await;
+    setup.store.at_once.store(4, Ordering::Relaxed);
+    let asked = || std::mem::take(&mut *setup.store.together.lock().unwrap());
+    let edge = CHUNK_LEN;
+    for (from, to, blocks) in [
+        (0, size, vec![0..4, 4..8, 8..11]),
+        (3 * edge + 7, 5 * edge + 1, vec![4..6]),
+        (2 * edge + 7, 3 * edge + 1, vec![2..4]),
+        (edge, edge + 1, vec![]),
+        (9 * edge - 1, size, vec![8..11]),
+    ] {
+        let read = setup.read(from, to).await.unwrap();
+        assert!(read == bytes[from as usize..to as usize], "{from}..{to}");
+        assert_eq!(asked(), blocks, "{from}..{to}");
+    }
+
+    // One of a block is damaged, and one of another is elsewhere; each is told of itself.
+    setup.store.damaged.lock().unwrap().insert((file, 6));
+    let value = ChainingValue::of_chunk(ChunkIndex::new(6).unwrap(), &bytes[6 << 20..7 << 20]).unwrap();
+    setup.slots.elsewhere.lock().unwrap().insert((file, 6), (value, bytes.slice(6 << 20..7 << 20)));
+    let taken = setup.store.take(file, 1);
+    setup.slots.elsewhere.lock().unwrap().insert((file, 1), taken);
+    assert!(setup.read(0, size).await.unwrap() == bytes);
+    assert_eq!(*setup.slots.reported.lock().unwrap(), [(file, 6)]);
+    assert_eq!(asked(), [0..4, 4..8, 8..11]);
+
+    // A store that cannot be asked is not asked again for each chunk of the block.
+    for chunk in 8..11 {
+        let held = setup.store.take(file, chunk);
+        setup.store.give(file, chunk, held.clone());
+        setup.slots.elsewhere.lock().unwrap().insert((file, chunk), held);
+        setup.store.damaged.lock().unwrap().insert((file, chunk));
+    }
+    *setup.store.fail.lock().unwrap() = Some(StoreError::Unreachable { reason: "away".into() });
+    assert!(setup.read(8 * edge, size).await.unwrap() == bytes[8 << 20..]);
+    assert_eq!(*setup.slots.reported.lock().unwrap(), [(file, 6)], "nobody looked at them");
+    setup.idle().await;
+
+    // With little memory each is read by itself.
+    asked();
+    let most = setup.memory.try_take(20 << 20).unwrap();
+    assert!(setup.read(0, size).await.unwrap() == bytes);
+    assert!(asked().is_empty());
+    drop(most);
     setup.idle().await;
 }
 

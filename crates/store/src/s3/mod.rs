@@ -85,7 +85,7 @@ use self::keys::{Life, Part};
 use self::shared::{Gone, Plan, Shared};
 use crate::{
     ChunkStore, Chunks, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
-    RecordOutcome, RunWriter, StoreError, Usage, Whole, WholeOutcome, limit, page, scrub_mark,
+    RecordOutcome, RunWriter, StoreError, Together, Usage, Whole, WholeOutcome, limit, page, scrub_mark,
 };
 
 /// The most chunks whose values are asked for at once.
@@ -376,7 +376,7 @@ impl Chunks for S3Store {
         MAX_RUN.into()
     }
 
-    async fn read_together(&self, file: FileId, chunks: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+    async fn read_together(&self, file: FileId, chunks: Range<u64>) -> Result<Option<Together>, StoreError> {
         let entry = self.shared.entry(file).await?;
         self.shared.read_together(&entry, chunks).await
     }

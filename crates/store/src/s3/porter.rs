@@ -21,7 +21,7 @@ use super::bucket::{Bucket, S3Request, SharedBucket, add};
 use super::keeper::{Carried, ChunkPlace, Claimed, Keeper, Landed, MAX_PLACES, PorterId};
 use super::read::Extent;
 use super::{MAX_VALUES, S3Metrics, S3Options, keys, rights};
-use crate::{Chunks, RunReceipt, RunWriter, StoreError};
+use crate::{Chunks, RunReceipt, RunWriter, StoreError, Together};
 
 /// How often a run is claimed whose claim was lost meanwhile.
 const CLAIMS: usize = 5;
@@ -180,14 +180,15 @@ impl Chunks for PorterStore {
         MAX_RUN.into()
     }
 
-    async fn read_together(&self, file: FileId, chunks: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+    async fn read_together(&self, file: FileId, chunks: Range<u64>) -> Result<Option<Together>, StoreError> {
         let places = self.places(file, chunks.clone()).await?;
         let sound = places.into_iter().map(|place| place.filter(|place| !place.is_damaged));
         let Some(places) = sound.collect::<Option<Vec<ChunkPlace>>>() else { return Ok(None) };
         let values: Vec<ChainingValue> = places.iter().map(|place| place.value).collect();
         let extents = places.iter().map(|place| Extent::new(&place.key, &place.bytes));
         let Some(extent) = Extent::joined(extents) else { return Ok(None) };
-        self.0.bucket.chunks(ChunkIndex::new(chunks.start)?, &values, extent).await
+        let bytes = self.0.bucket.chunks(ChunkIndex::new(chunks.start)?, &values, extent).await?;
+        Ok(bytes.map(|bytes| Together { bytes, values }))
     }
 }
 

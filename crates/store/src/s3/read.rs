@@ -20,7 +20,7 @@ use super::file::Assembled;
 use super::keys::{self, Life};
 use super::shared::Shared;
 use super::{lock, values};
-use crate::StoreError;
+use crate::{StoreError, Together};
 
 /// How often an answer is sought while chunks of the file come and go.
 const ATTEMPTS: usize = 4;
@@ -74,8 +74,10 @@ impl Bucket {
                 return Ok(None);
             }
             rest = after;
-            // Others want the processor, too.
-            tokio::task::coop::consume_budget().await;
+            if !rest.is_empty() {
+                // Others want the processor, too.
+                tokio::task::yield_now().await;
+            }
         }
         if !rest.is_empty() || bytes.len() as u64 != extent.end - extent.start {
             return Ok(None);
@@ -201,7 +203,7 @@ impl Shared {
         &self,
         entry: &Entry,
         chunks: Range<u64>,
-    ) -> Result<Option<Bytes>, StoreError> {
+    ) -> Result<Option<Together>, StoreError> {
         let mut wanted = Ranges::new();
         wanted.insert(chunks.clone());
         if !self.damage(entry.file).common(&wanted).is_empty() {
@@ -217,7 +219,8 @@ impl Shared {
         let (Some(values), Ok(sources)) = (values, sources) else { return Ok(None) };
         let extents = sources.iter().map(|source| Extent::new(&source.key, &source.bytes));
         let Some(extent) = Extent::joined(extents) else { return Ok(None) };
-        self.bucket.chunks(ChunkIndex::new(chunks.start)?, &values, extent).await
+        let bytes = self.bucket.chunks(ChunkIndex::new(chunks.start)?, &values, extent).await?;
+        Ok(bytes.map(|bytes| Together { bytes, values }))
     }
 
     /// The bytes of a chunk, verified, whatever was known of them before.

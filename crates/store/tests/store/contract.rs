@@ -47,6 +47,7 @@ macro_rules! contract_tests {
         $crate::contract::contract_tests! { $backend;
             a_record_is_stored_once_and_never_replaced,
             a_finished_run_is_there_with_values_and_bytes,
+            chunks_that_are_read_together_are_what_each_of_them_is,
             pieces_of_any_size_make_the_same_chunk,
             runs_are_checked_against_the_shape,
             provisional_chunks_are_kept_until_the_record_refutes_them,
@@ -132,6 +133,55 @@ pub(crate) async fn a_finished_run_is_there_with_values_and_bytes(backend: &impl
     assert_eq!((summary.held, summary.held_bytes), (vec![8..11], 2 * CHUNK_LEN + 5));
     assert!(matches!(store.values(file(1), 0..65_537).await, Err(StoreError::TooLarge { .. })));
     assert_eq!(store.values(file(1), 0..65_536).await.unwrap().len(), 65_536);
+}
+
+pub(crate) async fn chunks_that_are_read_together_are_what_each_of_them_is(backend: &impl Backend) {
+    let store = backend.open().await;
+    let at_once = store.at_once();
+    assert!(at_once == 1 || at_once >= 8);
+    let bytes = content(3, 10 * FULL + 5);
+    store.put_record(&record(1, Some(bytes.len() as u64))).await.unwrap();
+    let whole = |chunks: std::ops::Range<u64>| {
+        let end = bytes.len().min(chunks.end as usize * FULL);
+        bytes.slice(chunks.start as usize * FULL..end)
+    };
+    // Whether each range comes in one go; what comes is right.
+    let read = async |ranges: &[(std::ops::Range<u64>, bool)]| {
+        for (chunks, comes) in ranges {
+            let together = store.read_together(file(1), chunks.clone()).await.unwrap();
+            assert_eq!(together.is_some(), *comes && at_once > 1, "{chunks:?}");
+            if let Some(together) = together {
+                assert!(together.bytes == whole(chunks.clone()), "{chunks:?}");
+                assert_eq!(together.values, values(chunks.start, &together.bytes), "{chunks:?}");
+            }
+        }
+    };
+    read(&[(0..8, false), (0..1, false)]).await;
+    for run in [0..2, 2..4, 8..10, 10..11] {
+        put(&*store, file(1), run.start, &whole(run.clone())).await.unwrap();
+    }
+    // In one object each, and not across two of them, nor where some are missing.
+    read(&[
+        (0..2, true),
+        (2..4, true),
+        (10..11, true),
+        (0..4, false),
+        (1..3, false),
+        (0..8, false),
+        (9..11, false),
+    ])
+    .await;
+    put(&*store, file(1), 4, &whole(4..8)).await.unwrap();
+    store.publish(file(1), root(&bytes)).await.unwrap();
+    // Who asked before may believe for a moment that they are where they were.
+    for _ in 0..200 {
+        if at_once == 1 || store.read_together(file(1), 0..8).await.unwrap().is_some() {
+            break;
+        }
+        tokio::time::sleep(A_WHILE).await;
+    }
+    read(&[(0..8, true), (8..11, true), (3..6, true), (10..11, true)]).await;
+    assert!(matches!(store.read_together(file(9), 0..2).await, Ok(None) | Err(StoreError::NoFile(_))));
 }
 
 pub(crate) async fn pieces_of_any_size_make_the_same_chunk(backend: &impl Backend) {

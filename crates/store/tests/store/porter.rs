@@ -18,7 +18,7 @@ use sluice_fault_s3::{Fault, Garage, Proxy, Seen};
 use sluice_store::s3::{Carried, ChunkPlace, Claimed, Keeper, Landed, PorterClaim, PorterId};
 use sluice_store::{
     Advice, ChunkStore, Chunks, FileSummary, Found, Listed, PorterStore, RecordOutcome, RunReceipt,
-    RunWriter, S3Options, S3Store, StoreError, Usage, Whole, WholeOutcome,
+    RunWriter, S3Options, S3Store, StoreError, Together, Usage, Whole, WholeOutcome,
 };
 
 use crate::contract::{Backend, contract_tests};
@@ -104,7 +104,7 @@ impl Chunks for WithPorter {
         self.porter.at_once()
     }
 
-    async fn read_together(&self, file: FileId, chunks: Range<u64>) -> Result<Option<Bytes>, StoreError> {
+    async fn read_together(&self, file: FileId, chunks: Range<u64>) -> Result<Option<Together>, StoreError> {
         self.porter.read_together(file, chunks).await
     }
 }
@@ -128,6 +128,7 @@ contract_tests! {
         None => return,
     };
     a_finished_run_is_there_with_values_and_bytes,
+    chunks_that_are_read_together_are_what_each_of_them_is,
     pieces_of_any_size_make_the_same_chunk,
     provisional_chunks_are_kept_until_the_record_refutes_them,
     a_chunk_with_a_record_is_immutable,

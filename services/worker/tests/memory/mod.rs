@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
@@ -21,8 +22,8 @@ use sluice_proto::calls::{Admission, ChunkSource, DrainOrder, ListQuery, Opened,
 use sluice_proto::http::{About, DrainStatus, FileEntry, FilePage, FileStatus, Holder, State, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_store::{
-    ChunkStore, Chunks, FileSummary, Found, Listed, RecordOutcome, RunReceipt, RunWriter, StoreError, Usage,
-    Whole, WholeOutcome,
+    ChunkStore, Chunks, FileSummary, Found, Listed, RecordOutcome, RunReceipt, RunWriter, StoreError,
+    Together, Usage, Whole, WholeOutcome,
 };
 use tokio::sync::{Semaphore, watch};
 
@@ -45,6 +46,10 @@ pub(crate) struct MemoryStore {
     pub(crate) fail: Mutex<Option<StoreError>>,
     /// Files that are written slowly: each write waits for a permit, and uses it up.
     pub(crate) slow: Mutex<BTreeMap<FileId, Arc<Semaphore>>>,
+    /// How many chunks are read in one go, if it is more than one.
+    pub(crate) at_once: AtomicU64,
+    /// What was read in one go.
+    pub(crate) together: Mutex<Vec<Range<u64>>>,
 }
 
 impl MemoryStore {
@@ -55,6 +60,11 @@ impl MemoryStore {
     /// Takes a chunk away, as if another datacenter held it.
     pub(crate) fn take(&self, file: FileId, index: u64) -> (ChainingValue, Bytes) {
         self.files.lock().unwrap().get_mut(&file).unwrap().chunks.remove(&index).unwrap()
+    }
+
+    /// Puts it back.
+    pub(crate) fn give(&self, file: FileId, index: u64, chunk: (ChainingValue, Bytes)) {
+        self.files.lock().unwrap().get_mut(&file).unwrap().chunks.insert(index, chunk);
     }
 }
 
@@ -147,6 +157,28 @@ impl Chunks for MemoryStore {
         let files = self.files.lock().unwrap();
         let chunk = files.get(&file).and_then(|entry| entry.chunks.get(&index.number()));
         chunk.map(|(_, bytes)| bytes.clone()).ok_or(StoreError::Missing { index })
+    }
+
+    fn at_once(&self) -> u64 {
+        self.at_once.load(Ordering::Relaxed).max(1)
+    }
+
+    async fn read_together(&self, file: FileId, chunks: Range<u64>) -> Result<Option<Together>, StoreError> {
+        assert!(chunks.end - chunks.start <= self.at_once() && chunks.start / 4 == (chunks.end - 1) / 4);
+        self.together.lock().unwrap().push(chunks.clone());
+        if let Some(error) = self.fail.lock().unwrap().take() {
+            return Err(error);
+        }
+        if chunks.clone().any(|chunk| self.damaged.lock().unwrap().contains(&(file, chunk))) {
+            return Ok(None);
+        }
+        let files = self.files.lock().unwrap();
+        let entry = files.get(&file).ok_or(StoreError::NoFile(file))?;
+        let found: Option<Vec<_>> = chunks.map(|chunk| entry.chunks.get(&chunk)).collect();
+        Ok(found.map(|found| Together {
+            bytes: found.iter().flat_map(|(_, bytes)| bytes.clone()).collect(),
+            values: found.iter().map(|(value, _)| *value).collect(),
+        }))
     }
 }
 
