@@ -7,7 +7,7 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
-use rustls::Error;
+use rustls::{AlertDescription, Error};
 
 use crate::seldom::Seldom;
 
@@ -31,7 +31,15 @@ impl Strangers {
         let why = match error.get_ref().and_then(|cause| cause.downcast_ref::<Error>()) {
             Some(Error::InvalidCertificate(_)) => "a caller shows a certificate that does not count",
             Some(Error::NoCertificatesPresented) => "a caller shows no certificate",
-            Some(Error::AlertReceived(_)) => "a caller does not take the certificate of this door",
+            Some(Error::AlertReceived(
+                AlertDescription::BadCertificate
+                | AlertDescription::UnsupportedCertificate
+                | AlertDescription::CertificateRevoked
+                | AlertDescription::CertificateExpired
+                | AlertDescription::CertificateUnknown
+                | AlertDescription::UnknownCA
+                | AlertDescription::DecryptError,
+            )) => "a caller does not take the certificate of this door",
             Some(_) | None => {
                 tracing::debug!(door = self.door, %error, "a caller's handshake failed");
                 return;

@@ -124,7 +124,8 @@ impl Door {
                     stream = listener::accept(&self.listener, self.who.role.name()) => stream,
                 };
                 let Ok(permit) = room.try_take() else {
-                    tracing::warn!(connections = CONNECTIONS, "a caller is turned away: there are too many");
+                    let there_are = format_args!("there are {CONNECTIONS}");
+                    answers.strangers.turned_away("a caller finds too many connections", None, &there_are);
                     continue;
                 };
                 let handshake = (self.tls.clone(), readers.clone(), self.who.clone());
