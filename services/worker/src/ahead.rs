@@ -1,12 +1,14 @@
 //! Chunks that one stream reads several of in one go, where it is requests that cost: out of a bucket.
 //!
 //! The chunks of a file are cut into blocks of as many as the store likes to read at once. Whoever wants a chunk first has its
-//! block read, and the others wait for it; the stream asks a few chunks ahead, so that the next block is on its way before this
-//! one has gone. A block is paid for as a whole, and only out of the half of the memory that is free: with less each chunk is
-//! read by itself, as it is when a block cannot be had.
+//! block read, and the others wait for it; once the second half of a block is wanted the next one is read, too, by a task that
+//! ends with the stream. A block is paid for as a whole, until its last byte has left the process, and only out of the half of the
+//! memory that is free: with less each chunk is read by itself, as it is when a block cannot be had.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use sluice_engine::geometry::ChunkIndex;
@@ -14,13 +16,12 @@ use sluice_engine::hash::ChainingValue;
 use sluice_engine::ids::FileId;
 use sluice_engine::limits::CHUNK_LEN;
 use sluice_node::budget::MemoryBudget;
+use sluice_node::telemetry::carried;
 use sluice_store::{Chunks, StoreError, Together};
 use tokio::sync::OnceCell;
+use tokio::task::JoinSet;
 
 use crate::WorkerParts;
-
-/// Blocks that a stream has at once: the one whose chunks go out, and the next.
-const BLOCKS: usize = 2;
 
 /// The store cannot be asked at present.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,8 +30,8 @@ pub(crate) struct Away;
 /// A block, once it was asked for; `None` if its chunks are to be read one by one.
 type Block = Arc<OnceCell<Result<Option<Together>, Away>>>;
 
-/// The blocks of one stream.
-pub(crate) struct Ahead {
+/// Where the blocks of one stream come from.
+struct Source {
     store: Arc<dyn Chunks>,
     memory: MemoryBudget,
     file: FileId,
@@ -38,8 +39,22 @@ pub(crate) struct Ahead {
     chunks: Range<u64>,
     /// How many make a block.
     at_once: u64,
-    /// The latest ones, by number. Never held across an await.
-    blocks: Mutex<Vec<(u64, Block)>>,
+}
+
+/// The blocks of one stream: that whose chunks go out, and the next.
+#[derive(Default)]
+struct Blocks {
+    /// By number.
+    wanted: BTreeMap<u64, Block>,
+    /// What reads those that nobody waits for yet.
+    tasks: JoinSet<()>,
+}
+
+/// What one stream reads ahead.
+pub(crate) struct Ahead {
+    source: Arc<Source>,
+    /// Never held across an await.
+    blocks: Mutex<Blocks>,
 }
 
 impl Ahead {
@@ -47,23 +62,28 @@ impl Ahead {
     pub(crate) fn new(parts: &WorkerParts, file: FileId, chunks: Range<u64>) -> Self {
         let (store, memory) = (parts.store.clone(), parts.memory.clone());
         let at_once = store.at_once().max(1);
-        Self { store, memory, file, chunks, at_once, blocks: Mutex::default() }
+        let source = Arc::new(Source { store, memory, file, chunks, at_once });
+        Self { source, blocks: Mutex::default() }
     }
 
-    /// The bytes of a chunk and what they were verified to hash to, if it was read with others.
+    /// The bytes of a chunk and what they were verified to hash to, if it was read with others. Chunks are asked for in order.
     pub(crate) async fn chunk(&self, index: ChunkIndex) -> Result<Option<(Bytes, ChainingValue)>, Away> {
-        let number = index.number() / self.at_once;
-        let whole = number * self.at_once..(number + 1) * self.at_once;
-        let chunks = whole.start.max(self.chunks.start)..whole.end.min(self.chunks.end);
-        if chunks.end.saturating_sub(chunks.start) < 2 {
-            return Ok(None);
-        }
-        let block = self.block(number);
-        let Some(together) =
-            block.get_or_init(|| self.read(chunks.clone())).await.as_ref().map_err(|away| *away)?
-        else {
-            return Ok(None);
+        let number = index.number() / self.source.at_once;
+        let Some(chunks) = self.source.chunks_of(number) else { return Ok(None) };
+        let block = {
+            let Blocks { wanted, .. } = &mut *self.blocks();
+            // Those before it are spent.
+            wanted.retain(|of, _| *of >= number);
+            wanted.entry(number).or_default().clone()
         };
+        let read = block.get_or_init(|| self.source.read(chunks.clone())).await;
+        let Some(together) = read.as_ref().map_err(|away| *away)? else { return Ok(None) };
+        if index.number() >= chunks.start.midpoint(chunks.end) {
+            self.begin(number + 1);
+        }
+        if index.number() + 1 == chunks.end {
+            self.blocks().wanted.remove(&number);
+        }
         let at = (index.number() - chunks.start) as usize;
         let from = at * CHUNK_LEN as usize;
         let to = (from + CHUNK_LEN as usize).min(together.bytes.len());
@@ -71,17 +91,29 @@ impl Ahead {
         Ok(value.map(|value| (together.bytes.slice(from..to), *value)))
     }
 
-    fn block(&self, number: u64) -> Block {
-        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, block)) = blocks.iter().find(|(of, _)| *of == number) {
-            return block.clone();
-        }
-        if blocks.len() == BLOCKS {
-            blocks.remove(0);
-        }
-        let block = Block::default();
-        blocks.push((number, block.clone()));
-        block
+    /// Has a block read before anybody waits for it.
+    fn begin(&self, number: u64) {
+        let Some(chunks) = self.source.chunks_of(number) else { return };
+        let Blocks { wanted, tasks } = &mut *self.blocks();
+        let Entry::Vacant(place) = wanted.entry(number) else { return };
+        let (block, source) = (place.insert(Block::default()).clone(), self.source.clone());
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn(carried(async move {
+            let _ = block.get_or_init(|| source.read(chunks)).await;
+        }));
+    }
+
+    fn blocks(&self) -> MutexGuard<'_, Blocks> {
+        self.blocks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Source {
+    /// The chunks of a block that the stream reads, if it is worth while.
+    fn chunks_of(&self, number: u64) -> Option<Range<u64>> {
+        let whole = number * self.at_once..(number + 1) * self.at_once;
+        let chunks = whole.start.max(self.chunks.start)..whole.end.min(self.chunks.end);
+        (chunks.end.saturating_sub(chunks.start) > 1).then_some(chunks)
     }
 
     async fn read(&self, chunks: Range<u64>) -> Result<Option<Together>, Away> {

@@ -12,8 +12,8 @@
 //! 3. `read` gives out only bytes that hash to the values under the file's root (G2).
 //! 4. What had better go elsewhere is passed to the workers of another datacenter with its context, or its client is sent
 //!    there; what was passed here goes no further. The receipt names the datacenter in which it is durable.
-//! 5. Memory is bounded: a body on its way in costs what the caller buffers, a stream on its way out a few chunks out
-//!    of a [`MemoryBudget`].
+//! 5. Memory is bounded: a body on its way in costs what the caller buffers, a stream on its way out a few chunks, or
+//!    two blocks of chunks where requests cost, out of a [`MemoryBudget`].
 
 mod ahead;
 mod body;

@@ -273,6 +273,20 @@ async fn chunks_are_read_several_at_once_and_one_by_one_where_that_fails() {
         assert_eq!(asked(), blocks, "{from}..{to}");
     }
 
+    // The next block comes before anybody wants it, and goes with the stream.
+    let slow = setup.worker.read(&setup.context, ID, 0..size).await.unwrap();
+    let mut seen = asked();
+    for _ in 0..2_000 {
+        if seen.len() > 1 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        seen.extend(asked());
+    }
+    assert_eq!(seen, [(0, 4), (4, 8)]);
+    drop(slow);
+    setup.idle().await;
+
     // One of a block is damaged, and one of another is elsewhere; each is told of itself.
     setup.store.damaged.lock().unwrap().insert((file, 6));
     let value = ChainingValue::of_chunk(ChunkIndex::new(6).unwrap(), &bytes[6 << 20..7 << 20]).unwrap();
