@@ -24,7 +24,7 @@ impl Site {
     }
 
     /// Waits until both datacenters say the same of a file, and this of it.
-    fn agree(&self, id: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+    pub(crate) fn agree(&self, id: &str, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
         eventually(what, || {
             let said: Vec<Value> = (0..2)
                 .filter_map(|url| {
