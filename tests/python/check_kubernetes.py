@@ -2,7 +2,8 @@
 
 What runs is every container's own command, arguments, environment, mounts, user and probes, with the root filesystem of
 Sluice's image, or with this machine's redis-server, in a network namespace each; Services are names, NetworkPolicies packet
-filters, and a rolling restart goes as the manifests say. Where there is a Redis, aggregators must divide the files, and it is
+filters, and a rolling restart goes as the manifests say: of one datacenter workload by workload, of the next all of them at
+once, as `kubectl apply` of a new image does it. Where there is a Redis, aggregators must divide the files, and it is
 away for a while. Where workers are processes of their own, one datacenter is drained to the other, and taken back. A Prometheus
 scrapes it, and is asked all that the dashboard and the alerts ask. Where a datacenter is in a bucket, a Garage outside has that.
 Needs root, iproute2, iptables, prometheus, redis-server, garage and kubectl (which renders, and asks no server).
@@ -16,6 +17,7 @@ import argparse
 import concurrent.futures
 import contextlib
 import hashlib
+import itertools
 import os
 import pathlib
 import re
@@ -35,6 +37,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 OVERLAYS = ("dc-a", "dc-a-bucket", "dc-b", "minimal")
 SIZES = (700, 3 << 20, (12 << 20) + 5)
 CLIENTS = 3
+# How long a client rests between two files, in seconds: three that never rest leave two cores nothing for what is restarted.
+REST = 0.2
 READ_BACK = 40
 # As k8s/README.md says.
 SHARES = 16
@@ -89,6 +93,7 @@ class Load:
                     self.sent.append((id, size, hashlib.sha256(content).digest()))
                 else:
                     self.failed.append(f"put of {size} bytes ended with {code}: {errors}")
+            self.stop.wait(REST)
 
     def finish(self, read_at=None):
         """Ends it, and reads back some of what was sent, wherever it is or at one URL."""
@@ -111,7 +116,7 @@ class Load:
 
 class Cluster:
     def __init__(self, node, manifests):
-        self.node, self.manifests, self.number = node, manifests, 0
+        self.node, self.manifests, self.numbers = node, manifests, itertools.count(1)
         self.running = {}
         for workload in manifests.workloads():
             pods = [self.start(workload, n) for n in range(manifests.replicas(workload))]
@@ -125,11 +130,11 @@ class Cluster:
         return workload["metadata"]["namespace"], workload["metadata"]["name"]
 
     def start(self, workload, ordinal):
-        self.number += 1
+        number = next(self.numbers)
         namespace, name = self.key(workload)
         stays = workload["kind"] == "StatefulSet"
         short = namespace.removeprefix("sluice-")
-        pod = Pod(self.node, self.manifests, workload, f"{short}-{name}-{ordinal if stays else f'r{self.number}'}",
+        pod = Pod(self.node, self.manifests, workload, f"{short}-{name}-{ordinal if stays else f'r{number}'}",
                   self.node.address(namespace))
         pod.start()
         return pod
@@ -166,6 +171,11 @@ class Cluster:
                 took = old.terminate()
             print(f"  {old.name} ended in order after {took:.1f} s; {pods[ordinal].name} is ready", flush=True)
             self.node.check()
+
+    def restart_at_once(self, workloads):
+        """Rolling restarts of all of these, each of which goes on when it is ready, whatever the others do."""
+        with concurrent.futures.ThreadPoolExecutor(len(workloads)) as pool:
+            list(pool.map(self.restart, workloads))
 
 
 def eventually(what, true):
@@ -344,6 +354,7 @@ class Shared:
 
     def restart(self, workload):
         """Takes Redis away for a while."""
+        self.check("before Redis is away")
         known, new = self.load.home / "token", self.load.home / f"token-{self.namespace}"
         # So that the session has begun with each edge.
         eventually(lambda: f"a known session gets {self.logs_in(known)}", lambda: set(self.logs_in(known)) == {200})
@@ -526,12 +537,14 @@ def check_cluster(binary, overlays):
             check_seen(node, cluster, load)
             if len(apart) == 2:
                 Drain(cluster, load, shared[apart[0]]).check()
-            for workload in manifests.workloads():
-                namespace, name = cluster.key(workload)
-                if name == "redis":
+            for number, namespace in enumerate(manifests.namespaces()):
+                workloads = manifests.workloads(namespace)
+                redis = [workload for workload in workloads if cluster.key(workload)[1] == "redis"]
+                others = [workload for workload in workloads if workload not in redis]
+                for steps in [others] if number else [[workload] for workload in others]:
+                    cluster.restart_at_once(steps)
+                for workload in redis:
                     shared[namespace].restart(workload)
-                else:
-                    cluster.restart(workload)
             for namespace in with_redis:
                 shared[namespace].check("when all were restarted")
             check_carried(cluster)
@@ -539,14 +552,16 @@ def check_cluster(binary, overlays):
             assert sent > 2 * CLIENTS, f"only {sent} uploads"
             print(f"  {sent} uploads, none failed; {read} were read back, and equal", flush=True)
         except BaseException:
-            for pod in cluster.pods():
+            for pod in filter(lambda pod: pod.process, list(node.pods)):
                 print(f"--- what {pod.name} said last:\n{pod.tail()}", file=sys.stderr)
             raise
         finally:
-            for pod in cluster.pods():
+            # Those, too, that another was to take the place of.
+            for pod in list(node.pods):
                 pod.terminating = True
-                pod.process.kill()
-                pod.process.wait()
+                if pod.process:
+                    pod.process.kill()
+                    pod.process.wait()
         node.check()
 
 

@@ -1,4 +1,4 @@
-//! The server's side of a TLS connection: rustls does what is TLS, and this moves the bytes.
+//! Either side of a TLS connection: rustls does what is TLS, and this moves the bytes.
 //!
 //! rustls's own buffers, which tokio-rustls uses, take a record from the socket in pieces, and give one record at a
 //! time. Here one read of the socket brings several records, and one read by HTTP takes them all. A connection on
@@ -12,18 +12,20 @@ mod outgoing;
 
 use std::future::poll_fn;
 use std::io;
+use std::ops::DerefMut;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, BytesMut};
-use rustls::pki_types::CertificateDer;
+use rustls::client::{ClientConnectionData, UnbufferedClientConnection};
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{
-    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError, UnbufferedStatus,
-    WriteTraffic,
+    ConnectionState, EncodeError, EncodeTlsData, EncryptError, InsufficientSizeError,
+    UnbufferedConnectionCommon, UnbufferedStatus, WriteTraffic,
 };
-use rustls::{Error, HandshakeKind, ServerConfig};
+use rustls::{ClientConfig, Error, HandshakeKind, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::io::poll_read_buf;
@@ -33,7 +35,7 @@ use self::outgoing::Outgoing;
 /// The longest record there is on the wire (RFC 8446, section 5.2): five bytes, then what is sealed.
 const RECORD: usize = 5 + (16 << 10) + 256;
 
-/// What is read at first, and by whoever sends little.
+/// What is read at first, and from whoever sends little.
 const FIRST: usize = 4 << 10;
 
 /// The most that is read ahead, and the longest message of a handshake.
@@ -61,13 +63,41 @@ impl Default for Readers {
     }
 }
 
-/// A TLS connection to a client, after its handshake.
-pub struct Secure<IO> {
+/// The side of a connection that rustls is.
+pub trait Side: DerefMut<Target = UnbufferedConnectionCommon<Self::Data>> {
+    /// What rustls knows of this side alone.
+    type Data;
+
+    /// The next thing to be done, with what came or without.
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+}
+
+impl Side for UnbufferedServerConnection {
+    type Data = ServerConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+}
+
+impl Side for UnbufferedClientConnection {
+    type Data = ClientConnectionData;
+
+    fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
+        self.process_tls_records(incoming)
+    }
+}
+
+/// A client's TLS connection, after its handshake.
+pub type SecureClient<IO> = Secure<IO, UnbufferedClientConnection>;
+
+/// A TLS connection, after its handshake: a server's, if nothing else is said.
+pub struct Secure<IO, T = UnbufferedServerConnection> {
     io: IO,
-    tls: UnbufferedServerConnection,
+    tls: T,
     /// Ciphertext that was not decrypted yet.
     incoming: BytesMut,
-    /// How much to read at once: rises with a client that fills it, and falls with one that does not.
+    /// How much to read at once: rises while it is filled, and falls while it is not.
     want: usize,
     /// Whether the last read took all it had room for, so that more is likely to be there.
     more: bool,
@@ -77,7 +107,7 @@ pub struct Secure<IO> {
     plain: BytesMut,
     /// What was sealed and is to be sent.
     outgoing: Outgoing,
-    /// The client said that it sends no more.
+    /// The other side said that it sends no more.
     ended: bool,
     said_goodbye: bool,
     /// Why there is nothing more to be done.
@@ -101,16 +131,37 @@ enum Step {
     On,
     /// What was to be sent is sealed.
     Sealed,
-    /// Nothing, before more comes from the client.
+    /// Nothing, before more comes from the other side.
     Blocked,
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> Secure<IO> {
-    /// Shakes hands.
+    /// Shakes hands with a client.
     pub async fn accept(io: IO, config: Arc<ServerConfig>, readers: Readers) -> io::Result<Self> {
+        Self::greet(io, UnbufferedServerConnection::new(config), readers).await
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> SecureClient<IO> {
+    /// Shakes hands with a server that must have this name.
+    pub async fn connect(
+        io: IO,
+        config: Arc<ClientConfig>,
+        name: ServerName<'static>,
+        readers: Readers,
+    ) -> io::Result<Self> {
+        let mut this = Self::greet(io, UnbufferedClientConnection::new(config, name), readers).await?;
+        // The server waits for the last of it, whoever reads or writes here next.
+        poll_fn(|cx| this.poll_send(cx)).await?;
+        Ok(this)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin, T: Side> Secure<IO, T> {
+    async fn greet(io: IO, tls: Result<T, Error>, readers: Readers) -> io::Result<Self> {
         let mut this = Self {
             io,
-            tls: UnbufferedServerConnection::new(config).map_err(io::Error::other)?,
+            tls: tls.map_err(io::Error::other)?,
             incoming: BytesMut::new(),
             want: FIRST,
             more: false,
@@ -131,12 +182,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Secure<IO> {
         self.tls.alpn_protocol()
     }
 
-    /// Whether the client resumed an earlier session.
+    /// Whether an earlier session was resumed.
     pub fn is_resumed(&self) -> bool {
         self.tls.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
-    /// The certificates that the client showed, if any, and TLS has verified.
+    /// The certificates that the other side showed, if any, and TLS has verified.
     pub fn peer_certificates(&self) -> Option<&[CertificateDer<'static>]> {
         self.tls.peer_certificates()
     }
@@ -179,7 +230,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Secure<IO> {
         if let Some(error) = &self.failed {
             return Err(Error::clone(error));
         }
-        let UnbufferedStatus { mut discard, state } = self.tls.process_tls_records(&mut self.incoming);
+        let UnbufferedStatus { mut discard, state } = self.tls.process(&mut self.incoming);
         let step = match state {
             Ok(ConnectionState::ReadTraffic(mut traffic)) => {
                 let mut none = ReadBuf::new(&mut []);
@@ -231,14 +282,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Secure<IO> {
         step
     }
 
-    /// Notes why there is nothing more to be done, and tries to tell the client.
+    /// Notes why there is nothing more to be done, and tries to tell the other side.
     fn fail(&mut self, cx: &mut Context<'_>, error: Error) -> io::Error {
         if self.failed.is_none() {
             self.failed = Some(Box::new(error.clone()));
             // What is to be said comes before what came, which must not be looked at again.
             while self.tls.wants_write()
                 && let Ok(ConnectionState::EncodeTlsData(mut alert)) =
-                    self.tls.process_tls_records(&mut self.incoming).state
+                    self.tls.process(&mut self.incoming).state
             {
                 encode(&mut alert, &mut self.outgoing);
             }
@@ -306,7 +357,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Secure<IO> {
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Secure<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin, T: Side + Unpin> AsyncRead for Secure<IO, T> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         let before = out.filled().len();
@@ -318,15 +369,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Secure<IO> {
                 handed?;
             }
             if !this.outgoing.is_empty() {
-                // What rustls answers by itself. If it does not go now, it goes with the next.
-                let _ = this.poll_send(cx)?;
+                // What rustls answers by itself, or what a write left. If it does not go now, it goes with the next; if it
+                // cannot go, whoever writes hears of it, and what came counts still.
+                let _ = this.poll_send(cx);
             }
             if out.remaining() == 0 || this.ended || this.failed.is_some() || (some && !this.more) {
                 return Poll::Ready(Ok(()));
             }
             match this.poll_receive(cx) {
                 Poll::Ready(Ok(0)) if !some => {
-                    // An end that the client did not announce may have been made by somebody else.
+                    // An end that was not announced may have been made by somebody else.
                     return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
                 }
                 Poll::Ready(Ok(0)) => return Poll::Ready(Ok(())),
@@ -339,7 +391,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Secure<IO> {
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Secure<IO> {
+impl<IO: AsyncRead + AsyncWrite + Unpin, T: Side + Unpin> AsyncWrite for Secure<IO, T> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.poll_write_vectored(cx, &[io::IoSlice::new(bytes)])
     }
@@ -396,7 +448,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Secure<IO> {
 }
 
 /// Encodes what rustls has to say behind what waits to be sent.
-fn encode(data: &mut EncodeTlsData<'_, ServerConnectionData>, outgoing: &mut Outgoing) {
+fn encode<Data>(data: &mut EncodeTlsData<'_, Data>, outgoing: &mut Outgoing) {
     // Without room it says how much it needs.
     if let Err(EncodeError::InsufficientSize(InsufficientSizeError { required_size })) = data.encode(&mut [])
     {
@@ -406,8 +458,8 @@ fn encode(data: &mut EncodeTlsData<'_, ServerConnectionData>, outgoing: &mut Out
 }
 
 /// Seals `bytes` behind what waits to be sent.
-fn seal(
-    traffic: &mut WriteTraffic<'_, ServerConnectionData>,
+fn seal<Data>(
+    traffic: &mut WriteTraffic<'_, Data>,
     bytes: &[u8],
     outgoing: &mut Outgoing,
 ) -> Result<(), Error> {

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::connect::{Connected, Connection, capture_connection};
 use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,6 +25,7 @@ use sluice_engine::ids::DcId;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::metrics::{OutgoingCall, OutgoingCalls};
 use sluice_node::role::Role;
+use sluice_node::secure::{Readers, SecureClient};
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tcp;
 use sluice_node::telemetry;
@@ -35,8 +37,6 @@ use sluice_proto::trace::TRACEPARENT;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_rustls::TlsConnector;
-use tokio_rustls::client::TlsStream;
 
 use crate::call::{ARGUMENTS, CONTEXT, MAX_ANSWER_LEN, TENURE, WireRefusal, context_header, head, header};
 use crate::outgoing::{Cause, Outgoing};
@@ -152,7 +152,8 @@ impl Caller {
     ) -> Result<Self, TlsError> {
         let connector = Connector {
             address: config.address,
-            tls: TlsConnector::from(tls::role_client(material, config.dc, config.me)?),
+            tls: tls::role_client(material, config.dc, config.me)?,
+            readers: Readers::default(),
             name: tls::role_name(material, config.of, config.whom)?,
             next: Arc::new(AtomicUsize::new(0)),
         };
@@ -402,7 +403,8 @@ async fn still_shut(gate: &Gate, patience: Duration) {
 #[derive(Clone)]
 struct Connector {
     address: String,
-    tls: TlsConnector,
+    tls: Arc<ClientConfig>,
+    readers: Readers,
     name: ServerName<'static>,
     next: Arc<AtomicUsize>,
 }
@@ -412,7 +414,8 @@ impl Connector {
         let first = self.next.fetch_add(1, Ordering::Relaxed);
         tcp::reach(&self.address, first, CONNECT, |stream| async {
             tcp::watch_over(&stream)?;
-            let stream = self.tls.connect(self.name.clone(), stream).await?;
+            let (tls, name) = (self.tls.clone(), self.name.clone());
+            let stream = SecureClient::connect(stream, tls, name, self.readers.clone()).await?;
             Ok(Channel(Box::new(stream), Since(Instant::now())))
         })
         .await
@@ -439,7 +442,7 @@ impl tower::Service<Uri> for Connector {
 struct Since(Instant);
 
 /// A connection to a process of the role.
-struct Channel(Box<TlsStream<TcpStream>>, Since);
+struct Channel(Box<SecureClient<TcpStream>>, Since);
 
 impl Connection for Channel {
     fn connected(&self) -> Connected {

@@ -173,9 +173,12 @@ class Pod:
         liveness, readiness = self.container["livenessProbe"], self.container["readinessProbe"]
         missed, next_liveness = 0, time.monotonic()
         while not self.ended.is_set() and self.process.poll() is None:
-            ready = self.probe("readinessProbe") and not self.terminating
-            if ready != self.ready:
-                self.ready = ready
+            ready = self.probe("readinessProbe")
+            with self.node.lock:
+                # It may have been told to end meanwhile.
+                ready = ready and not self.terminating
+                changed, self.ready = ready != self.ready, ready
+            if changed:
                 self.node.changed()
             if time.monotonic() >= next_liveness:
                 missed = 0 if self.probe("livenessProbe") or self.process.poll() is not None else missed + 1
@@ -199,7 +202,8 @@ class Pod:
     def terminate(self):
         """As when a pod is deleted: out of the endpoints, preStop, SIGTERM, and the grace period for both."""
         began = time.monotonic()
-        self.terminating, self.ready = True, False
+        with self.node.lock:
+            self.terminating, self.ready = True, False
         self.node.changed()
         if "lifecycle" in self.container:
             time.sleep(self.container["lifecycle"]["preStop"]["sleep"]["seconds"])

@@ -1,29 +1,151 @@
-//! A server that drives rustls itself, against a client of tokio-rustls.
+//! Each side that drives rustls itself, against one of tokio-rustls, and against each other.
 
 use super::*;
 use crate::clock::SystemClock;
 use crate::material::ClusterMaterial;
+use crate::role::Role;
 use crate::tls;
 use futures_util::FutureExt;
 use sluice_engine::ids::DcId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 const HERE: DcId = DcId::new(1);
 
-/// A client and a server that have shaken hands over a pipe that holds so many bytes.
-async fn pair(pipe: usize) -> (TlsStream<DuplexStream>, Secure<DuplexStream>) {
+/// What both sides go by, and what the server is called.
+fn sides() -> (Arc<ClientConfig>, ServerName<'static>, Arc<ServerConfig>) {
     tls::install_provider();
     let material = ClusterMaterial::generate("test", &[(HERE, "dc-a")]).unwrap();
+    let client = Arc::new(tls::edge_client(&material.cas(), &[b"h2"]).unwrap());
     let server = tls::edge_server(&material, SystemClock::shared()).unwrap();
-    let client = TlsConnector::from(Arc::new(tls::edge_client(&material.cas(), &[b"h2"]).unwrap()));
+    (client, tls::edge_name(&material).unwrap(), server)
+}
+
+/// A client of tokio-rustls and a server that have shaken hands over a pipe that holds so many bytes.
+async fn pair(pipe: usize) -> (TlsStream<DuplexStream>, Secure<DuplexStream>) {
+    let (client, name, server) = sides();
     let (here, there) = duplex(pipe);
     let (client, server) = tokio::join!(
-        client.connect(tls::edge_name(&material).unwrap(), there),
+        TlsConnector::from(client).connect(name, there),
         Secure::accept(here, server, Readers::default())
     );
     (client.unwrap(), server.unwrap())
+}
+
+/// Sends one way, then the other, and ends.
+async fn ask(mut client: impl AsyncRead + AsyncWrite + Unpin, sent: &[u8]) {
+    client.write_all(sent).await.unwrap();
+    client.flush().await.unwrap();
+    let mut back = vec![0; sent.len()];
+    client.read_exact(&mut back).await.unwrap();
+    assert!(back == sent);
+    client.shutdown().await.unwrap();
+    assert_eq!(client.read(&mut back).await.unwrap(), 0, "it says goodbye, too");
+}
+
+async fn answer(mut server: impl AsyncRead + AsyncWrite + Unpin, len: usize) {
+    let mut got = vec![0; len];
+    server.read_exact(&mut got).await.unwrap();
+    server.write_all(&got).await.unwrap();
+    server.flush().await.unwrap();
+    assert_eq!(server.read(&mut got).await.unwrap(), 0);
+    server.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_client_talks_with_any_server() {
+    tls::install_provider();
+    let material = ClusterMaterial::generate("test", &[(HERE, "dc-a")]).unwrap();
+    let client = tls::role_client(&material, HERE, Role::Edge).unwrap();
+    let server = tls::role_server(&material, HERE, Role::Worker).unwrap();
+    let name = tls::role_name(&material, HERE, Role::Worker).unwrap();
+    let sent = noise(300_001);
+    for pipe in [7, 64 << 10, 1 << 20] {
+        for theirs in [false, true] {
+            let (here, there) = duplex(pipe);
+            let connect = SecureClient::connect(there, client.clone(), name.clone(), Readers::default());
+            if theirs {
+                let (client, server) = tokio::join!(connect, TlsAcceptor::from(server.clone()).accept(here));
+                tokio::join!(ask(client.unwrap(), &sent), answer(server.unwrap(), sent.len()));
+            } else {
+                let accept = Secure::accept(here, server.clone(), Readers::default());
+                let (client, server) = tokio::join!(connect, accept);
+                let (client, server) = (client.unwrap(), server.unwrap());
+                assert_eq!(client.alpn_protocol(), Some(&b"http/1.1"[..]));
+                let both = [client.peer_certificates(), server.peer_certificates()];
+                let both = both.map(|shown| tls::peer_role(&material, shown).unwrap());
+                assert_eq!(both, [(HERE, Role::Worker), (HERE, Role::Edge)]);
+                tokio::join!(ask(client, &sent), answer(server, sent.len()));
+            }
+        }
+    }
+}
+
+/// A client and a server of tokio-rustls that have shaken hands.
+async fn client_pair() -> (SecureClient<DuplexStream>, tokio_rustls::server::TlsStream<DuplexStream>) {
+    let (client, name, server) = sides();
+    let (here, there) = duplex(1 << 20);
+    let (client, server) = tokio::join!(
+        SecureClient::connect(there, client, name, Readers::default()),
+        TlsAcceptor::from(server).accept(here)
+    );
+    (client.unwrap(), server.unwrap())
+}
+
+#[tokio::test]
+async fn a_client_takes_other_keys_when_the_server_changes_them() {
+    let (mut client, mut server) = client_pair().await;
+    for round in 0..3 {
+        server.get_mut().1.refresh_traffic_keys().unwrap();
+        let (sent, mut got) = (noise(50_000 + round), vec![0; 50_000 + round]);
+        server.write_all(&sent).await.unwrap();
+        client.read_exact(&mut got).await.unwrap();
+        client.write_all(&got).await.unwrap();
+        client.flush().await.unwrap();
+        server.read_exact(&mut got).await.unwrap();
+        assert!(got == sent);
+    }
+}
+
+#[tokio::test]
+async fn a_client_takes_an_end_that_was_not_announced_for_an_error() {
+    let (mut client, mut server) = client_pair().await;
+    server.write_all(b"half").await.unwrap();
+    server.flush().await.unwrap();
+    drop(server);
+    let mut got = Vec::new();
+    let error = client.read_to_end(&mut got).await.unwrap_err();
+    assert_eq!((got.as_slice(), error.kind()), (&b"half"[..], io::ErrorKind::UnexpectedEof));
+}
+
+#[tokio::test]
+async fn what_came_is_read_though_nothing_can_be_sent_any_more() {
+    let (mut client, mut server) = client_pair().await;
+    server.write_all(b"refused").await.unwrap();
+    server.flush().await.unwrap();
+    // More than the pipe holds, so that some of it waits; and nobody takes it.
+    let sent = noise(2 << 20);
+    assert!(client.write_all(&sent).now_or_never().is_none());
+    drop(server);
+    let mut got = [0; 7];
+    client.read_exact(&mut got).await.unwrap();
+    assert_eq!(&got, b"refused");
+    assert!(client.write_all(&sent).await.is_err());
+}
+
+#[tokio::test]
+async fn a_server_of_another_name_is_told_why_it_is_left() {
+    let (client, _, server) = sides();
+    let (here, there) = duplex(1 << 20);
+    let name = "another.example".try_into().unwrap();
+    let (client, server) = tokio::join!(
+        SecureClient::connect(there, client, name, Readers::default()),
+        Secure::accept(here, server, Readers::default())
+    );
+    assert_eq!(client.err().unwrap().kind(), io::ErrorKind::InvalidData);
+    let told = server.err().unwrap();
+    assert!(told.to_string().contains("BadCertificate"), "{told}");
 }
 
 fn noise(len: usize) -> Vec<u8> {
