@@ -65,8 +65,8 @@ enum Verb {
     /// With `--apart` each role is a process of its own, and one porter carries the bytes past the worker that keeps the
     /// bucket. Processor time and requests are those of all processes together; what each of them spent is said, too.
     ///
-    /// The `garage` that is first on the path is measured, or else the one in cargo's directory. That of `./test` is hardly
-    /// optimised, costs more than Garage has to, and so makes the ratio too good. One that is optimised:
+    /// The `garage` that is first on the path is measured, or else the one in cargo's directory. One that was built for
+    /// CI is hardly optimised, costs more than Garage has to, and so makes the ratio too good. One that is optimised:
     /// `cargo install garage --version 2.5.0 --locked --root DIR`, and `DIR/bin` on the path.
     Bucket(bucket::Args),
     /// What the ledger of a very large file costs.
