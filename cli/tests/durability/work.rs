@@ -1,5 +1,6 @@
 //! Clients at work on several files at once, until they have had enough answers.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use reqwest::{Method, StatusCode};
@@ -23,6 +24,9 @@ pub(crate) struct World {
     pub(crate) wrong: Mutex<Option<String>>,
     counts: Mutex<Counts>,
     changed: Notify,
+    /// Workers that have ended, or wait for what others do. Once all do, nothing changes any more: a disk that is off cuts
+    /// answers short, and whoever gets such a one ends, although the process lives.
+    resting: AtomicUsize,
 }
 
 /// What happened in a run.
@@ -87,11 +91,21 @@ impl World {
     fn is_idle(&self) -> bool {
         self.files.lock().unwrap().iter().all(File::is_done)
     }
+
+    /// Notes that a worker has nothing to do; whether the others have nothing, either.
+    fn rest(&self) -> bool {
+        self.resting.fetch_add(1, Ordering::SeqCst) + 1 == WORKERS
+    }
+
+    fn all_rest(&self) -> bool {
+        self.resting.load(Ordering::SeqCst) == WORKERS
+    }
 }
 
-/// Works until `answers` came, something is wrong, or all is done.
+/// Works until `answers` came, something is wrong, all is done, or nobody can go on.
 pub(crate) async fn work(world: &Arc<World>, web: &Web, dice: &mut Dice, answers: u64) -> Workers {
     let until = world.counts().answers.saturating_add(answers);
+    world.resting.store(0, Ordering::SeqCst);
     let workers: Vec<_> = (0..WORKERS)
         .map(|_| tokio::spawn(worker(world.clone(), web.clone(), Dice(dice.roll()), until)))
         .collect();
@@ -99,7 +113,7 @@ pub(crate) async fn work(world: &Arc<World>, web: &Web, dice: &mut Dice, answers
         loop {
             let changed = world.changed.notified();
             let enough = world.counts().answers >= until || world.is_idle();
-            if enough || world.wrong.lock().unwrap().is_some() {
+            if enough || world.all_rest() || world.wrong.lock().unwrap().is_some() {
                 return;
             }
             changed.await;
@@ -121,23 +135,35 @@ impl Workers {
     }
 }
 
-async fn worker(world: Arc<World>, web: Web, mut dice: Dice, until: u64) {
+async fn worker(world: Arc<World>, web: Web, dice: Dice, until: u64) {
+    if !work_on(&world, &web, dice, until).await {
+        world.rest();
+    }
+    world.changed.notify_waiters();
+}
+
+/// Works as long as it can; whether it rests already.
+async fn work_on(world: &World, web: &Web, mut dice: Dice, until: u64) -> bool {
     while world.counts().answers < until && world.wrong.lock().unwrap().is_none() {
         let changed = world.changed.notified();
         let Some((at, action)) = world.next(&mut dice) else {
             if world.is_idle() {
-                world.changed.notify_waiters();
-                return;
+                return false;
+            }
+            if world.rest() {
+                return true;
             }
             changed.await;
+            world.resting.fetch_sub(1, Ordering::SeqCst);
             continue;
         };
-        let is_over = take(&world, &web, at, action).await;
+        let is_over = take(world, web, at, action).await;
         world.changed.notify_waiters();
         if is_over {
-            return;
+            return false;
         }
     }
+    false
 }
 
 /// Does one thing, and notes what was answered; whether the process is gone.
