@@ -26,7 +26,7 @@ pub(crate) struct Creation {
     observer: SharedObserver,
     /// The URL that took it.
     pub(crate) url: usize,
-    /// URLs that were told because they took chunks of a file that they had not heard of.
+    /// URLs that were told because they took or refused chunks of a file that they may not have heard of.
     told: Mutex<BTreeSet<usize>>,
 }
 
@@ -93,6 +93,12 @@ impl Creation {
             }
             told => told,
         }
+    }
+
+    /// A URL failed to take chunks. If it refuses them for now, its room for those of files that it has not heard of may be
+    /// used up, and then it takes no more that would say so.
+    pub(crate) async fn refused_by(&self, door: &Door, error: &ClientError) -> Result<(), ClientError> {
+        if error.refused().is_some() { self.unheard_of(door).await } else { Ok(()) }
     }
 
     /// Tells one URL, then all others that are well of what that made of it.

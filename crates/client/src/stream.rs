@@ -258,6 +258,7 @@ impl Stream {
                     return Ok(());
                 }
                 Err(error) if error.is_transient() => {
+                    self.creation.refused_by(&ticket.door(), &error).await?;
                     ticket.failed(&error, &self.observer);
                     let mut state = self.state();
                     state.stripes.remove(&stripe);

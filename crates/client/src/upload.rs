@@ -452,6 +452,7 @@ impl Upload {
                         tries += 1;
                         continue;
                     }
+                    self.creation.refused_by(&door, &error).await?;
                     ticket.failed(&error, &self.observer);
                     let url = ticket.url;
                     drop(ticket);

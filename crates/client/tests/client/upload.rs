@@ -399,8 +399,8 @@ async fn questions_go_to_whoever_answers() {
 /// Where the metadata went is gone, and nobody else has fetched it: the file goes on all the same.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn whoever_lacks_the_metadata_is_told_when_the_one_that_took_it_has_gone() {
-    // Few chunks without it, and it must be told while they are sent; many, and it is once they are.
-    for room in [8, 1_000] {
+    // No chunk without it, or few, and it must be told while they are sent; many, and it is once they are.
+    for room in [0, 8, 1_000] {
         let cluster = Arc::new(FakeCluster::start(3).await);
         [1, 2].into_iter().for_each(|dc| cluster.dcs[dc].bereave(room));
         let bytes = noise(seed(), 40 * MIB + 3);
