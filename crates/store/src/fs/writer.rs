@@ -312,13 +312,8 @@ impl RunWriter for FsRunWriter {
 }
 
 impl Seat {
-    /// Why the claim does not stand any more.
     fn lost(&self) -> StoreError {
-        if lock(&self.entry.live).state.dropped {
-            StoreError::Dropped(self.entry.file)
-        } else {
-            StoreError::ClaimLost
-        }
+        lost(&self.entry)
     }
 
     fn stands(&self) -> Result<(), StoreError> {
@@ -339,6 +334,11 @@ impl Seat {
         let Self { shared, entry, claim, epoch } = self;
         Ok(Hop { shared: shared.clone(), entry: entry.clone(), claim: *claim, epoch: *epoch })
     }
+}
+
+/// Why a claim on chunks of a file does not stand any more.
+fn lost(entry: &Entry) -> StoreError {
+    if lock(&entry.live).state.dropped { StoreError::Dropped(entry.file) } else { StoreError::ClaimLost }
 }
 
 /// Whether a chunk has the value that is recorded of it.
@@ -451,7 +451,7 @@ impl Hop {
     fn open(&self, name: Name) -> Result<Arc<dyn DiskFile>, StoreError> {
         let _names = lock(&self.entry.names);
         if lock(&self.entry.live).epoch != self.epoch {
-            return Err(StoreError::ClaimLost);
+            return Err(lost(&self.entry));
         }
         self.shared
             .handle(self.entry.file, self.epoch, name, Open::Create)

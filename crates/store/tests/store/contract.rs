@@ -574,7 +574,8 @@ pub(crate) async fn drops_and_frees_end_runs_under_way(backend: &impl Backend) {
     let mut writer = store.begin_run(file(1), TENANT, run, CHUNK_LEN).await.unwrap();
     writer.write(bytes.clone()).await.unwrap();
     store.drop_file(file(1), TENANT, b"").await.unwrap();
-    assert!(matches!(writer.finish(None).await, Err(StoreError::Dropped(_))));
+    let lost = writer.finish(None).await;
+    assert!(matches!(lost, Err(StoreError::Dropped(_))), "{lost:?}");
     assert!(store.summary(file(1)).await.unwrap().unwrap().held.is_empty());
 }
 
