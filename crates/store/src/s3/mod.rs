@@ -35,12 +35,16 @@ mod assemble;
 mod body;
 mod bucket;
 mod chain;
+mod damage;
 mod entry;
 mod fence;
 mod file;
 mod keeper;
 mod keys;
+mod list;
 mod node;
+mod options;
+mod orphan;
 mod pieces;
 mod porter;
 mod read;
@@ -50,30 +54,27 @@ mod shared;
 mod states;
 mod sweep;
 mod values;
+mod whole;
 mod writer;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt, stream};
-use sluice_engine::aggregator::Brief;
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
 use sluice_engine::hash::{ChainingValue, Root};
 use sluice_engine::ids::{ClientFileId, FileId, Generation, TenantId};
-use sluice_engine::limits::{CHUNK_LEN, MAX_RUN, SEGMENT_CHUNKS};
+use sluice_engine::limits::{MAX_RUN, SEGMENT_CHUNKS};
 use sluice_engine::metadata::MetadataRecord;
-use sluice_engine::ranges::Ranges;
 use sluice_engine::share::Share;
 use tokio::task::AbortHandle;
 
 pub use bucket::{S3Metrics, S3Request};
 pub use keeper::{Carried, ChunkPlace, Claimed, Keeper, Landed, MAX_PLACES, PorterClaim, PorterId};
+pub use options::{S3Credentials, S3Options};
 pub use porter::PorterStore;
 pub use sweep::Swept;
 
@@ -81,7 +82,7 @@ use self::bucket::{Bucket, BucketError};
 use self::chain::Chain;
 use self::fence::Fence;
 use self::file::Assembled;
-use self::keys::{Life, Part};
+use self::keys::Life;
 use self::shared::{Gone, Plan, Shared};
 use crate::{
     ChunkStore, Chunks, FileSummary, Found, Listed, MAX_FACTS_LEN, MAX_MARK_LEN, MAX_PAGE_LEN, MAX_STATE_LEN,
@@ -91,148 +92,8 @@ use crate::{
 /// The most chunks whose values are asked for at once.
 const MAX_VALUES: u64 = SEGMENT_CHUNKS;
 
-/// Files whose records are read at once for a list.
+/// Records and states that are read at once.
 const READERS: usize = 16;
-
-/// The longest run, in bytes: what the budget for bodies must hold at least.
-const LONGEST_RUN: u64 = 8 * CHUNK_LEN;
-
-/// What the bucket is asked as. Never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct S3Credentials {
-    /// The id of the access key.
-    pub key_id: String,
-    /// The secret.
-    pub secret: String,
-}
-
-impl fmt::Debug for S3Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("S3Credentials(..)")
-    }
-}
-
-/// Where the bucket is, and what may be spent on it.
-#[derive(Clone, Debug)]
-pub struct S3Options {
-    /// URL of the server: `https://` or, where nobody listens in, `http://`.
-    pub endpoint: String,
-    /// The bucket, which exists.
-    pub bucket: String,
-    /// Its region, as the server calls it.
-    pub region: String,
-    /// What every key begins with: empty, or letters, digits and `-_.` in components that each end with `/`.
-    pub prefix: String,
-    /// What the bucket is asked as.
-    pub credentials: S3Credentials,
-    /// Bytes of memory for bodies on their way: at least 8 MiB.
-    pub bodies: u64,
-    /// Bytes of memory for values of assembled files: 2 MiB for each 64 GiB that are read at random.
-    pub values_memory: u64,
-    /// Requests at once.
-    pub requests: usize,
-    /// How long connecting may take.
-    pub connect: Duration,
-    /// How long one attempt of a request may take.
-    pub patience: Duration,
-    /// How long one attempt to complete an upload in parts may take.
-    pub long_patience: Duration,
-    /// Attempts of a request.
-    pub attempts: u32,
-    /// The pause after the first attempt; it doubles with each.
-    pub pause: Duration,
-    /// The longest pause between attempts.
-    pub longest_pause: Duration,
-    /// How long a writer may make no progress before another that wants its chunks takes them over, and for how long runs
-    /// are waited for when the store closes.
-    pub stall: Duration,
-    /// How long the keeper of a bucket waits to be told what became of a run that a porter puts. The porter tries for two
-    /// thirds of it.
-    pub porter_patience: Duration,
-    /// Files that are kept in memory while nobody uses them.
-    pub idle_files: usize,
-    /// Chunks of a segment: each segment of a whole file is one object. A multiple of 8, at most 65,536 (64 GiB in 8,192
-    /// parts), and what tests make smaller.
-    pub segment_chunks: u64,
-    /// How old something must be that nobody refers to before it is removed.
-    pub grace: Duration,
-    /// How often it is looked whether another process keeps the bucket meanwhile.
-    pub look_every: Duration,
-    /// How often the bucket is swept.
-    pub sweep_every: Duration,
-}
-
-impl S3Options {
-    /// The least memory for bodies: what one request may carry.
-    pub const MIN_BODIES: u64 = LONGEST_RUN;
-
-    /// A bucket with the usual budgets.
-    pub fn new(endpoint: String, bucket: String, region: String, credentials: S3Credentials) -> Self {
-        Self {
-            endpoint,
-            bucket,
-            region,
-            prefix: String::new(),
-            credentials,
-            bodies: 128 << 20,
-            values_memory: 32 << 20,
-            requests: 64,
-            connect: Duration::from_secs(5),
-            patience: Duration::from_secs(30),
-            long_patience: Duration::from_secs(300),
-            attempts: 5,
-            pause: Duration::from_millis(100),
-            longest_pause: Duration::from_secs(5),
-            stall: Duration::from_secs(10),
-            porter_patience: Duration::from_secs(90),
-            idle_files: 10_000,
-            segment_chunks: SEGMENT_CHUNKS,
-            grace: Duration::from_secs(24 * 3600),
-            look_every: Duration::from_secs(5),
-            sweep_every: Duration::from_secs(6 * 3600),
-        }
-    }
-
-    /// The bucket and the prefix, for people.
-    pub fn place(&self) -> String {
-        format!("s3://{}/{} at {}", self.bucket, self.prefix, self.endpoint)
-    }
-
-    /// Whether these make sense; if not, which does not and why.
-    pub fn check(&self) -> Result<(), (&'static str, String)> {
-        let url = self.endpoint.strip_prefix("https://").or(self.endpoint.strip_prefix("http://"));
-        if url.is_none_or(|host| host.is_empty() || host.starts_with('/')) {
-            return Err(("endpoint", format!("{:?} is no URL of http or https", self.endpoint)));
-        }
-        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
-        if self.bucket.len() < 3 || self.bucket.len() > 63 || !self.bucket.bytes().all(is_plain) {
-            return Err(("bucket", format!("{:?} is no name of a bucket", self.bucket)));
-        }
-        if self.region.is_empty() || !self.region.bytes().all(is_plain) {
-            return Err(("region", format!("{:?} is no name of a region", self.region)));
-        }
-        let components = self.prefix.strip_suffix('/').map(|prefix| prefix.split('/'));
-        let is_sound =
-            |part: &str| !part.is_empty() && part.bytes().all(is_plain) && part != "." && part != "..";
-        let fits = self.prefix.is_empty() || components.is_some_and(|mut all| all.all(is_sound));
-        if !fits || self.prefix.len() > keys::MAX_PREFIX_LEN {
-            let expected = "letters, digits and -_. in components that each end with /";
-            return Err(("prefix", format!("{:?} is no prefix: expected {expected}", self.prefix)));
-        }
-        if self.bodies < LONGEST_RUN {
-            return Err((
-                "bodies",
-                format!("{} bytes do not hold one request of {LONGEST_RUN}", self.bodies),
-            ));
-        }
-        let parts = self.segment_chunks / assemble::PART_CHUNKS;
-        let is_whole = self.segment_chunks.is_multiple_of(assemble::PART_CHUNKS);
-        if !is_whole || parts == 0 || self.segment_chunks > SEGMENT_CHUNKS {
-            return Err(("segment_chunks", format!("{} is no length of a segment", self.segment_chunks)));
-        }
-        Ok(())
-    }
-}
 
 /// A chunk store in a bucket. Dropping it without [`close`](ChunkStore::close) is [`kill`](Self::kill).
 #[derive(Debug)]
@@ -460,23 +321,7 @@ impl ChunkStore for S3Store {
     }
 
     async fn list(&self, after: Option<FileId>, limit: usize) -> Result<Vec<Found>, StoreError> {
-        let mut found: Vec<Found> = Vec::new();
-        let mut from = after.map(|after| Part::Files.past(after));
-        while found.len() < limit {
-            let listed = self.shared.bucket.list(&Part::Files.prefix(), from.as_deref(), bucket::PAGE).await;
-            let (page, more) = listed.map_err(|error| error.in_store(S3Request::List))?;
-            for file in page.iter().filter_map(|object| Some(Part::Files.parse(&object.key)?.0)) {
-                if found.last().is_none_or(|last| last.file != file) {
-                    found.push(Found { file, brief: None, whole: false });
-                }
-            }
-            from = found.last().map(|last| Part::Files.past(last.file));
-            if !more || page.is_empty() {
-                break;
-            }
-        }
-        found.truncate(limit);
-        Ok(found)
+        self.shared.all_files(after, limit).await
     }
 
     async fn listed(
@@ -485,26 +330,7 @@ impl ChunkStore for S3Store {
         after: Option<ClientFileId>,
         limit: usize,
     ) -> Result<Vec<Listed>, StoreError> {
-        let prefix = keys::names(tenant);
-        let mut found: Vec<Listed> = Vec::new();
-        let mut from = after.map(|after| keys::name(tenant, after));
-        while found.len() < limit {
-            let wanted = (limit - found.len()).min(bucket::PAGE);
-            let listed = self.shared.bucket.list(&prefix, from.as_deref(), wanted).await;
-            let (page, more) = listed.map_err(|error| error.in_store(S3Request::List))?;
-            from = page.last().map(|last| last.key.clone());
-            let files = page.iter().filter_map(|object| Some(keys::parse_name(&object.key)?.1));
-            let files: Vec<Option<Listed>> = stream::iter(files.collect::<Vec<_>>())
-                .map(|client| self.shared.listed(tenant, client))
-                .buffered(READERS)
-                .try_collect()
-                .await?;
-            found.extend(files.into_iter().flatten());
-            if !more || from.is_none() {
-                break;
-            }
-        }
-        Ok(found)
+        self.shared.files_of(tenant, after, limit).await
     }
 
     async fn verify(&self, file: FileId, index: ChunkIndex) -> Result<u64, StoreError> {
@@ -685,167 +511,5 @@ impl ChunkStore for S3Store {
         }
         self.kill();
         Ok(())
-    }
-}
-
-impl Shared {
-    /// Makes a whole file durable: its bytes as the object that they stay, its name, and then, in one write, all that is
-    /// known of it.
-    async fn take_whole(
-        self: &Arc<Self>,
-        entry: &Arc<entry::Entry>,
-        record: MetadataRecord,
-        facts: Vec<u8>,
-        whole: Whole,
-    ) -> Result<WholeOutcome, StoreError> {
-        let Ok(_assembling) = entry.assembling.acquire().await else { return Err(StoreError::Closing) };
-        let root = whole.root();
-        let is_there = |live: &entry::Live| -> Result<Option<WholeOutcome>, StoreError> {
-            if live.state.dropped {
-                return Err(StoreError::Dropped(entry.file));
-            }
-            held_record(live, &record)?;
-            match live.state.published() {
-                Some(held) if held.root == root => return Ok(Some(WholeOutcome::Known)),
-                Some(held) => return Err(StoreError::WrongRoot { expected: held.root, got: Some(root) }),
-                None => {}
-            }
-            // Held already, or being held: whoever compares chunks finds out whether it is the same.
-            let begun = live.state.is_known() || !live.claims.is_empty();
-            Ok(begun.then_some(WholeOutcome::Begun))
-        };
-        let there = is_there(&lock(&entry.live))?;
-        if let Some(outcome) = there {
-            return Ok(outcome);
-        }
-        let (life, segment_chunks) = (Life::begin(), self.options.segment_chunks);
-        let geometry = Geometry::new(whole.bytes().len() as u64)?;
-        let key = keys::assembled(entry.file, life, root, 0);
-        let name = keys::name(record.tenant(), record.client_id());
-        let puts =
-            tokio::join!(self.bucket.put(&key, whole.bytes().clone()), self.bucket.put(&name, Bytes::new()));
-        for put in [puts.0, puts.1] {
-            let _ = put.map_err(|error| error.in_store(S3Request::Put))?;
-        }
-        let outcome = self.change_here(entry, |live, _| {
-            if let Some(outcome) = is_there(live)? {
-                return Ok(Plan::Known(outcome));
-            }
-            let mut state = live.state.clone();
-            (state.tenant, state.life) = (Some(record.tenant()), life);
-            (state.record, state.facts, state.in_lists) = (Some(record.clone()), facts, true);
-            let only = whole.value();
-            state.assembled = Some(Assembled { geometry, root, segment_chunks, only, lost: Ranges::new() });
-            Ok(Plan::Write(Box::new(state), Gone::Nothing, WholeOutcome::Stored))
-        });
-        let outcome = outcome.await;
-        if !matches!(outcome, Ok(WholeOutcome::Stored)) {
-            // Its life never began. If that is not known, the sweep finds out.
-            if !matches!(outcome, Err(StoreError::Io { .. })) {
-                self.discard(vec![key]);
-            }
-        }
-        outcome
-    }
-
-    /// Remembers a file that is whole elsewhere.
-    async fn take_known(
-        self: &Arc<Self>,
-        entry: &Arc<entry::Entry>,
-        record: MetadataRecord,
-        facts: Vec<u8>,
-    ) -> Result<WholeOutcome, StoreError> {
-        let is_there = |live: &entry::Live| -> Result<Option<WholeOutcome>, StoreError> {
-            if live.state.dropped {
-                return Err(StoreError::Dropped(entry.file));
-            }
-            if held_record(live, &record)? {
-                return Ok(Some(WholeOutcome::Known));
-            }
-            Ok((live.state.is_known() || !live.claims.is_empty()).then_some(WholeOutcome::Begun))
-        };
-        let there = is_there(&lock(&entry.live))?;
-        if let Some(outcome) = there {
-            return Ok(outcome);
-        }
-        let name = keys::name(record.tenant(), record.client_id());
-        let _ = self.bucket.put(&name, Bytes::new()).await.map_err(|error| error.in_store(S3Request::Put))?;
-        self.change_here(entry, |live, _| {
-            if let Some(outcome) = is_there(live)? {
-                return Ok(Plan::Known(outcome));
-            }
-            let mut state = live.state.clone();
-            (state.tenant, state.life) = (Some(record.tenant()), Life::begin());
-            (state.record, state.facts, state.in_lists) = (Some(record.clone()), facts, true);
-            Ok(Plan::Write(Box::new(state), Gone::Nothing, WholeOutcome::Stored))
-        })
-        .await
-    }
-
-    /// Forgets a file without metadata record.
-    async fn forget(self: &Arc<Self>, entry: &Arc<entry::Entry>) -> Result<bool, StoreError> {
-        let file = entry.file;
-        let forgotten = self.change_here(entry, |live, _| {
-            let state = &live.state;
-            if state.record.is_some() || state.dropped {
-                return Ok(Plan::Known(None));
-            }
-            if !state.is_known() {
-                return Ok(Plan::Known(Some(false)));
-            }
-            Ok(Plan::Write(Box::default(), Gone::All, Some(true)))
-        });
-        match forgotten.await? {
-            None => return Ok(false),
-            Some(false) => return Ok(true),
-            Some(true) => {}
-        }
-        // What says nothing any more goes too, unless somebody begins the file anew right now.
-        let Ok(_turn) = entry.turn.acquire().await else { return Err(StoreError::Closing) };
-        let (mut chain, known) = {
-            let live = lock(&entry.live);
-            (live.chain, live.state.is_known())
-        };
-        if !known {
-            chain.delete(&self.bucket, |link| keys::link(file, link)).await;
-            lock(&entry.live).chain = chain;
-        }
-        self.clear_all_damage(file).await;
-        Ok(true)
-    }
-
-    /// What lists tell of a file that is in them.
-    async fn listed(
-        self: &Arc<Self>,
-        tenant: TenantId,
-        client: ClientFileId,
-    ) -> Result<Option<Listed>, StoreError> {
-        let entry = self.entry(FileId::derive(tenant, client)).await?;
-        let live = lock(&entry.live);
-        let state = &live.state;
-        let Some(record) = state.record.as_ref().filter(|_| state.in_lists && !state.dropped) else {
-            return Ok(None);
-        };
-        Ok(Some(Listed {
-            client,
-            size: state.geometry().map_or(0, |shape| shape.size()),
-            name: record.name().to_owned(),
-            brief: Brief::of_stored(Some(record), &state.facts),
-        }))
-    }
-
-    /// Takes marks back of chunks that went.
-    async fn clear_damage(self: &Arc<Self>, file: FileId, chunks: BTreeSet<u64>) {
-        let damage = self.damage(file);
-        for chunk in chunks.into_iter().filter(|chunk| damage.covers(*chunk..*chunk + 1)) {
-            self.mark(file, chunk..chunk + 1, false).await;
-        }
-    }
-
-    /// Takes all marks of a file back.
-    async fn clear_all_damage(self: &Arc<Self>, file: FileId) {
-        if !self.damage(file).is_empty() {
-            self.mark(file, 0..u64::MAX, false).await;
-        }
     }
 }

@@ -1,7 +1,6 @@
 //! What all parts of the store share: the bucket, the files in memory, and how what is known of a file changes.
 
 use std::collections::{BTreeSet, HashMap};
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
@@ -10,7 +9,6 @@ use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 use sluice_engine::hash::ChainingValue;
 use sluice_engine::ids::{FileId, Generation};
-use sluice_engine::ranges::Ranges;
 use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinSet;
 
@@ -360,33 +358,6 @@ impl Shared {
                 // It is asked again.
                 Ok(true) | Err(_) => {}
             }
-        }
-    }
-
-    /// The chunks of a file that are known to be damaged.
-    pub(crate) fn damage(&self, file: FileId) -> Ranges {
-        self.node(|node| node.damage.get(&file).cloned().unwrap_or_default())
-    }
-
-    /// Marks chunks as damaged, or not any more, durably. What cannot be kept is found again.
-    pub(crate) async fn mark(self: &Arc<Self>, file: FileId, chunks: Range<u64>, damaged: bool) {
-        let changed = self.change_node(move |node| {
-            let before = node.damage.get(&file).cloned().unwrap_or_default();
-            let mut marks = before.clone();
-            if damaged {
-                marks.insert(chunks)
-            } else {
-                marks.remove(chunks)
-            };
-            if marks.is_empty() {
-                node.damage.remove(&file)
-            } else {
-                node.damage.insert(file, marks.clone())
-            };
-            marks != before
-        });
-        if let Err(error) = changed.await {
-            tracing::error!(%file, %error, "marks of damage cannot be kept");
         }
     }
 }
