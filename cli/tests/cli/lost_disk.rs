@@ -44,6 +44,32 @@ impl Site {
         serde_json::from_str(&said).unwrap()
     }
 
+    /// Writes a file and sends it to one, which is assembled in the datacenter that is named. Its id.
+    fn put_new(&self, name: &str, bytes: &[u8], url: usize, home: &str) -> String {
+        self.home.write(name, bytes);
+        let sent = self.put(url, &[name, "--home", home]);
+        assert_eq!((&sent["state"], &sent["home"]), (&"assembled".into(), &home.into()), "{sent}");
+        sent["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Sends to one the part of a file that the cluster lacks, so many chunks; whole again, it is read at both.
+    fn put_again(&self, name: &str, bytes: &[u8], id: &str, url: usize, chunks: u64, home: &str) {
+        let sent = self.put(url, &[name, "--id", id]);
+        let root = blake3::hash(bytes).to_string();
+        assert_eq!((&sent["root"], &sent["chunks_sent"]), (&root.into(), &chunks.into()), "{sent}");
+        self.agree(id, "the file again", |status| {
+            status["state"] == "assembled" && status["home"] == home && status["missing_chunks"] == 0
+        });
+        self.reads(id, bytes);
+    }
+
+    /// Waits until both say that a file is in one datacenter only.
+    fn only_copy(&self, id: &str, name: &str) -> Value {
+        self.agree(id, "the only copy", |status| {
+            status["holders"].as_array().is_some_and(|all| all.len() == 1 && all[0]["dc"] == name)
+        })
+    }
+
     /// Reads a file at both, and compares it.
     pub(crate) fn reads(&self, id: &str, bytes: &[u8]) {
         for (url, name) in NAMES.iter().enumerate() {
@@ -121,18 +147,10 @@ async fn a_datacenter_that_lost_its_disk_is_taken_up_again_and_only_what_it_had_
     // dc-b one that is safe, and one that both have parts of.
     let bytes = [noise(1, 4 * MIB + 5), noise(2, 2 * MIB), noise(3, 999), noise(4, 3 * MIB)];
     let names = ["shared", "alone", "whole", "safe"];
-    let mut ids = Vec::new();
-    for ((name, bytes), url) in names.iter().zip(&bytes).zip([1, 0, 0, 1]) {
-        site.home.write(name, bytes);
-        let home = if *name == "safe" { "dc-b" } else { "dc-a" };
-        let sent = site.put(url, &[name, "--home", home]);
-        assert_eq!((&sent["state"], &sent["home"]), (&"assembled".into(), &home.into()), "{sent}");
-        ids.push(sent["id"].as_str().unwrap().to_owned());
-    }
-    let [shared, alone, whole, safe] = &ids[..] else { unreachable!("four names") };
-    site.agree(shared, "the only copy", |status| {
-        status["holders"].as_array().is_some_and(|all| all.len() == 1 && all[0]["dc"] == "dc-a")
-    });
+    let to = [(1, "dc-a"), (0, "dc-a"), (0, "dc-a"), (1, "dc-b")];
+    let ids: [String; 4] = std::array::from_fn(|i| site.put_new(names[i], &bytes[i], to[i].0, to[i].1));
+    let [shared, alone, whole, safe] = &ids;
+    site.only_copy(shared, "dc-a");
     let both = noise(5, 130 * MIB);
     let source = Source::memory(both.clone());
     let ca = std::fs::read(site.home.path("ca.pem")).unwrap();
@@ -179,18 +197,11 @@ async fn a_datacenter_that_lost_its_disk_is_taken_up_again_and_only_what_it_had_
 
     // Sent again, through either; the file is whole again, and what is there is not sent.
     for (i, chunks, url) in [(0, 5, 1), (1, 2, 0), (2, 1, 1)] {
-        let sent = site.put(url, &[names[i], "--id", &ids[i]]);
-        assert_eq!((&sent["root"], &sent["chunks_sent"]), (&roots[i][..].into(), &chunks.into()), "{sent}");
-        site.agree(&ids[i], "the file again", |status| {
-            status["state"] == "assembled" && status["home"] == "dc-a" && status["missing_chunks"] == 0
-        });
-        site.reads(&ids[i], &bytes[i]);
+        site.put_again(names[i], &bytes[i], &ids[i], url, chunks, "dc-a");
         let again = site.put(1 - url, &[names[i], "--id", &ids[i]]);
         assert_eq!((&again["chunks_sent"], &again["chunks_skipped"]), (&0.into(), &chunks.into()));
     }
-    let left = site.agree(&half, "what is left", |status| {
-        status["holders"].as_array().is_some_and(|all| all.len() == 1 && all[0]["dc"] == "dc-b")
-    });
+    let left = site.only_copy(&half, "dc-b");
     let held = left["holders"][0]["chunks"].as_u64().unwrap();
     assert_eq!(left["missing_chunks"], 130 - held, "{left}");
     let sent = client.upload(&source, &options, Arc::new(|_: &Event| {})).await.unwrap();
@@ -211,13 +222,8 @@ async fn an_older_copy_that_is_put_back_has_what_it_had_and_lacks_only_what_came
     let (b, a) = (site.start("dc-b"), site.start("dc-a"));
     site.linked().await;
     let put = |name: &str, bytes: &[u8], url: usize| {
-        site.home.write(name, bytes);
-        let sent = site.put(url, &[name, "--home", "dc-a"]);
-        assert_eq!((&sent["state"], &sent["home"]), (&"assembled".into(), &"dc-a".into()), "{sent}");
-        let id = sent["id"].as_str().unwrap().to_owned();
-        site.agree(&id, "the only copy", |status| {
-            status["holders"].as_array().is_some_and(|all| all.len() == 1 && all[0]["dc"] == "dc-a")
-        });
+        let id = site.put_new(name, bytes, url, "dc-a");
+        site.only_copy(&id, "dc-a");
         id
     };
     let old = [noise(11, 3 * MIB + 7), noise(12, 999)];
@@ -276,12 +282,7 @@ async fn an_older_copy_that_is_put_back_has_what_it_had_and_lacks_only_what_came
         }
     }
     for (i, chunks, url) in [(0, 5, 1), (1, 1, 1), (2, 2, 0)] {
-        let sent = site.put(url, &[names[i], "--id", &ids[i]]);
-        assert_eq!((&sent["root"], &sent["chunks_sent"]), (&roots[i][..].into(), &chunks.into()), "{sent}");
-        site.agree(&ids[i], "the file again", |status| {
-            status["state"] == "assembled" && status["home"] == "dc-a" && status["missing_chunks"] == 0
-        });
-        site.reads(&ids[i], &bytes[i]);
+        site.put_again(names[i], &bytes[i], &ids[i], url, chunks, "dc-a");
     }
     assert_eq!(site.metric(0, "sluice_reincarnations_total{dc=\"dc-a\"}").await, Some(1));
     assert_eq!(site.metric(1, "sluice_reincarnations_total{dc=\"dc-b\"}").await, Some(0));
@@ -303,19 +304,11 @@ async fn a_datacenter_that_is_lost_for_good_begins_anew_on_another_machine_at_ot
     // safe.
     let bytes = [noise(11, 2 * MIB), noise(12, 999), noise(13, 4 * MIB + 5), noise(14, 3 * MIB)];
     let names = ["alone", "whole", "shared", "safe"];
-    let mut ids = Vec::new();
-    for ((name, bytes), url) in names.iter().zip(&bytes).zip([1, 1, 0, 0]) {
-        site.home.write(name, bytes);
-        let home = if *name == "safe" { "dc-a" } else { "dc-b" };
-        let sent = site.put(url, &[name, "--home", home]);
-        assert_eq!((&sent["state"], &sent["home"]), (&"assembled".into(), &home.into()), "{sent}");
-        ids.push(sent["id"].as_str().unwrap().to_owned());
-    }
-    let [alone, whole, shared, safe] = &ids[..] else { unreachable!("four names") };
+    let to = [(1, "dc-b"), (1, "dc-b"), (0, "dc-b"), (0, "dc-a")];
+    let ids: [String; 4] = std::array::from_fn(|i| site.put_new(names[i], &bytes[i], to[i].0, to[i].1));
+    let [alone, whole, shared, safe] = &ids;
     // By then dc-a has heard of those before it, too.
-    site.agree(shared, "the only copy", |status| {
-        status["holders"].as_array().is_some_and(|all| all.len() == 1 && all[0]["dc"] == "dc-b")
-    });
+    site.only_copy(shared, "dc-b");
 
     // All that was there is gone, its keys among it, which the authority can make again.
     drop(b);
@@ -348,12 +341,7 @@ async fn a_datacenter_that_is_lost_for_good_begins_anew_on_another_machine_at_ot
     }
     // Sent again it is whole again.
     for (i, chunks, url) in [(0, 2, 1), (1, 1, 0), (2, 5, 0)] {
-        let sent = site.put(url, &[names[i], "--id", &ids[i]]);
-        assert_eq!((&sent["root"], &sent["chunks_sent"]), (&roots[i][..].into(), &chunks.into()), "{sent}");
-        site.agree(&ids[i], "the file again", |status| {
-            status["state"] == "assembled" && status["home"] == "dc-b" && status["missing_chunks"] == 0
-        });
-        site.reads(&ids[i], &bytes[i]);
+        site.put_again(names[i], &bytes[i], &ids[i], url, chunks, "dc-b");
     }
     for dc in [a, b] {
         dc.stop();
