@@ -35,7 +35,10 @@ const MAX_ANSWER: usize = 8 << 20;
 /// The longest that a server may keep its callers away.
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
 
-/// How long a datacenter is asked not to send requests on, after that led to one that could not be reached.
+/// Says that a client goes where it is sent.
+const PREFER: &str = "prefer";
+
+/// How long a datacenter is asked not to send requests on, after that led to nothing.
 const STAYS: Duration = Duration::from_secs(30);
 
 /// How often one request may be sent on.
@@ -312,7 +315,12 @@ impl Door {
         let request = Request::new(method, url).header(AUTHORIZATION, self.authorization.clone());
         let stays = self.stays().is_some_and(|until| Instant::now() < until);
         // Where it is sent it goes, unless that led nowhere just now.
-        Ok(if stays { request } else { request.header("prefer", "redirect") })
+        Ok(if stays { request } else { request.header(PREFER, "redirect") })
+    }
+
+    /// Asks not to be sent on for a while.
+    fn stay(&self) {
+        *self.stays() = Some(Instant::now() + STAYS);
     }
 
     fn stays(&self) -> MutexGuard<'_, Option<Instant>> {
@@ -347,28 +355,43 @@ impl Door {
         }
     }
 
-    /// Sends a request, and follows where it is sent on to, with all that belongs to it.
+    /// Sends a request, and follows where it is sent on to, with all that belongs to it. Where that leads to nobody, or to a
+    /// datacenter that refuses for reasons of its own, the first one is to do it itself.
     async fn send(&self, operation: Operation, mut request: Request) -> Result<Answer, ClientError> {
-        for sent_on in 0..=MAX_REDIRECTS {
-            let answer = self.wire.send(&request).await.map_err(|error| match untrusted(&*error) {
+        let first = request.url.clone();
+        let mut trip = Trip { door: self, is_away: false };
+        let (mut sent_on, mut is_back) = (0, false);
+        loop {
+            let sent = self.wire.send(&request).await;
+            let leads_nowhere = sent.as_ref().map_or(true, |answer| is_no_verdict(answer.status()));
+            if trip.is_away && leads_nowhere && !is_back {
+                trip.ends_in_vain();
+                is_back = true;
+                request.url = first.clone();
+                request.forget(PREFER);
+                continue;
+            }
+            let mut answer = sent.map_err(|error| match untrusted(&*error) {
                 Some(cause) => ClientError::Untrusted { at: self.name(), operation, cause },
-                None if sent_on > 0 => {
-                    *self.stays() = Some(Instant::now() + STAYS);
-                    self.unreachable(operation, root_cause(&*error))
-                }
                 None => self.unreachable(operation, root_cause(&*error)),
             })?;
             if !matches!(answer.status(), StatusCode::TEMPORARY_REDIRECT | StatusCode::PERMANENT_REDIRECT) {
-                if let Some(dc) = text(answer.headers(), "sluice-dc").filter(|_| sent_on == 0) {
+                if let Some(dc) = text(answer.headers(), "sluice-dc").filter(|_| !trip.is_away) {
                     // The first name stays: one URL is one datacenter.
                     let _ = self.dc.set(dc);
                 }
+                answer.is_from_elsewhere = std::mem::take(&mut trip.is_away);
                 return Ok(answer);
             }
+            if sent_on == MAX_REDIRECTS {
+                // Datacenters that point at one another will not do so for long.
+                let cause = format!("it was sent on more than {MAX_REDIRECTS} times");
+                return Err(self.unreachable(operation, cause));
+            }
+            sent_on += 1;
             request.url = self.sent_on_to(operation, &request.url, answer.headers()).await?;
+            trip.is_away = true;
         }
-        // Datacenters that point at one another will not do so for long.
-        Err(self.unreachable(operation, format!("it was sent on more than {MAX_REDIRECTS} times")))
     }
 
     /// Where an answer sends a request on to, if that is a host of this cluster: the token goes nowhere else.
@@ -453,10 +476,15 @@ impl Door {
     }
 
     async fn piece(&self, operation: Operation, response: &mut Answer) -> Result<Option<Bytes>, ClientError> {
-        match timeout(self.timeouts.stall, response.chunk()).await {
-            Ok(piece) => piece.map_err(|error| self.unreachable(operation, root_cause(&*error))),
-            Err(_) => Err(self.unreachable(operation, "it stood still".into())),
+        let cause = match timeout(self.timeouts.stall, response.chunk()).await {
+            Ok(Ok(piece)) => return Ok(piece),
+            Ok(Err(error)) => root_cause(&*error),
+            Err(_) => "it stood still".into(),
+        };
+        if response.is_from_elsewhere {
+            self.stay();
         }
+        Err(self.unreachable(operation, cause))
     }
 
     fn unreachable(&self, operation: Operation, cause: String) -> ClientError {
@@ -466,6 +494,42 @@ impl Door {
     fn malformed(&self, operation: Operation, cause: String, trace: Option<String>) -> ClientError {
         ClientError::Malformed { at: self.name(), operation, cause, trace }
     }
+}
+
+/// A request on its way, which may be that to another datacenter. One that is given up there, by whoever lost patience, led
+/// nowhere.
+struct Trip<'a> {
+    door: &'a Door,
+    is_away: bool,
+}
+
+impl Trip<'_> {
+    fn ends_in_vain(&mut self) {
+        self.is_away = false;
+        self.door.stay();
+    }
+}
+
+impl Drop for Trip<'_> {
+    fn drop(&mut self) {
+        if self.is_away {
+            self.ends_in_vain();
+        }
+    }
+}
+
+/// Whether an answer says nothing of a request, only that it could not be taken there now, or not of this token: each
+/// datacenter has clocks, quotas and rates of its own, and a token counts only where it is meant to.
+fn is_no_verdict(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::UNAUTHORIZED
+            | StatusCode::FORBIDDEN
+            | StatusCode::TOO_MANY_REQUESTS
+            | StatusCode::BAD_GATEWAY
+            | StatusCode::SERVICE_UNAVAILABLE
+            | StatusCode::GATEWAY_TIMEOUT
+    )
 }
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {

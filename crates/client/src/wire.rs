@@ -111,7 +111,7 @@ impl Wire {
             });
         }
         let (head, body) = self.client.request(out).await?.into_parts();
-        Ok(Answer { head, body })
+        Ok(Answer { head, body, is_from_elsewhere: false })
     }
 }
 
@@ -141,6 +141,11 @@ impl Request {
         self
     }
 
+    /// Takes a header away.
+    pub(crate) fn forget(&mut self, name: &str) {
+        self.headers.remove(name);
+    }
+
     #[must_use]
     pub(crate) fn query(mut self, name: &str, value: impl fmt::Display) -> Self {
         self.url.query_pairs_mut().append_pair(name, &value.to_string());
@@ -166,6 +171,8 @@ impl Request {
 pub(crate) struct Answer {
     head: http::response::Parts,
     body: Incoming,
+    /// Whether it is of another datacenter than the one that was asked.
+    pub(crate) is_from_elsewhere: bool,
 }
 
 impl Answer {

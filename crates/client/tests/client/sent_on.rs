@@ -108,6 +108,56 @@ async fn the_token_goes_to_no_host_that_is_not_of_the_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_it_is_refused_for_reasons_of_that_datacenter_the_first_does_it_itself() {
+    let refusals = [Problem::Quota, Problem::InvalidToken, Problem::RateLimited, Problem::Overloaded];
+    let faults = refusals.map(|problem| Some(Refusal::new(problem, "not here"))).into_iter().chain([None]);
+    for (seed, refusal) in (34..).zip(faults) {
+        let cluster = FakeCluster::start(2).await;
+        let there = cluster.urls()[1].clone();
+        cluster.dcs[0].fail(move |request| {
+            (request.is_chunk() && request.follows)
+                .then(|| Fault::SendOn(307, format!("{there}{}", request.path)))
+        });
+        let of_there = refusal.clone();
+        cluster.dcs[1].fail(move |request| {
+            // Without a refusal it hangs.
+            let fault = of_there.clone().map_or(Fault::Stall, Fault::RefuseUnread);
+            request.is_chunk().then_some(fault)
+        });
+        let bytes = noise(seed, 40 * MIB + 5);
+        let client = client_of_the_first(&cluster);
+        let source = Source::memory(bytes.clone());
+        let sent = client.upload(&source, &options(), unobserved()).await;
+        let sent = sent.unwrap_or_else(|error| panic!("{refusal:?}: {error}"));
+        assert!(cluster.bytes(sent.id) == bytes);
+        assert_eq!((cluster.held(0, sent.id), cluster.held(1, sent.id)), (41, 0), "{refusal:?}");
+        // It asks not to be sent there again.
+        let b = received(&cluster, 1);
+        assert!(b < SMALL || refusal.is_none(), "{b} bytes at dc-b");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_both_refuse_is_refused() {
+    let cluster = FakeCluster::start(2).await;
+    let there = cluster.urls()[1].clone();
+    cluster.dcs[0].fail(move |request| {
+        let refusal = Refusal::new(Problem::Quota, "nor here");
+        request.is_chunk().then(|| match request.follows {
+            true => Fault::SendOn(307, format!("{there}{}", request.path)),
+            false => Fault::RefuseUnread(refusal),
+        })
+    });
+    cluster.dcs[1].fail(|request| {
+        request.is_chunk().then(|| Fault::RefuseUnread(Refusal::new(Problem::Quota, "not here")))
+    });
+    let source = Source::memory(noise(39, 2 * MIB));
+    let error = client_of_the_first(&cluster).upload(&source, &options(), unobserved()).await.unwrap_err();
+    assert_eq!(error.code(), "quota", "{error}");
+    assert!(error.to_string().contains("nor here"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn datacenters_that_point_at_one_another_are_given_up_on_for_the_moment() {
     let cluster = FakeCluster::start(2).await;
     let urls = cluster.urls();

@@ -64,6 +64,8 @@ type Faults = Box<dyn FnMut(&Seen) -> Option<Fault> + Send>;
 pub(crate) struct Seen {
     pub(crate) method: Method,
     pub(crate) path: String,
+    /// Whether whoever asks goes where it is sent.
+    pub(crate) follows: bool,
     /// How many requests of this datacenter came before.
     pub(crate) nth: u64,
 }
@@ -411,7 +413,9 @@ impl FakeDc {
         request: Request<Incoming>,
     ) -> Result<Response<Full<Bytes>>, &'static str> {
         let nth = self.requests.fetch_add(1, Ordering::Relaxed);
-        let seen = Seen { method: request.method().clone(), path: request.uri().path().to_owned(), nth };
+        let follows = request.headers().get("prefer").is_some_and(|value| value == "redirect");
+        let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+        let seen = Seen { method, path, follows, nth };
         let fault = (self.faults.lock().unwrap())(&seen);
         match fault {
             Some(Fault::Refuse(refusal)) => {
