@@ -453,7 +453,7 @@ impl Datacenter {
         let elsewhere = RemoteElsewhere::new(ways.workers(&config.others)?, aggregator.standings(), &metrics);
         let own: Arc<dyn Sessions> = Arc::new(sessions);
         let others = ways.sessions(&config.others, &access, clock)?;
-        let moving = MovingSessions::new(own.clone(), others, aggregator.leaving(), &metrics);
+        let moving = MovingSessions::new(own.clone(), others, aggregator.leaving(), access.clone(), &metrics);
         let worker = Worker::new(
             WorkerParts {
                 dc: name.clone(),

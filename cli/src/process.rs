@@ -190,7 +190,7 @@ impl Process {
         let door = Door::bind(session.listen, material, *dc, Role::Session)?;
         let listens = door.address().map_err(|source| StartError::of_port(session.listen, source))?;
         let (live, health, admin) = config.admin(SESSION_MEMORY, &tasks).await?;
-        let access = ContextVerifier::new(material, *dc, clock.clone(), revocations.clone());
+        let access = Arc::new(ContextVerifier::new(material, *dc, clock.clone(), revocations.clone()));
         let sessions = match config.share(&live, &tasks).await? {
             Some(shared) => sessions.noted_in(shared.records(shared.learn(revocations))),
             None => sessions,
@@ -202,8 +202,8 @@ impl Process {
                 let workers = config.caller(me, whom, address, SESSION_PATIENCE, &tasks, &live.metrics)?;
                 let leaving = watch_leaving(RemoteWorkers::new(workers), &tasks.requests);
                 let ways = Ways { dc: *dc, me, material, tasks: &tasks.callers, metrics: &live.metrics };
-                let others = ways.sessions(&session.others, &Arc::new(access), clock)?;
-                Arc::new(MovingSessions::new(own.clone(), others, leaving, &live.metrics))
+                let others = ways.sessions(&session.others, &access, clock)?;
+                Arc::new(MovingSessions::new(own.clone(), others, leaving, access, &live.metrics))
             }
             None => own.clone(),
         };

@@ -232,7 +232,7 @@ mod phase_name {
 pub struct Leaving {
     /// How far it hands over; `None`: it does not.
     pub phase: Option<Phase>,
-    /// Which datacenter takes over.
+    /// Which datacenter takes over; `None` also while it cannot.
     pub target: Option<DcId>,
     /// Where clients find the datacenter that takes over, if that is known.
     pub to: Option<String>,

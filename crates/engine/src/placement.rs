@@ -149,6 +149,14 @@ pub struct Standings {
     pub at: Timestamp,
 }
 
+impl Standings {
+    /// The datacenter that takes over from this one, if this one hands its work over and that one can take it now.
+    pub fn hands_over_to(&self) -> Option<DcId> {
+        let target = self.drain?.target;
+        self.others.get(&target).is_some_and(Standing::is_open).then_some(target)
+    }
+}
+
 /// A run of chunks, or a whole small file, for which a place is sought.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask {

@@ -160,14 +160,14 @@ impl Elsewhere for RemoteElsewhere {
     }
 
     fn leaving(&self) -> Option<Leaving> {
-        let (drain, at) = {
+        let (phase, target, at) = {
             let standings = self.standings.borrow();
-            (standings.drain, standings.at)
+            (standings.drain.map(|drain| drain.phase), standings.hands_over_to(), standings.at)
         };
         // Nobody has said anything before the first time.
         (at != Standings::default().at).then(|| {
-            let target = drain.map(|drain| drain.target);
-            Leaving { phase: drain.map(|drain| drain.phase), target, to: target.and_then(|dc| self.url(dc)) }
+            let to = target.and_then(|dc| self.url(dc));
+            Leaving { phase, target, to }
         })
     }
 

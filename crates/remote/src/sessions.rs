@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use axum::Router;
@@ -97,11 +97,18 @@ impl RemoteSessions {
     }
 }
 
+/// How long a target is not asked again that could not be, or whose answer did not count.
+const SHUNNED: Duration = Duration::from_secs(5);
+
 /// The sessions of a datacenter, which are renewed at the target of its drain once that has come so far.
 pub struct MovingSessions {
     own: Arc<dyn Sessions>,
     others: BTreeMap<DcId, Arc<dyn Sessions>>,
     leaving: watch::Receiver<Leaving>,
+    /// What counts here.
+    verifier: Arc<ContextVerifier>,
+    /// Until when no target is asked.
+    shunned: Mutex<Option<Instant>>,
     moved: Counter,
 }
 
@@ -112,11 +119,13 @@ impl fmt::Debug for MovingSessions {
 }
 
 impl MovingSessions {
-    /// The datacenter's `own`, and those of the others, of which `leaving` tells which takes over.
+    /// The datacenter's `own`, and those of the others, of which `leaving` tells which takes over. A context of theirs is
+    /// handed on only if `verifier` finds that it counts here.
     pub fn new(
         own: Arc<dyn Sessions>,
         others: BTreeMap<DcId, Arc<dyn Sessions>>,
         leaving: watch::Receiver<Leaving>,
+        verifier: Arc<ContextVerifier>,
         metrics: &Metrics,
     ) -> Self {
         let moved = Counter::default();
@@ -127,13 +136,27 @@ impl MovingSessions {
                 moved.clone(),
             );
         });
-        Self { own, others, leaving, moved }
+        Self { own, others, leaving, verifier, shunned: Mutex::default(), moved }
     }
 
     fn target(&self) -> Option<Arc<dyn Sessions>> {
-        let leaving = self.leaving.borrow();
-        let target = leaving.target.filter(|_| leaving.phase >= Some(Phase::Sessions))?;
+        let target = {
+            let leaving = self.leaving.borrow();
+            leaving.target.filter(|_| leaving.phase >= Some(Phase::Sessions))?
+        };
+        if self.shunned().is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
         self.others.get(&target).cloned()
+    }
+
+    fn shun(&self) {
+        *self.shunned() = Some(Instant::now() + SHUNNED);
+    }
+
+    fn shunned(&self) -> MutexGuard<'_, Option<Instant>> {
+        // One value, whole at any time.
+        self.shunned.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -142,14 +165,26 @@ impl Sessions for MovingSessions {
     async fn context(&self, token: &str) -> Result<SignedContext, Refusal> {
         if let Some(target) = self.target() {
             match target.context(token).await {
-                Ok(context) => {
-                    self.moved.inc();
-                    return Ok(context);
-                }
+                Ok(context) => match self.verifier.verify(&context) {
+                    Ok(_) => {
+                        self.moved.inc();
+                        return Ok(context);
+                    }
+                    // Its clock or its keys are others: everybody here would refuse it.
+                    Err(refusal) => {
+                        tracing::debug!(%refusal, "a context of the datacenter that takes over does not count here");
+                        self.shun();
+                    }
+                },
                 // What is revoked is so everywhere; all else this datacenter can say itself: that one cannot be asked, that
-                // the token is not for it, that its clock or its keys are others.
+                // the token is not for it.
                 Err(refusal) if refusal.problem == Problem::RevokedToken => return Err(refusal),
-                Err(_) => {}
+                Err(refusal) => {
+                    // Whoever hangs is not waited for with each request.
+                    if refusal.problem == Problem::Unavailable {
+                        self.shun();
+                    }
+                }
             }
         }
         self.own.context(token).await

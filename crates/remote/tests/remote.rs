@@ -1,6 +1,7 @@
 //! Calls between processes, over real TLS: what comes through, what does not, and who is let in.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -31,8 +32,8 @@ use sluice_proto::calls::{
 use sluice_proto::http::{About, ChunkReceipt, DrainStatus, FilePage, FileStatus, TreeNode};
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_remote::{
-    Answers, Caller, CallerConfig, Door, RemoteSessions, RemoteWorkers, serve_passed, serve_sessions,
-    serve_workers,
+    Answers, Caller, CallerConfig, Door, MovingSessions, RemoteSessions, RemoteWorkers, serve_passed,
+    serve_sessions, serve_workers,
 };
 use sluice_session::MemorySessions;
 use uuid::Uuid;
@@ -259,6 +260,74 @@ fn body(pieces: usize, asked: &Arc<AtomicUsize>) -> ByteStream {
 fn put(len: u64, body: ByteStream) -> PutChunks {
     let expected = Some(vec![ChainingValue::from_bytes([3; 32])]);
     PutChunks { id: id(), start: ChunkIndex::new(64).unwrap(), len, expected, body, way: Way::Direct }
+}
+
+/// Sessions of another datacenter, of which it is said how it answers.
+struct There {
+    says: Result<SignedContext, Problem>,
+    asked: AtomicUsize,
+}
+
+#[async_trait]
+impl Sessions for There {
+    async fn context(&self, _: &str) -> Result<SignedContext, Refusal> {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        self.says.clone().map_err(|problem| Refusal::new(problem, "not from there"))
+    }
+}
+
+/// Whoever drains renews contexts at its target, and only such as count here: that its clock is an hour ahead, or that it has
+/// keys that nobody here knows, ends no session.
+#[tokio::test]
+async fn a_context_of_the_target_that_does_not_count_here_is_one_of_our_own() {
+    tls::install_provider();
+    let dcs = [(ME, "dc-a"), (OTHER, "dc-b")];
+    let material = ClusterMaterial::generate("test", &dcs).unwrap();
+    let stranger = ClusterMaterial::generate("test", &dcs).unwrap();
+    let now = SystemClock::shared().now();
+    let grant = TokenGrant::everything(TenantId::new(7), "seven", Duration::from_secs(7200));
+    let token = material.token_mint().unwrap().mint(&grant, now).unwrap();
+    let issued = async |of: &ClusterMaterial, at: Timestamp| {
+        let token = of.token_mint().unwrap().mint(&grant, at).unwrap();
+        let clock = ManualClock::at(at);
+        MemorySessions::new(OTHER, of, clock, Revocations::new()).unwrap().context(&token).await.unwrap()
+    };
+    let hour = 3_600_000;
+    // Whoever cannot be asked, or answers what is of no use, is not asked again at once.
+    let cases = [
+        (Ok(issued(&material, now).await), true, 5),
+        (Ok(issued(&material, now.plus(hour)).await), false, 1),
+        (Ok(issued(&material, Timestamp::new(now.number() - hour)).await), false, 1),
+        (Ok(issued(&stranger, now).await), false, 1),
+        (Err(Problem::Forbidden), false, 5),
+        (Err(Problem::Unavailable), false, 1),
+    ];
+    for (says, is_theirs, asked) in cases {
+        let there = Arc::new(There { says, asked: AtomicUsize::new(0) });
+        let verifier = ContextVerifier::new(&material, ME, SystemClock::shared(), Revocations::new());
+        let verifier = Arc::new(verifier);
+        let own = MemorySessions::new(ME, &material, SystemClock::shared(), Revocations::new()).unwrap();
+        let leaving = Leaving { phase: Some(Phase::Sessions), target: Some(OTHER), to: None };
+        let others: BTreeMap<DcId, Arc<dyn Sessions>> = [(OTHER, there.clone() as _)].into();
+        let leaving = tokio::sync::watch::channel(leaving).1;
+        let moving =
+            MovingSessions::new(Arc::new(own), others, leaving, verifier.clone(), &Metrics::new("dc-a"));
+        for _ in 0..5 {
+            let context = moving.context(&token).await.unwrap();
+            let context = verifier.verify(&context).unwrap();
+            assert_eq!(context.issuer == OTHER, is_theirs, "{:?}", there.says);
+        }
+        assert_eq!(there.asked.load(Ordering::SeqCst), asked, "{:?}", there.says);
+    }
+    let there = Arc::new(There { says: Err(Problem::RevokedToken), asked: AtomicUsize::new(0) });
+    let own = MemorySessions::new(ME, &material, SystemClock::shared(), Revocations::new()).unwrap();
+    let leaving = Leaving { phase: Some(Phase::Sessions), target: Some(OTHER), to: None };
+    let others: BTreeMap<DcId, Arc<dyn Sessions>> = [(OTHER, there as _)].into();
+    let verifier = ContextVerifier::new(&material, ME, SystemClock::shared(), Revocations::new());
+    let leaving = tokio::sync::watch::channel(leaving).1;
+    let moving =
+        MovingSessions::new(Arc::new(own), others, leaving, Arc::new(verifier), &Metrics::new("dc-a"));
+    assert_eq!(moving.context(&token).await.unwrap_err().problem, Problem::RevokedToken);
 }
 
 #[tokio::test]

@@ -57,7 +57,7 @@ impl AggregatorService {
         let now = self.now.clone();
         let standings = self.ledgers.ask(move |aggregator| aggregator.standings(now())).await.ok()?;
         self.standings.send_replace(standings.clone());
-        let target = standings.drain.map(|drain| drain.target);
+        let target = standings.hands_over_to();
         let to = target.and_then(|dc| self.links.peer(dc)?.edge_url.clone());
         let leaving = Leaving { phase: standings.drain.map(|drain| drain.phase), target, to };
         self.leaving.send_if_modified(|known| {

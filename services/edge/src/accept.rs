@@ -237,7 +237,10 @@ where
     let mut leaves_since = None;
     loop {
         let left = activity.left(&app.settings);
-        let leaves = leaving.borrow_and_update().phase == Some(Phase::Channels);
+        let leaves = {
+            let leaving = leaving.borrow_and_update();
+            leaving.phase == Some(Phase::Channels) && leaving.target.is_some()
+        };
         // A connection that was told goodbye is looked at again: its last request may end while its client stays.
         let mut patience = if goodbye { left.min(GOODBYE) } else { left };
         if leaves && !goodbye {
