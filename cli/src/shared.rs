@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sluice_engine::ids::{DcId, SessionId, TenantId};
+use sluice_engine::revocations::Revoking;
 use sluice_engine::share::Shares;
 use sluice_node::access::Revocations;
 use sluice_node::clock::random_bytes;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::metrics::Metrics;
 use sluice_node::role::Role;
+use sluice_node::seldom::Seldom;
 use sluice_node::shutdown::Shutdown;
 use sluice_proto::problem::{Problem, Refusal};
 use sluice_redis::buckets::SharedBuckets;
@@ -90,28 +92,44 @@ impl Shared {
                 let is_taught = |state: &CacheState| taught == Some((state.clone(), len, sum));
                 if known.as_ref().is_ok_and(|state| !is_taught(state)) && cache.write(&revoked).await.is_ok()
                 {
-                    taught = cache.state().await.ok().map(|state| (state, len, sum));
+                    let all = cache.state().await.ok().filter(CacheState::has_all);
+                    taught = all.map(|state| (state, len, sum));
                 }
                 tokio::time::sleep(LOOK).await;
             }
         });
     }
 
-    /// Puts in force here what Redis says is revoked. Returns what tells whether all of it is.
+    /// Puts in force here what Redis says is revoked. Returns what tells whether all of it is: not before somebody who knows
+    /// has written all of it there, which a Redis that was flushed has lost.
     pub(crate) fn learn(&self, revocations: Revocations) -> watch::Receiver<bool> {
         let (cache, (says, knows)) = (self.cache(), watch::channel(false));
         self.tasks.spawn(async move {
-            let mut learned: Option<CacheState> = None;
+            let (mut learned, trouble): (Option<CacheState>, _) = (None, Seldom::default());
             loop {
                 if let Ok(state) = cache.state().await
                     && learned.as_ref() != Some(&state)
-                    && let Ok(all) = cache.read().await
                 {
-                    all.into_iter().for_each(|fact| {
-                        revocations.apply(fact);
-                    });
-                    learned = Some(state);
-                    says.send_replace(true);
+                    match cache.read().await {
+                        Ok((state, all)) => {
+                            // Each is to be tried: those that are known already need no room.
+                            let outcomes: Vec<Revoking> =
+                                all.into_iter().map(|fact| revocations.apply(fact)).collect();
+                            let fits = !outcomes.contains(&Revoking::Full);
+                            if !fits && let Some(times) = trouble.met("full") {
+                                tracing::error!(times, "not all that is revoked can be put in force");
+                            }
+                            if fits && state.has_all() {
+                                says.send_replace(true);
+                            }
+                            learned = Some(state);
+                        }
+                        Err(error) => {
+                            if let Some(times) = trouble.met(error.code()) {
+                                tracing::warn!(%error, times, "what is revoked cannot be read");
+                            }
+                        }
+                    }
                 }
                 tokio::time::sleep(LOOK).await;
             }

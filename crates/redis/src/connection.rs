@@ -13,6 +13,7 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use redis::{AsyncConnectionConfig, FromRedisValue, RedisConnectionInfo, RedisResult, Script};
 use sluice_node::metrics::Metrics;
+use sluice_node::seldom::Seldom;
 use sluice_node::shutdown::Shutdown;
 use sluice_node::tcp;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -192,6 +193,7 @@ impl Keeper {
     async fn keep(mut self, first: Option<(MultiplexedConnection, Driver)>) {
         let mut next = first;
         let (mut number, mut pause) = (0, PAUSES.0);
+        let refused = Seldom::default();
         loop {
             if let Some((connection, driver)) = next.take() {
                 number += 1;
@@ -214,6 +216,11 @@ impl Keeper {
                 Err(error) => {
                     self.metrics.connected(error.code());
                     tracing::debug!(%error, "no connection to Redis");
+                    if let RedisError::Refused { .. } = &error
+                        && let Some(times) = refused.met(error.code())
+                    {
+                        tracing::warn!(%error, times, "Redis lets nobody in");
+                    }
                     self.shown.send_replace(Link::Down(error));
                 }
             }

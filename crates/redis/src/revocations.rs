@@ -3,11 +3,15 @@
 //! | key | value |
 //! | --- | --- |
 //! | `sluice:<cluster>:<dc>:revoked` | a hash: tenant, or tenant and session, to the epoch, in decimal |
-//! | `sluice:<cluster>:<dc>:revoked:at` | when a field was last written, on Redis's clock |
+//! | `sluice:<cluster>:<dc>:revoked:at` | when a field was last written or taken out, on Redis's clock |
+//! | `sluice:<cluster>:<dc>:revoked:all` | 1 once everything was written that is revoked, even if that is nothing |
 //!
 //! Whoever knows revocations writes them ([`RevocationCache::write`]), and looks every now and then whether Redis still has
 //! them; whoever needs them reads ([`RevocationCache::read`]) when the state has changed. A cache that was flushed, or lost
 //! writes in a failover, is written again. What was read stays in force whatever becomes of Redis: revocations only grow.
+//!
+//! The hash has what the writer has: a session that its tenant's revocation covers is taken out, and a hash that others
+//! filled is begun anew. So it stays as small as [`MAX_REVOCATIONS`].
 
 use std::sync::LazyLock;
 
@@ -21,6 +25,9 @@ use crate::error::RedisError;
 
 /// Written in one call.
 const BATCH: usize = 512;
+
+/// Fields that are read at the most: room for what others write.
+const MOST: usize = 2 * MAX_REVOCATIONS;
 
 static WRITE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
@@ -39,6 +46,46 @@ if changed then
   local time = redis.call('TIME')
   redis.call('SET', KEYS[2], time[1] .. '.' .. time[2])
 end
+return redis.call('HLEN', KEYS[1])
+",
+    )
+});
+
+static FORGET: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+local gone = 0
+for i = 1, #ARGV, 2 do
+  -- Nothing that somebody has raised meanwhile.
+  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[i + 1] then
+    gone = gone + redis.call('HDEL', KEYS[1], ARGV[i])
+  end
+end
+if gone > 0 then
+  local time = redis.call('TIME')
+  redis.call('SET', KEYS[2], time[1] .. '.' .. time[2])
+end
+return gone
+",
+    )
+});
+
+static BEGIN_ANEW: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+return redis.call('DEL', KEYS[1], KEYS[2], KEYS[3])
+",
+    )
+});
+
+static END: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+-- All of it may have gone since it was written.
+if redis.call('HLEN', KEYS[1]) < tonumber(ARGV[1]) then
+  return redis.error_reply('ERR what was written is not there any more')
+end
+redis.call('SET', KEYS[3], 1)
 return 0
 ",
     )
@@ -47,7 +94,7 @@ return 0
 static STATE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
-return redis.call('HLEN', KEYS[1]) .. ' ' .. (redis.call('GET', KEYS[2]) or '')
+return (redis.call('GET', KEYS[3]) or '0') .. ' ' .. redis.call('HLEN', KEYS[1]) .. ' ' .. (redis.call('GET', KEYS[2]) or '')
 ",
     )
 });
@@ -56,9 +103,11 @@ static READ: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
 if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[1]) then
-  return {}
+  return redis.error_reply('ERR there are more revocations than there can be')
 end
-return redis.call('HGETALL', KEYS[1])
+local all = redis.call('HGETALL', KEYS[1])
+table.insert(all, 1, (redis.call('GET', KEYS[3]) or '0') .. ' ' .. redis.call('HLEN', KEYS[1]) .. ' ' .. (redis.call('GET', KEYS[2]) or ''))
+return all
 ",
     )
 });
@@ -67,18 +116,25 @@ return redis.call('HGETALL', KEYS[1])
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CacheState(String);
 
+impl CacheState {
+    /// Whether everything was written that is revoked: a cache that was flushed may be empty without that.
+    pub fn has_all(&self) -> bool {
+        self.0.starts_with("1 ")
+    }
+}
+
 /// The revocations of one datacenter, in Redis.
 #[derive(Clone, Debug)]
 pub struct RevocationCache {
     redis: Redis,
-    keys: [String; 2],
+    keys: [String; 3],
 }
 
 impl RevocationCache {
     /// Those of a datacenter of a cluster.
     pub fn new(redis: Redis, cluster: &str, dc: DcId) -> Self {
         let prefix = format!("sluice:{cluster}:{}:revoked", dc.number());
-        Self { redis, keys: [prefix.clone(), format!("{prefix}:at")] }
+        Self { redis, keys: [prefix.clone(), format!("{prefix}:at"), format!("{prefix}:all")] }
     }
 
     /// What Redis has now.
@@ -86,21 +142,55 @@ impl RevocationCache {
         Ok(CacheState(self.redis.script(&STATE, &self.keys, &[]).await?))
     }
 
-    /// Writes what is revoked. What is there already stays, and so does what is higher.
+    /// Writes all that is revoked; fails if it was lost again meanwhile. What is there already stays, and so does what is higher; what is covered goes.
     pub async fn write(&self, revoked: &Revoked) -> Result<(), RedisError> {
         let fields: Vec<String> =
             revoked.iter().flat_map(|fact| [field(&fact), fact.epoch.to_string()]).collect();
+        let mut len = self.write_fields(&fields).await?;
+        if len > MOST {
+            let _: u8 = self.redis.script(&BEGIN_ANEW, &self.keys, &[]).await?;
+            len = self.write_fields(&fields).await?;
+        }
+        if len > revoked.len() {
+            self.forget_what_is_covered(revoked).await?;
+        }
+        let _: u8 = self.redis.script(&END, &self.keys, &[revoked.len().to_string()]).await?;
+        Ok(())
+    }
+
+    /// Returns how many fields there are then.
+    async fn write_fields(&self, fields: &[String]) -> Result<usize, RedisError> {
+        let mut len = self.redis.script(&WRITE, &self.keys, &[]).await?;
         for part in fields.chunks(2 * BATCH) {
-            let _: u8 = self.redis.script(&WRITE, &self.keys, part).await?;
+            len = self.redis.script(&WRITE, &self.keys, part).await?;
+        }
+        Ok(len)
+    }
+
+    async fn forget_what_is_covered(&self, revoked: &Revoked) -> Result<(), RedisError> {
+        let covered =
+            |fact: &Revocation| fact.session.is_some() && fact.epoch <= revoked.epoch_of(fact.tenant);
+        let (_, all) = self.read().await?;
+        let gone: Vec<String> = all
+            .iter()
+            .filter(|fact| covered(fact))
+            .flat_map(|fact| [field(fact), fact.epoch.to_string()])
+            .collect();
+        for part in gone.chunks(2 * BATCH) {
+            let _: usize = self.redis.script(&FORGET, &self.keys, part).await?;
         }
         Ok(())
     }
 
-    /// All that is revoked. What is no revocation is left out: others may write here.
-    pub async fn read(&self) -> Result<Vec<Revocation>, RedisError> {
-        let most = [(2 * MAX_REVOCATIONS).to_string()];
-        let fields: Vec<String> = self.redis.script(&READ, &self.keys, &most).await?;
-        Ok(fields.chunks_exact(2).filter_map(|pair| parse(&pair[0], &pair[1])).collect())
+    /// What Redis has now, and all that is revoked by it, tenants first. What is no revocation is left out: others may write
+    /// here. An error if there is more than there can be.
+    pub async fn read(&self) -> Result<(CacheState, Vec<Revocation>), RedisError> {
+        let mut fields: Vec<String> = self.redis.script(&READ, &self.keys, &[MOST.to_string()]).await?;
+        let state = CacheState(if fields.is_empty() { String::new() } else { fields.remove(0) });
+        let mut all: Vec<Revocation> =
+            fields.chunks_exact(2).filter_map(|pair| parse(&pair[0], &pair[1])).collect();
+        all.sort_unstable_by_key(|fact| (fact.session.is_some(), *fact));
+        Ok((state, all))
     }
 }
 

@@ -6,11 +6,11 @@ use sluice_engine::ids::{DcId, FileId, RevocationEpoch, SessionId, TenantId};
 use sluice_engine::revocations::{Revocation, Revoked};
 use sluice_node::metrics::Metrics;
 use sluice_node::shutdown::Shutdown;
-use sluice_redis::Redis;
 use sluice_redis::buckets::SharedBuckets;
 use sluice_redis::revocations::RevocationCache;
 use sluice_redis::sessions::SessionRecords;
 use sluice_redis::testing::{Server, available};
+use sluice_redis::{Redis, RedisError};
 
 const DC: DcId = DcId::new(1);
 const MIB: u64 = 1 << 20;
@@ -74,7 +74,7 @@ async fn revocations_are_written_again_when_redis_forgot_them() {
     writer.write(&revoked).await.unwrap();
     let all = async || {
         let mut set = Revoked::default();
-        reader.read().await.unwrap().into_iter().for_each(|fact| {
+        reader.read().await.unwrap().1.into_iter().for_each(|fact| {
             set.take(fact);
         });
         set
@@ -97,10 +97,51 @@ async fn revocations_are_written_again_when_redis_forgot_them() {
     assert_eq!(all().await, revoked);
 
     let written = reader.state().await.unwrap();
+    assert!(written.has_all());
     server.cli(&["FLUSHALL"]);
-    assert_ne!(reader.state().await.unwrap(), written, "seen by whoever looks");
+    let flushed = reader.state().await.unwrap();
+    assert!(flushed != written && !flushed.has_all(), "seen by whoever looks");
     writer.write(&revoked).await.unwrap();
     assert_eq!(all().await, revoked);
+    // That nothing is revoked is known only once somebody has said so.
+    server.cli(&["FLUSHALL"]);
+    writer.write(&Revoked::default()).await.unwrap();
+    assert!(reader.state().await.unwrap().has_all() && reader.read().await.unwrap().1.is_empty());
+    tasks.kill().await;
+}
+
+/// However often tokens are revoked one by one and then their tenant: what is covered leaves the cache.
+#[tokio::test]
+async fn the_cache_of_revocations_stays_as_small_as_what_is_revoked() {
+    if !available() {
+        return;
+    }
+    let (server, tasks) = (Server::start(), Shutdown::new());
+    let cache = RevocationCache::new(open(&server, &tasks).await, "test", DC);
+    let mut revoked = Revoked::default();
+    for round in 1..=4_u64 {
+        for session in 0..4_000_u128 {
+            let session = Some(SessionId::new(uuid::Uuid::from_u128(u128::from(round) << 64 | session)));
+            let epoch = RevocationEpoch::new(2 * round);
+            revoked.take(Revocation { tenant: TenantId::new(7), session, epoch });
+        }
+        cache.write(&revoked).await.unwrap();
+        assert_eq!(server.cli(&["HLEN", "sluice:test:1:revoked"]).trim(), revoked.len().to_string());
+        revoked.take(fact(0, 7, 2 * round + 1));
+        revoked.take(fact(1, 9, round));
+        cache.write(&revoked).await.unwrap();
+        assert_eq!(server.cli(&["HLEN", "sluice:test:1:revoked"]).trim(), "2");
+        let (state, read) = cache.read().await.unwrap();
+        assert!(state == cache.state().await.unwrap() && state.has_all());
+        assert_eq!(read, [fact(0, 7, 2 * round + 1), fact(1, 9, round)], "tenants first");
+    }
+    // Somebody else fills it: it cannot be read, and is begun anew.
+    let mut rubbish = vec!["HSET".to_owned(), "sluice:test:1:revoked".into()];
+    rubbish.extend((0..13_000).flat_map(|number| [format!("x{number}"), "1".into()]));
+    server.cli(&rubbish.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(matches!(cache.read().await, Err(RedisError::Failed { .. })));
+    cache.write(&revoked).await.unwrap();
+    assert_eq!(cache.read().await.unwrap().1.len(), 2);
     tasks.kill().await;
 }
 
@@ -132,10 +173,10 @@ async fn a_failover_that_loses_a_session_and_a_revocation_costs_a_look() {
     let after = open(&replica, &tasks).await;
     let (cache, sessions) =
         (RevocationCache::new(after.clone(), "test", DC), SessionRecords::new(after, "test", DC));
-    assert_eq!(cache.read().await.unwrap().len(), 1, "the last revocation is lost");
+    assert_eq!(cache.read().await.unwrap().1.len(), 1, "the last revocation is lost");
     assert_ne!(cache.state().await.unwrap(), written);
     cache.write(&revoked).await.unwrap();
-    assert_eq!(cache.read().await.unwrap().len(), 2);
+    assert_eq!(cache.read().await.unwrap().1.len(), 2);
     assert!(sessions.begin(session, tenant, Duration::from_secs(60)).await.unwrap(), "begun again");
     tasks.kill().await;
 }
