@@ -12,10 +12,11 @@ use sluice_engine::ids::{DcId, Incarnation, Sequence, Timestamp};
 use sluice_engine::share::Shares;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::role::Role;
+use sluice_node::shutdown::Stopped;
 use sluice_node::tls::{self, PeerError};
 use sluice_proto::http::State;
 use sluice_proto::peer::peer_client::PeerClient;
-use sluice_proto::peer::{Hello, LinkFrame, RecordRequest};
+use sluice_proto::peer::{ChunksRequest, Hello, LinkFrame, RecordRequest};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -345,4 +346,44 @@ async fn a_flood_of_commands_that_nobody_signed_is_counted_and_costs_no_memory()
     let grown = resident().saturating_sub(before);
     println!("{FLOOD} commands were refused, and {grown} KiB became resident");
     assert!(grown <= FLOOD_GROWTH, "{grown} KiB");
+    // More at once than anybody says are not even looked at.
+    let commands = Bytes::from(forged.repeat(1025));
+    frames.send(LinkFrame { commands, ..LinkFrame::default() }).await.unwrap();
+    eventually("the frame", async || {
+        let refused = bed.metric(A, "sluice_commands_total", "outcome=\"length\"").await;
+        (refused == 1.0).then_some(())
+    })
+    .await;
+    refused(warm + FLOOD).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_does_not_take_what_it_asked_for_is_given_up_and_holds_nobody_up() {
+    const CHUNKS: usize = 32;
+    for gives_up in [true, false] {
+        let mut settings = DatacenterSettings::default();
+        if gives_up {
+            settings.aggregator.stall = Duration::from_millis(300);
+        }
+        let mut bed = Bed::divided(2, settings, Shares::ONE);
+        bed.cluster.start(A).await.unwrap();
+        let bytes = noise(75, CHUNKS * MIB);
+        let file = Bed::file_id(bed.upload(&[A], bytes, WaitFor::Assembled).await.id);
+        let mut client = dial(&bed, bed.cluster.material(), B).await.unwrap();
+        let file = Bytes::copy_from_slice(file.as_bytes());
+        let request = ChunksRequest { file, start: 0, count: CHUNKS as u32, relay: false };
+        let mut stream = client.chunks(request).await.unwrap().into_inner();
+        if gives_up {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let mut came = 0;
+            while let Ok(Some(piece)) = stream.message().await {
+                came += piece.data.len();
+            }
+            assert!((1..CHUNKS * MIB).contains(&came), "{came} bytes");
+        } else {
+            let began = std::time::Instant::now();
+            assert_eq!(bed.cluster.stop(A, PATIENCE).await, Stopped::Clean);
+            assert!(began.elapsed() < PATIENCE / 3, "{:?}", began.elapsed());
+        }
+    }
 }

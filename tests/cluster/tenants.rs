@@ -161,6 +161,8 @@ async fn a_quota_bounds_what_is_stored_and_deleting_makes_room() {
     assert_eq!(problem(ingest.put(sent(0)).await), "quota");
     assert_eq!(problem(ingest.create(over_grpc(0, Some(noise(7, 5)))).await), "quota");
     assert_eq!(problem(ingest.create(over_grpc(MIB, None)).await), "quota");
+    // Nor for chunks whose metadata nobody knows.
+    assert_eq!(put(&bed, Uuid::now_v7(), 0, &chunk(&bytes, 0)).await.problem(), "quota");
     let tiny = bed.create(A, 5).await;
     let refused = run_over_grpc(&mut ingest, tiny, 0, noise(7, 5)).await;
     assert!(refused.contains("Refused") && refused.contains("\"quota\""), "{refused}");
@@ -177,6 +179,18 @@ async fn a_quota_bounds_what_is_stored_and_deleting_makes_room() {
     assert_eq!(put(&bed, other, 0, &chunk(&bytes, 0)).await.status, 200);
     let mut ingest = bed.ingest(A, &limited);
     ingest.put(sent(1)).await.unwrap();
+    // Chunks without metadata count.
+    assert_eq!(ask(&bed, Method::DELETE, &format!("/files/{other}"), &[], Vec::new()).await.status, 204);
+    let orphan = Uuid::now_v7();
+    assert_eq!(put(&bed, orphan, 0, &chunk(&bytes, 0)).await.status, 202);
+    assert_eq!(put(&bed, orphan, 1, &chunk(&bytes, 1)).await.status, 202);
+    assert_eq!(put(&bed, orphan, 2, &chunk(&bytes, 0)).await.problem(), "quota");
+    assert_eq!(put(&bed, Uuid::now_v7(), 0, &chunk(&bytes, 0)).await.problem(), "quota");
+    // They are part of the file that they turn out to belong to, and count once.
+    assert_eq!(create(&bed, Uuid::now_v7(), 2 * MIB).await.problem(), "quota");
+    assert_eq!(create(&bed, orphan, 2 * MIB + 1).await.problem(), "quota");
+    assert_eq!(create(&bed, orphan, 2 * MIB).await.status, 201);
+    assert_eq!(create(&bed, Uuid::now_v7(), 1).await.problem(), "quota");
     // Another tenant has its own.
     let stranger = bed.mint(&TokenGrant { tenant: TenantId::new(8), quota: MIB as u64, ..grant() });
     let body = serde_json::to_vec(&new_file(Uuid::now_v7(), MIB)).unwrap();

@@ -306,6 +306,11 @@ impl Aggregator {
         all.fold((0, 0), |(files, sum), (_, chunks)| (files + 1, sum + chunks))
     }
 
+    /// Chunks here of this file of a tenant, if nobody has described it yet.
+    pub fn orphan_chunks(&self, tenant: TenantId, file: FileId) -> u64 {
+        self.orphans.get(&(tenant, file)).copied().unwrap_or(0)
+    }
+
     /// What has been revoked.
     pub fn revoked(&self) -> &Revoked {
         &self.revoked

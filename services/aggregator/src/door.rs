@@ -5,7 +5,7 @@
 //! whoever finds another has to look on. Accepting and every connection are tasks of the port, every stream one of its share's
 //! aggregator: a kill drops them all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
@@ -63,6 +63,9 @@ const MAX_CONNECTIONS: usize = 4 * sluice_engine::limits::MAX_DCS;
 /// Why somebody whom TLS lets in is turned away.
 const NO_PEER: &str = "a peer's certificate names no other datacenter of this cluster";
 
+/// Why somebody is turned away before TLS.
+const CROWDED: &str = "there are more connections of peers than peers need";
+
 /// How long a TLS handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
@@ -77,6 +80,18 @@ const PIECE: usize = 256 << 10;
 
 /// Pieces that wait for a slow peer: one chunk.
 const PIECES: usize = 4;
+
+/// Streams of chunks that one share serves at once.
+pub(crate) const MAX_SERVED: usize = 256;
+
+/// How long a peer that takes nothing is waited for by whoever stops.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// After how many commands others have a turn.
+const YIELD_EVERY: u32 = 64;
+
+/// The most commands in a frame, which are verified one after the other: ours have 64.
+const MAX_COMMANDS: usize = 1024;
 
 /// A port for peers that is open, so that its number is known before anything starts.
 #[derive(Debug)]
@@ -218,7 +233,10 @@ impl PeerPort {
                 () = tasks.draining() => return,
                 stream = listener::accept(&listener.listener, "peer") => stream,
             };
-            let Ok(permit) = room.try_take() else { continue };
+            let Ok(permit) = room.try_take() else {
+                self.0.strangers.turned_away(CROWDED, stream.peer_addr().ok(), &"it is closed at once");
+                continue;
+            };
             let (port, acceptor) = (self.clone(), acceptor.clone());
             tasks.spawn(async move {
                 port.connection(acceptor, stream).await;
@@ -279,7 +297,7 @@ impl PeerPort {
             ended = connection.as_mut() => ended,
             () = tasks.draining() => {
                 connection.as_mut().graceful_shutdown();
-                connection.await
+                tokio::time::timeout(2 * GOODBYE, connection).await.unwrap_or(Ok(()))
             }
             // A link lasts for as long as it can: it is broken off, and made again with what counts now.
             () = material.distrusts(shown.as_deref()) => {
@@ -295,6 +313,26 @@ impl PeerPort {
             debug!(%error, "a peer's connection broke");
         }
     }
+}
+
+/// Gives a peer the next of what it asked for. False: it has gone, or takes nothing for so long that it is not waited for.
+async fn give(
+    service: &AggregatorService,
+    sender: &mpsc::Sender<Result<ChunkPiece, Status>>,
+    next: Result<ChunkPiece, Status>,
+    peer: DcId,
+) -> bool {
+    let stops = async {
+        service.parts.tasks.draining().await;
+        tokio::time::sleep(GOODBYE).await;
+    };
+    tokio::select! {
+        sent = sender.send(next) => return sent.is_ok(),
+        () = tokio::time::sleep(service.parts.settings.stall) => {}
+        () = stops => {}
+    }
+    debug!(%peer, "a peer asked for chunks and does not take them");
+    false
 }
 
 /// Waits until it is certain that a connection asked nothing in time.
@@ -413,23 +451,33 @@ impl peer_server::Peer for PeerPort {
         let end =
             start.checked_add(u64::from(count)).ok_or_else(|| malformed("the range of chunks overflows"))?;
         ChunkIndex::new(end - 1).map_err(|error| malformed(error.to_string()))?;
+        // Each has a chunk in memory.
+        let turn = tokio::time::timeout(GREETING, service.served.clone().acquire_owned()).await;
+        let Ok(Ok(turn)) = turn else {
+            let detail = format!("{MAX_SERVED} streams of chunks are the limit at once");
+            return Err(to_status(&Refusal::new(Problem::Overloaded, detail)));
+        };
         let (sender, receiver) = mpsc::channel(PIECES);
         tracing::Span::current().record("file", tracing::field::display(file));
         service.parts.tasks.clone().spawn(telemetry::carried(async move {
+            let _turn = turn;
             for number in start..end {
                 let Ok(index) = ChunkIndex::new(number) else { return };
+                // What is not begun by then the peer asks for again, here or elsewhere.
+                if service.parts.tasks.is_draining() {
+                    return;
+                }
                 let bytes = match bulk::chunk(&service, file, index, relay, from).await {
                     Ok(bytes) => bytes,
                     Err(refusal) => {
-                        // A peer that has gone does not hear it.
-                        let _ = sender.send(Err(to_status(&refusal))).await;
+                        give(&service, &sender, Err(to_status(&refusal)), from).await;
                         return;
                     }
                 };
                 service.metrics.served_bytes.inc_by(bytes.len() as u64);
                 for at in (0..bytes.len()).step_by(PIECE) {
                     let data = bytes.slice(at..bytes.len().min(at + PIECE));
-                    if sender.send(Ok(ChunkPiece { data })).await.is_err() {
+                    if !give(&service, &sender, Ok(ChunkPiece { data }), from).await {
                         return;
                     }
                 }
@@ -464,21 +512,28 @@ impl peer_server::Peer for PeerPort {
 async fn take_commands(service: &Arc<AggregatorService>, from: DcId, frame: &LinkFrame) {
     let LinkFrame { commands, traces, .. } = frame;
     let ring = service.parts.material.command_ring();
-    if !commands.len().is_multiple_of(COMMAND_LEN) {
+    let count = commands.len() / COMMAND_LEN;
+    if !commands.len().is_multiple_of(COMMAND_LEN) || count > MAX_COMMANDS || traces.len() > count {
         service.metrics.received("none", "length");
         if let Some(times) = service.refused.met((from, "length")) {
-            warn!(peer = %from, len = commands.len(), times, "a frame does not hold whole commands");
+            let (len, traces) = (commands.len(), traces.len());
+            warn!(peer = %from, len, traces, times, "a frame does not hold up to {MAX_COMMANDS} whole commands");
         }
         return;
     }
+    let steps: HashMap<u32, &Bytes> = traces.iter().map(|said| (said.command, &said.step)).collect();
     for (index, bytes) in (0..).zip(commands.chunks_exact(COMMAND_LEN)) {
+        if index % YIELD_EVERY == YIELD_EVERY - 1 {
+            // Verifying them takes a while, and others wait for this thread.
+            tokio::task::yield_now().await;
+        }
         match Command::verify(bytes, &ring, service.parts.dc) {
             Ok(verified) => {
                 let command = verified.command();
                 debug!(from = %command.from, file = %command.file, statement = %command.statement, "heard");
                 service.metrics.received(command.statement.kind().name(), "taken");
-                if let Some(said) = traces.iter().find(|said| said.command == index) {
-                    note_trace(service, command, &said.step);
+                if let Some(step) = steps.get(&index) {
+                    note_trace(service, command, step);
                 }
                 service.ledgers.tell(NodeEvent::Received(verified)).await;
             }

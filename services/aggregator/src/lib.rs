@@ -106,6 +106,8 @@ pub struct AggregatorSettings {
     pub compare_every: Duration,
     /// How long a call to a peer may take before its first answer.
     pub call_timeout: Duration,
+    /// How long a peer may take nothing of the chunks that it asked for.
+    pub stall: Duration,
     /// Files without metadata that one tenant may have here.
     pub provisional_files: usize,
     /// Chunks of files without metadata that one tenant may have here.
@@ -138,6 +140,7 @@ impl Default for AggregatorSettings {
             absent_after: Duration::from_secs(60),
             compare_every: Duration::from_secs(30),
             call_timeout: Duration::from_secs(10),
+            stall: Duration::from_secs(30),
             provisional_files: 1_000,
             provisional_chunks: 65_536,
             scrub_rate: 8 << 20,
@@ -210,6 +213,8 @@ pub struct AggregatorService {
     /// Under which traces chunks came.
     pub(crate) traces: traces::Traces,
     pub(crate) pulls: Arc<tokio::sync::Semaphore>,
+    /// Streams of chunks that peers are served.
+    pub(crate) served: Arc<tokio::sync::Semaphore>,
     pub(crate) edge_url: Option<String>,
     /// Files of which chunks were known to be damaged when that was last looked at.
     pub(crate) damaged: std::sync::atomic::AtomicUsize,
@@ -271,6 +276,7 @@ pub async fn start(
         units: port.units(),
         traces: traces::Traces::default(),
         pulls: port.pulls(),
+        served: Arc::new(tokio::sync::Semaphore::new(door::MAX_SERVED)),
         edge_url,
         damaged: std::sync::atomic::AtomicUsize::new(0),
         now: Arc::new(now),

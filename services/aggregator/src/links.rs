@@ -17,6 +17,7 @@ use sluice_engine::ids::{DcId, Incarnation};
 use sluice_engine::share::Share;
 use sluice_node::material::ClusterMaterial;
 use sluice_node::metrics::OutgoingCall;
+use sluice_node::strangers::{describe, is_about_certificates};
 use sluice_node::{tcp, telemetry, tls};
 use sluice_proto::code;
 use sluice_proto::peer::peer_client::PeerClient;
@@ -339,6 +340,9 @@ async fn dial(service: Arc<AggregatorService>, peer: Arc<Peer>) {
             ended = link(&service, &peer, &mut greeted) => {
                 if let Err(NoLink { reason, is_elsewhere }) = ended {
                     debug!(peer = %peer.name, reason, "no link");
+                    if is_about_certificates(&reason) && let Some(times) = service.refused.met((peer.dc, "link")) {
+                        warn!(peer = %peer.name, reason, times, "no link, for a certificate: ours, or the peer's");
+                    }
                     if is_elsewhere && misses < MISSES {
                         misses += 1;
                         longest = ELSEWHERE;
@@ -469,15 +473,4 @@ fn frame_of(said: &[Said]) -> LinkFrame {
         Some(CommandTrace { command: index, step })
     });
     LinkFrame { hello: None, commands: commands.freeze(), traces: traces.collect() }
-}
-
-/// An error with what caused it.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }

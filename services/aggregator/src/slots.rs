@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use sluice_engine::aggregator::{Brief, Event, NodeEvent, RecordSummary};
+use sluice_engine::aggregator::{Brief, Event, File, NodeEvent, RecordSummary};
 use sluice_engine::command::DropReason;
 use sluice_engine::context::{Scope, SignedContext};
 use sluice_engine::geometry::{ChunkIndex, Geometry, Run};
@@ -82,9 +82,9 @@ impl Slots for AggregatorService {
             // A file for which there is no room is not begun.
             Some(_) | None => {
                 // One that others have told of is none that begins.
-                let begins = known.is_none_or(|(_, digest, _)| digest.is_none()).then_some(file);
+                let begins = known.is_none_or(|(_, digest, _)| digest.is_none());
                 let bytes = record.geometry().map_or(0, Geometry::size);
-                self.within_quota(&session, bytes, begins, beside).await?
+                self.within_quota(&session, bytes, Some(file), begins, beside).await?
             }
         }
         let outcome = self.parts.store.put_record(&record).await.map_err(|error| of_store(&error))?;
@@ -164,7 +164,7 @@ impl Slots for AggregatorService {
         beside: Used,
     ) -> Result<(), Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
-        self.within_quota(&session, bytes, Some(FileId::derive(session.tenant, id)), beside).await
+        self.within_quota(&session, bytes, Some(FileId::derive(session.tenant, id)), true, beside).await
     }
 
     async fn used(&self, context: &SignedContext, file: Option<FileId>) -> Result<Used, Refusal> {
@@ -174,16 +174,22 @@ impl Slots for AggregatorService {
 
     async fn admit(&self, context: &SignedContext, file: FileId, beside: Used) -> Result<Admission, Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
-        self.within_quota(&session, 0, None, beside).await?;
+        self.within_quota(&session, 0, None, false, beside).await?;
         let tenant = session.tenant;
-        let asked = self.look(file, move |aggregator| match aggregator.file(file) {
-            Some(known) if known.state() != FileState::Unheard => {
-                Ok((known.state(), known.ledger().file(), known.ledger().conflict_reason()))
+        let asked = self.look(file, move |aggregator| {
+            let known = aggregator.file(file);
+            if is_of_another(known, tenant) {
+                return None;
             }
-            Some(file) => Err((file.orphan_tenant() != Some(tenant), aggregator.orphans(tenant))),
-            None => Err((true, aggregator.orphans(tenant))),
+            Some(match known {
+                Some(known) if known.state() != FileState::Unheard => {
+                    Ok((known.state(), known.ledger().file(), known.ledger().conflict_reason()))
+                }
+                Some(file) => Err((file.orphan_tenant().is_none(), aggregator.orphans(tenant))),
+                None => Err((true, aggregator.orphans(tenant))),
+            })
         });
-        match asked.await? {
+        match asked.await?.ok_or_else(Refusal::not_found)? {
             Ok((FileState::Dropped, ..)) => Err(dropped()),
             Ok((FileState::Conflict, _, reason)) => Err(in_conflict(reason)),
             Ok((_, Some(shape), _)) => Ok(Admission::Known(shape)),
@@ -200,11 +206,13 @@ impl Slots for AggregatorService {
         values: &[ChainingValue],
     ) -> Result<bool, Refusal> {
         let session = self.parts.access.require(context, Scope::Write)?;
+        let tenant = session.tenant;
         let asked = self.look(file, move |aggregator| {
-            let state = aggregator.file(file).map_or(FileState::Unheard, |file| file.state());
-            (state, aggregator.generation(file))
+            let known = aggregator.file(file);
+            let state = known.map_or(FileState::Unheard, |file| file.state());
+            (!is_of_another(known, tenant)).then(|| (state, aggregator.generation(file)))
         });
-        match asked.await? {
+        match asked.await?.ok_or_else(Refusal::not_found)? {
             // The end came while the bytes did.
             (FileState::Dropped, _) => Err(dropped()),
             (
@@ -217,7 +225,7 @@ impl Slots for AggregatorService {
                 Ok(false)
             }
             (FileState::Unheard, _) => {
-                let (tenant, chunks) = (session.tenant, run.range());
+                let chunks = run.range();
                 self.ledgers.settle(file, Event::StoredOrphan { tenant, chunks }).await?;
                 Ok(true)
             }
@@ -498,6 +506,12 @@ impl Slots for AggregatorService {
 pub(crate) fn in_conflict(reason: Option<String>) -> Refusal {
     Refusal::new(Problem::Conflict, reason.unwrap_or_else(|| "contradicting facts".into()))
         .hint("the file is held as it is; end it with DELETE and begin anew under another id")
+}
+
+/// Whether a file is another tenant's than this: whoever says its name cannot have derived it.
+fn is_of_another(file: Option<&File>, tenant: TenantId) -> bool {
+    let of = file.and_then(|file| file.ledger().tenant().or(file.orphan_tenant()));
+    of.is_some_and(|of| of != tenant)
 }
 
 impl AggregatorService {

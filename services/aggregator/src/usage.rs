@@ -5,7 +5,7 @@
 //! together may go past a quota by what they carry. An index, made anew after a start (G5); some 50 bytes a file.
 //!
 //! A file counts as one until it is dropped, once its metadata record is here or chunks of it that somebody described:
-//! what lists tell. Chunks whose metadata nobody knows are capped as such.
+//! what lists tell. Of chunks whose metadata nobody knows the bytes count, and how many they may be is capped besides.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -116,20 +116,21 @@ fn bytes_of(chunks: u64, shape: Option<Geometry>) -> u64 {
 }
 
 impl AggregatorService {
-    /// Refuses what would go past the quotas of a session's token: so many more bytes, or any at all; and the file that
-    /// `begins`, unless it has. What the tenant has `beside`, in other shares, counts as well.
+    /// Refuses what would go past the quotas of a session's token: so many more bytes, or any at all; of a `file`, which may
+    /// begin with them (`begins`). What the tenant has `beside`, in other shares, counts as well.
     pub(crate) async fn within_quota(
         &self,
         session: &SessionContext,
         bytes: u64,
-        begins: Option<FileId>,
+        file: Option<FileId>,
+        begins: bool,
         beside: Used,
     ) -> Result<(), Refusal> {
-        let (bytes_bound, files_bound) = (session.quota, begins.map_or(0, |_| session.quota_files));
+        let (bytes_bound, files_bound) = (session.quota, if begins { session.quota_files } else { 0 });
         if bytes_bound == 0 && files_bound == 0 {
             return Ok(());
         }
-        let used = self.used_by(session.tenant, begins).await?.and(beside);
+        let used = self.used_by(session.tenant, file).await?.and(beside);
         if files_bound > 0 && !used.has && used.files >= files_bound {
             let detail = format!("{} of {files_bound} files are in this datacenter", used.files);
             return Err(Refusal::new(Problem::Quota, detail).hint(
@@ -146,13 +147,19 @@ impl AggregatorService {
             .hint("delete files, send to another datacenter, or ask for a token with a larger quota"))
     }
 
-    /// What a tenant has here, and whether this file is among it; counts if nobody did since the start.
+    /// What a tenant has here, and whether this file is among it; counts if nobody did since the start. Chunks of the file
+    /// that came before its metadata are left out: they are part of what it is going to be.
     pub(crate) async fn used_by(&self, tenant: TenantId, file: Option<FileId>) -> Result<Used, Refusal> {
         let once = self.usage.counted().entry(tenant).or_default().once.clone();
         once.get_or_try_init(|| self.count(tenant)).await?;
+        let orphans = self.ledgers.ask(move |aggregator| {
+            let own = file.map_or(0, |file| aggregator.orphan_chunks(tenant, file));
+            aggregator.orphans(tenant).1.saturating_sub(own)
+        });
+        let orphans = orphans.await?;
         let tenants = self.usage.counted();
         Ok(tenants.get(&tenant).map_or(Used::default(), |counted| Used {
-            bytes: counted.bytes,
+            bytes: counted.bytes.saturating_add(orphans.saturating_mul(CHUNK_LEN)),
             files: counted.files.len() as u64,
             has: file.is_some_and(|file| counted.files.contains_key(&file)),
         }))

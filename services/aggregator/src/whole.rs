@@ -59,7 +59,7 @@ impl AggregatorService {
         };
         // Other files may have come since it was let in, and one that was passed on has not been asked about here.
         let size = record.geometry().map_or(0, Geometry::size);
-        self.within_quota(session, size, Some(file), beside).await?;
+        self.within_quota(session, size, Some(file), true, beside).await?;
         // Whoever asked may go away: what is durable then is still told to the engine.
         let (answer, answered) = oneshot::channel();
         let service = self.clone();

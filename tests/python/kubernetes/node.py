@@ -130,8 +130,9 @@ class Node:
 
     def endpoints(self, service):
         selector = {"matchLabels": service["spec"]["selector"]}
+        unready = service["spec"].get("publishNotReadyAddresses", False)
         return [pod for pod in self.pods
-                if pod.ready and pod.namespace == service["metadata"]["namespace"] and matches(selector, pod.labels)]
+                if (pod.ready or unready) and pod.namespace == service["metadata"]["namespace"] and matches(selector, pod.labels)]
 
     def others(self, peers, namespace):
         """Pods and networks that a rule of a policy means: (network, pod or None)."""
