@@ -66,6 +66,10 @@ pub(crate) fn addresses(
     material: &ClusterMaterial,
 ) -> anyhow::Result<Vec<PeerAddress>> {
     check_names(peers.keys(), me, keys, material)?;
+    for (name, Linked { address, url }) in peers {
+        check_address(&format!("peers.{name}.address"), address)?;
+        check_url(&format!("peers.{name}.url"), url.as_deref())?;
+    }
     let others = material.dcs().filter(|(_, name)| *name != me);
     others
         .map(|(dc, name)| match peers.get(name) {
@@ -89,6 +93,12 @@ pub(crate) fn ways(
     material: &ClusterMaterial,
 ) -> anyhow::Result<Vec<OtherDc>> {
     check_names(peers.keys(), me, keys, material)?;
+    for (name, Way { url, workers, sessions }) in peers {
+        check_url(&format!("peers.{name}.url"), url.as_deref())?;
+        for (key, address) in [("workers", workers), ("sessions", sessions)] {
+            address.as_ref().map_or(Ok(()), |at| check_address(&format!("peers.{name}.{key}"), at))?;
+        }
+    }
     let way = |(name, Way { url, workers, sessions }): (&String, &Way)| {
         let (url, workers, sessions) = (url.clone(), workers.clone(), sessions.clone());
         material.dc_named(name).map(|dc| OtherDc { dc, url, workers, sessions })
@@ -109,6 +119,34 @@ fn check_names<'a>(
         }
         if material.dc_named(name).is_none() {
             return Err(unknown("peers", name, keys, material).into());
+        }
+    }
+    Ok(())
+}
+
+/// Whether clients can be sent to a URL.
+pub(crate) fn check_url(key: &str, url: Option<&str>) -> anyhow::Result<()> {
+    let Some(url) = url else { return Ok(()) };
+    let parsed = url::Url::parse(url).ok();
+    if parsed.is_some_and(|url| url.scheme() == "https" && url.has_host()) {
+        return Ok(());
+    }
+    let message = format!("{key} is {url:?}, expected https://host:port");
+    Err(Failure::usage("configuration", message, "clients come in over TLS only").into())
+}
+
+/// Whether processes can be asked at an address: one or several of `host:port`.
+pub(crate) fn check_address(key: &str, address: &str) -> anyhow::Result<()> {
+    for one in address.split(',').map(str::trim) {
+        let host = one.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok_and(|port| port > 0));
+        let is_sound = |host: &str| match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(inner) => inner.parse::<std::net::Ipv6Addr>().is_ok(),
+            None => !host.is_empty() && !host.contains([':', '/', ' ', '@']),
+        };
+        if !host.is_some_and(|(host, _)| is_sound(host)) {
+            let message = format!("{key} is {address:?}, expected host:port");
+            let hint = "a name or an address and a port, without a scheme; several with commas between them";
+            return Err(Failure::usage("configuration", message, hint).into());
         }
     }
     Ok(())

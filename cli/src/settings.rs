@@ -299,6 +299,21 @@ pub(crate) fn duration(name: &str, text: &str) -> anyhow::Result<Duration> {
     })
 }
 
+/// The least memory for bodies that a process can be given, in bytes: two requests of the longest that there are.
+const MIN_MEMORY: u64 = 16 << 20;
+
+/// Whether `memory` has room for what comes.
+pub(crate) fn check_memory(memory: Option<u64>) -> anyhow::Result<()> {
+    match memory.filter(|memory| *memory < MIN_MEMORY) {
+        Some(memory) => {
+            let message = format!("memory is {memory}, expected at least {MIN_MEMORY} bytes");
+            let hint = "a request may be 8 MiB long: such as memory = \"256MiB\"";
+            Err(Failure::usage("configuration", message, hint).into())
+        }
+        None => Ok(()),
+    }
+}
+
 /// Where Redis is, and how it lets us in, as a file describes it.
 pub(crate) fn redis(
     url: Option<&str>,

@@ -102,10 +102,8 @@ impl ConfigFile for DcFile {
         telemetry::check(&self.log).map_err(|error| {
             Failure::usage("configuration", format!("log: {error}"), "such as warn or info")
         })?;
-        if let Some(url) = self.url.as_ref().filter(|url| !url.starts_with("https://")) {
-            let message = format!("url is {url:?}, expected https://host:port");
-            return Err(Failure::usage("configuration", message, "clients come in over TLS only").into());
-        }
+        peers::check_url("url", self.url.as_deref())?;
+        settings::check_memory(self.memory())?;
         let ListenAt { edge, peer, admin, inside } = self.listen;
         let mut listen: Vec<_> =
             [Some(edge), Some(peer), Some(admin), inside].into_iter().flatten().collect();
@@ -319,6 +317,24 @@ url = "https://dc-b.example:8443"
         let twice = FILE.replace("127.0.0.1:0", "127.0.0.1:1");
         assert!(read(&twice).unwrap_err().to_string().contains("127.0.0.1:1 is given twice"));
         assert!(wrong("peers.dc-b", "peers.dc-c").contains("peers: dc-c is not in"));
+        assert!(wrong("64MiB", "0").contains("memory is 0, expected at least 16777216"));
+        for (from, to, said) in [
+            (
+                "https://dc-b",
+                "http://dc-b",
+                "peers.dc-b.url is \"http://dc-b.example:8443\", expected https://",
+            ),
+            ("https://dc-b.example:8443", "https://", "peers.dc-b.url is \"https://\", expected https://"),
+            ("dc-b.example:8444", "dc-b", "peers.dc-b.address is \"dc-b\", expected host:port"),
+            ("dc-b.example:8445", "https://w:1", "peers.dc-b.workers is \"https://w:1\", expected host:port"),
+            ("dc-b.example:8445", "w:1,:2", "peers.dc-b.workers is"),
+            ("dc-b.example:8445", "w:70000", "peers.dc-b.workers is"),
+            ("dc-b.example:8445", "[::x]:1", "peers.dc-b.workers is"),
+        ] {
+            let error = wrong(from, to);
+            assert!(error.contains(said), "{to}: {error}");
+        }
+        read(&FILE.replace("dc-b.example:8445", "[::1]:1, w.example:2,10.0.0.1:3")).unwrap();
         let twice = format!("{FILE}[peers.dc-b]\naddress = \"x:1\"\n");
         let error = read(&twice).unwrap_err().to_string();
         assert!(error.contains("dc.toml:12: invalid table header: duplicate key"), "{error}");

@@ -229,6 +229,7 @@ impl ConfigFile for RoleFile {
         telemetry::check(self.log()).map_err(|error| {
             Failure::usage("configuration", format!("log: {error}"), "such as warn or info")
         })?;
+        settings::check_memory(self.memory())?;
         let (config, material) = self.config()?;
         match self {
             Self::Aggregator(file) => file.process(&config, &material).map(|_| ()),
@@ -303,6 +304,19 @@ impl RoleFile {
         }
     }
 
+    /// Whom of its datacenter it asks: the key, and where they are.
+    fn whom(&self) -> Vec<(&'static str, &str)> {
+        let all = match self {
+            Self::Edge(file) => vec![("sessions", Some(&file.sessions)), ("workers", Some(&file.workers))],
+            Self::Session(file) => vec![("workers", file.workers.as_ref())],
+            Self::Worker(file) => {
+                vec![("aggregators", file.aggregators.as_ref()), ("keeper", file.keeper.as_ref())]
+            }
+            Self::Aggregator(file) => vec![("workers", Some(&file.workers))],
+        };
+        all.into_iter().filter_map(|(key, address)| Some((key, address?.as_str()))).collect()
+    }
+
     /// Starts the process.
     pub(crate) async fn start(&self) -> anyhow::Result<Process> {
         let (config, material) = self.config()?;
@@ -347,6 +361,9 @@ impl RoleFile {
             return Err(Failure::usage("keys", format!("{}: {error}", keys.display()), hint).into());
         }
         certificates::check(&material, keys)?;
+        for (key, address) in self.whom() {
+            peers::check_address(key, address)?;
+        }
         let (password, ca) = (of_all!(self, redis_password), of_all!(self, redis_ca));
         let redis = settings::redis(of_all!(self, redis).as_deref(), password.as_deref(), ca.as_deref())?;
         let clock = SystemClock::shared();
@@ -406,10 +423,7 @@ impl AggregatorFile {
         config: &ProcessConfig,
         material: &ClusterMaterial,
     ) -> anyhow::Result<AggregatorProcess> {
-        if let Some(url) = self.url.as_ref().filter(|url| !url.starts_with("https://")) {
-            let message = format!("url is {url:?}, expected https://host:port");
-            return Err(Failure::usage("configuration", message, "clients come in over TLS only").into());
-        }
+        peers::check_url("url", self.url.as_deref())?;
         let defaults = AggregatorSettings::default();
         let settings = AggregatorSettings {
             scrub_rate: self.scrub_rate.map_or(defaults.scrub_rate, |Bytes(rate)| rate),
@@ -521,6 +535,11 @@ address = "dc-b.example:8444"
         assert!(wrong("\"edge\"", "\"door\"").contains("role.toml:2: unknown variant `door`"));
         assert!(wrong("64MiB", "much").contains("role.toml:9: expected a size"));
         assert!(wrong("dc-a", "dc-z").contains("dc: dc-z is not in"));
+        assert!(wrong("64MiB", "1MiB").contains("memory is 1048576, expected at least 16777216"));
+        assert!(wrong("localhost:1", "localhost").contains("sessions is \"localhost\", expected host:port"));
+        assert!(
+            wrong("localhost:2", "https://w:2").contains("workers is \"https://w:2\", expected host:port")
+        );
         let error = read(EDGE, Role::Session).unwrap_err().to_string();
         assert!(error.contains("edge.dc-1.test.sluice"), "{error}");
         let wrong = |from: &str, to: &str| {

@@ -195,3 +195,26 @@ async fn whoever_shows_a_certificate_that_does_not_count_is_turned_away_and_said
     }
     assert_eq!(count(line), 0, "{lines:#?}");
 }
+
+/// A certificate of another CA is named by whoever calls, too: either side may be the one that is wrong.
+#[test]
+fn whoever_calls_with_a_certificate_that_does_not_count_says_so() {
+    let divided = Divided::sharing(2, 1, None);
+    let (site, home) = (&divided.site, &divided.site.home);
+    let make = ["admin", "key", "make", "others", "--cluster", "test", "--dc", "dc-a", "--dc", "dc-b"];
+    done(home.command(&make).output().unwrap().into());
+    let _worker = divided.begin("worker");
+    let mut a = divided.begin("aggregator-0");
+    for (file, part) in [("dc-b", "dc-b"), ("aggregator-1", "roles/dc-a/aggregator")] {
+        let text = std::fs::read_to_string(home.path(&format!("{file}.toml"))).unwrap();
+        let text = text.replace(&format!("\"keys/{part}\""), &format!("\"others/{part}\""));
+        home.write(&format!("{file}.toml"), text.as_bytes());
+    }
+    // They are of one CA, and the rest of dc-a is of another.
+    let (_b, mut other) = (site.start("dc-b"), divided.begin("aggregator-1"));
+    let (link, call) = ("no link, for a certificate", "no call, for a certificate");
+    for (process, said) in [(&mut a, link), (&mut other, call)] {
+        let log = process.log();
+        eventually(said, || (log.count(&[said, "\"level\":\"WARN\""]) == 1).then_some(()));
+    }
+}

@@ -1,7 +1,8 @@
 //! Who is turned away at the doors inside a cluster, in the log.
 //!
 //! Whoever calls there shows a certificate of the cluster. One that does not count is a mistake or an attack, so each reason
-//! is said, but [seldom](Seldom). A door owns its [`Strangers`]; nothing has to be stopped.
+//! is said, but [seldom](Seldom). A door owns its [`Strangers`]; nothing has to be stopped. Whoever calls tells the same of the
+//! door by what it [reads](is_about_certificates).
 
 use std::fmt;
 use std::io;
@@ -10,6 +11,27 @@ use std::net::SocketAddr;
 use rustls::{AlertDescription, Error};
 
 use crate::seldom::Seldom;
+
+/// An error with all that caused it, in words.
+pub fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let next = cause.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        source = cause.source();
+    }
+    text
+}
+
+/// Whether somebody who was called did not show, or did not take, a certificate: said in words, since libraries in between
+/// hand on nothing else. That does not pass by itself.
+pub fn is_about_certificates(description: &str) -> bool {
+    let description = description.to_ascii_lowercase();
+    ["certificate", "unknownca", "decrypterror"].iter().any(|word| description.contains(word))
+}
 
 /// Who was turned away at one door.
 #[derive(Debug)]

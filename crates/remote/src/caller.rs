@@ -26,7 +26,9 @@ use sluice_node::material::ClusterMaterial;
 use sluice_node::metrics::{OutgoingCall, OutgoingCalls};
 use sluice_node::role::Role;
 use sluice_node::secure::{Readers, SecureClient};
+use sluice_node::seldom::Seldom;
 use sluice_node::shutdown::Shutdown;
+use sluice_node::strangers::{describe, is_about_certificates};
 use sluice_node::tcp;
 use sluice_node::telemetry;
 use sluice_node::tls::{self, TlsError};
@@ -132,6 +134,10 @@ pub struct Caller {
     patience: Duration,
     renew: Duration,
     calls: OutgoingCalls,
+    /// As it is written: names and ports.
+    address: Arc<str>,
+    /// That certificates do not count.
+    strange: Arc<Seldom<()>>,
 }
 
 impl fmt::Debug for Caller {
@@ -150,6 +156,7 @@ impl Caller {
         tasks: &Shutdown,
         calls: &OutgoingCalls,
     ) -> Result<Self, TlsError> {
+        let address: Arc<str> = config.address.as_str().into();
         let connector = Connector {
             address: config.address,
             tls: tls::role_client(material, config.dc, config.me)?,
@@ -163,7 +170,7 @@ impl Caller {
             .build(connector);
         let is_near = config.of == config.dc;
         let (whom, patience, calls) = (config.whom, config.patience, calls.clone());
-        Ok(Self { client, whom, is_near, patience, renew: RENEW, calls })
+        Ok(Self { client, whom, is_near, patience, renew: RENEW, calls, address, strange: Arc::default() })
     }
 
     /// The same, whose connections are made anew after another time than a minute.
@@ -358,7 +365,14 @@ impl Caller {
     }
 
     fn failed(&self, error: &Error) -> Failed {
-        let refusal = self.unable(error);
+        let why = describe(error);
+        if is_about_certificates(&why)
+            && let Some(times) = self.strange.met(())
+        {
+            let (whom, at) = (self.whom, &*self.address);
+            tracing::warn!(%whom, at, why, times, "no call, for a certificate: ours, or that of whom is asked");
+        }
+        let refusal = self.unable(why);
         if error.is_connect() { Failed::Unreached(refusal) } else { Failed::Unknown(refusal) }
     }
 
