@@ -91,25 +91,26 @@ return 0
     )
 });
 
-static STATE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-return (redis.call('GET', KEYS[3]) or '0') .. ' ' .. redis.call('HLEN', KEYS[1]) .. ' ' .. (redis.call('GET', KEYS[2]) or '')
-",
-    )
-});
+/// What a [`CacheState`] is made of.
+const STATE_OF: &str = r"
+local function state_of(keys)
+  local all, at = redis.call('GET', keys[3]) or '0', redis.call('GET', keys[2]) or ''
+  return all .. ' ' .. redis.call('HLEN', keys[1]) .. ' ' .. at
+end
+";
+
+static STATE: LazyLock<Script> = LazyLock::new(|| Script::new(&format!("{STATE_OF} return state_of(KEYS)")));
 
 static READ: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
+    let read = r"
 if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[1]) then
   return redis.error_reply('ERR there are more revocations than there can be')
 end
 local all = redis.call('HGETALL', KEYS[1])
-table.insert(all, 1, (redis.call('GET', KEYS[3]) or '0') .. ' ' .. redis.call('HLEN', KEYS[1]) .. ' ' .. (redis.call('GET', KEYS[2]) or ''))
+table.insert(all, 1, state_of(KEYS))
 return all
-",
-    )
+";
+    Script::new(&format!("{STATE_OF}{read}"))
 });
 
 /// What Redis has of revocations: compared, it says whether anything was written or forgotten.
@@ -142,7 +143,8 @@ impl RevocationCache {
         Ok(CacheState(self.redis.script(&STATE, &self.keys, &[]).await?))
     }
 
-    /// Writes all that is revoked; fails if it was lost again meanwhile. What is there already stays, and so does what is higher; what is covered goes.
+    /// Writes all that is revoked, and says so; fails if it was lost again meanwhile. What is there already stays, and so does
+    /// what is higher; what is covered goes.
     pub async fn write(&self, revoked: &Revoked) -> Result<(), RedisError> {
         let fields: Vec<String> =
             revoked.iter().flat_map(|fact| [field(&fact), fact.epoch.to_string()]).collect();
@@ -160,6 +162,7 @@ impl RevocationCache {
 
     /// Returns how many fields there are then.
     async fn write_fields(&self, fields: &[String]) -> Result<usize, RedisError> {
+        // Of nothing there is no part, and yet there may be fields.
         let mut len = self.redis.script(&WRITE, &self.keys, &[]).await?;
         for part in fields.chunks(2 * BATCH) {
             len = self.redis.script(&WRITE, &self.keys, part).await?;

@@ -302,16 +302,18 @@ async fn a_context_of_the_target_that_does_not_count_here_is_one_of_our_own() {
         (Err(Problem::Forbidden), false, 5),
         (Err(Problem::Unavailable), false, 1),
     ];
-    for (says, is_theirs, asked) in cases {
-        let there = Arc::new(There { says, asked: AtomicUsize::new(0) });
-        let verifier = ContextVerifier::new(&material, ME, SystemClock::shared(), Revocations::new());
-        let verifier = Arc::new(verifier);
+    let verifier = ContextVerifier::new(&material, ME, SystemClock::shared(), Revocations::new());
+    let verifier = Arc::new(verifier);
+    let moving_to = |there: &Arc<There>| {
         let own = MemorySessions::new(ME, &material, SystemClock::shared(), Revocations::new()).unwrap();
         let leaving = Leaving { phase: Some(Phase::Sessions), target: Some(OTHER), to: None };
         let others: BTreeMap<DcId, Arc<dyn Sessions>> = [(OTHER, there.clone() as _)].into();
         let leaving = tokio::sync::watch::channel(leaving).1;
-        let moving =
-            MovingSessions::new(Arc::new(own), others, leaving, verifier.clone(), &Metrics::new("dc-a"));
+        MovingSessions::new(Arc::new(own), others, leaving, verifier.clone(), &Metrics::new("dc-a"))
+    };
+    for (says, is_theirs, asked) in cases {
+        let there = Arc::new(There { says, asked: AtomicUsize::new(0) });
+        let moving = moving_to(&there);
         for _ in 0..5 {
             let context = moving.context(&token).await.unwrap();
             let context = verifier.verify(&context).unwrap();
@@ -320,14 +322,7 @@ async fn a_context_of_the_target_that_does_not_count_here_is_one_of_our_own() {
         assert_eq!(there.asked.load(Ordering::SeqCst), asked, "{:?}", there.says);
     }
     let there = Arc::new(There { says: Err(Problem::RevokedToken), asked: AtomicUsize::new(0) });
-    let own = MemorySessions::new(ME, &material, SystemClock::shared(), Revocations::new()).unwrap();
-    let leaving = Leaving { phase: Some(Phase::Sessions), target: Some(OTHER), to: None };
-    let others: BTreeMap<DcId, Arc<dyn Sessions>> = [(OTHER, there as _)].into();
-    let verifier = ContextVerifier::new(&material, ME, SystemClock::shared(), Revocations::new());
-    let leaving = tokio::sync::watch::channel(leaving).1;
-    let moving =
-        MovingSessions::new(Arc::new(own), others, leaving, Arc::new(verifier), &Metrics::new("dc-a"));
-    assert_eq!(moving.context(&token).await.unwrap_err().problem, Problem::RevokedToken);
+    assert_eq!(moving_to(&there).context(&token).await.unwrap_err().problem, Problem::RevokedToken);
 }
 
 #[tokio::test]
